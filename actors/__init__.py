@@ -1,0 +1,1 @@
+"""Ray actors around vLLM: engine, episode loop, rollout."""

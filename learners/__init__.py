@@ -1,0 +1,1 @@
+"""Losses, batching and the DeepSpeed learner group."""

@@ -1,0 +1,1 @@
+"""Pure reward functions: format, outcome, quality, their combination. No Ray, no torch."""

@@ -1,0 +1,1 @@
+"""Hardened containers that run what a model writes. No Ray, no torch."""

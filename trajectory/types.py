@@ -1,0 +1,140 @@
+"""The payloads that travel between the rooms, one a hop.
+
+    Task ──lease──▶ RolloutActor ──Group of Trajectory──▶ rewards ──Reward each──▶ learners
+
+Lengths: P prompt tokens, T response tokens. Arrays are numpy, so that Ray moves them without copies.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+TaskKind = Literal["math", "qa"]
+
+ToolStatus = Literal["ok", "error", "timeout", "output_limit", "memory", "rejected", "unavailable"]
+"""How a tool call ended: `ok`, the code failed (`error`), it was killed at its deadline (`timeout`), it wrote more than
+allowed (`output_limit`), it ran out of memory (`memory`), the request itself was refused (`rejected`), or no tool could
+be reached in time (`unavailable`)."""
+
+FinishReason = Literal["answer", "eos", "length", "turn_limit", "tool_limit", "malformed", "deadline", "error"]
+"""Why an episode ended: an `<answer>` was closed; the model stopped without one (`eos`); a token, turn or tool-call limit;
+markup that can't be continued (`malformed`); the episode's own deadline; an error of the engine (see `Trajectory.error`)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """A question with its gold answers."""
+
+    id: str
+    question: str
+    golds: tuple[str, ...]  # at least one; any of them counts
+    kind: TaskKind = "math"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCall:
+    """What the model asked for: the text inside one `<code>` or `<search>`."""
+
+    tool: str  # registry name: "python", "search"
+    content: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolResult:
+    """What the sandbox answered. `output` is hostile text: escape it before it is shown or appended."""
+
+    status: ToolStatus
+    output: str = ""
+    message: str = ""  # for people: why it isn't ok, who waited on whom
+    duration_s: float = 0.0  # inside the sandbox, queueing excluded
+    queue_s: float = 0.0
+    fresh: bool = True  # for sessions: False when an existing session's state was there
+    retry_after_s: float | None = None  # a hint that comes with `unavailable`
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """One engine call and, if it asked for one, its tool call. Offsets are into the response tokens."""
+
+    text: str  # as sampled, cut after the stop string
+    start: int
+    end: int  # [start, end): the model's own tokens
+    result_end: int  # [end, result_end): the environment's tokens; equal to `end` without a tool call
+    tool_call: ToolCall | None = None
+    tool_result: ToolResult | None = None
+    generate_s: float = 0.0
+    tool_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """A run of response tokens [start, end) that one policy version sampled."""
+
+    start: int
+    end: int
+    policy_version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trajectory:
+    """One episode, as sampled: tokens in, tokens out, never re-tokenised.
+
+    `response_ids`, `loss_mask` and `logprobs` have length T. `loss_mask` is True on the model's own tokens and False on
+    the environment's; `logprobs` (natural log, temperature included as the engine reports them) are 0 where it is False.
+    """
+
+    task_id: str
+    index: int  # among its siblings
+    prompt_ids: NDArray[np.int32]  # (P,)
+    response_ids: NDArray[np.int32]  # (T,)
+    loss_mask: NDArray[np.bool_]  # (T,)
+    logprobs: NDArray[np.float32]  # (T,)
+    segments: tuple[Segment, ...]
+    turns: tuple[Turn, ...]
+    text: str  # the response as text, tool results included
+    finish_reason: FinishReason
+    duration_s: float = 0.0
+    error: str = ""  # non-empty exactly when finish_reason is "error" or "deadline"
+
+    @property
+    def num_tool_calls(self) -> int:
+        return sum(turn.tool_call is not None for turn in self.turns)
+
+    @property
+    def num_generated_tokens(self) -> int:
+        return int(self.loss_mask.sum())
+
+    @property
+    def min_policy_version(self) -> int | None:
+        """The oldest policy that wrote a part of this trajectory; None if nothing was sampled."""
+        return min((s.policy_version for s in self.segments), default=None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reward:
+    """A trajectory's reward with the breakdown that a person reads: total = Σ parts."""
+
+    total: float
+    parts: dict[str, float]  # weighted contributions, by name
+    correct: bool
+    format_ok: bool
+    notes: tuple[str, ...] = ()  # e.g. which format rule was broken
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """The siblings sampled for one task under one lease; `rewards` is empty until scored, then one a trajectory."""
+
+    lease_id: str
+    task: Task
+    trajectories: tuple[Trajectory, ...]
+    rewards: tuple[Reward, ...] = ()
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def min_policy_version(self) -> int | None:
+        return min((v for t in self.trajectories if (v := t.min_policy_version) is not None), default=None)
