@@ -1,0 +1,106 @@
+"""The shape of the house: who may import whom, and how long a file may grow."""
+
+import ast
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+ROOMS = {"trajectory", "rewards", "actors", "learners", "tool_sandbox", "cluster", "autotraj"}
+MAX_LINES = 350
+
+# Room → modules of ours it may import, besides its own.
+ALLOWED = {
+    "trajectory": set(),
+    "rewards": {"trajectory"},
+    "tool_sandbox": {"trajectory"},
+    "learners": {"trajectory"},
+    "cluster": {"trajectory"},
+    "actors": {"trajectory", "rewards", "tool_sandbox.client", "tool_sandbox.wire"},
+    "autotraj": {"trajectory", "rewards", "tool_sandbox", "learners", "cluster", "actors"},
+}
+# Room (or module) → third-party packages it must never import.
+FORBIDDEN = {
+    "trajectory": {"ray", "torch", "vllm", "grpc", "deepspeed", "docker"},
+    "rewards": {"ray", "torch", "vllm", "grpc", "deepspeed", "docker"},
+    "tool_sandbox": {"ray", "torch", "vllm", "deepspeed"},
+    "learners.losses": {"ray", "deepspeed", "vllm", "transformers"},
+    "learners.advantages": {"ray", "deepspeed", "vllm", "transformers"},
+    "learners.batching": {"ray", "deepspeed", "vllm", "transformers"},
+}
+
+
+def source_files() -> list[Path]:
+    return [p for room in sorted(ROOMS) for p in sorted((ROOT / room).rglob("*.py"))]
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imports(path: Path) -> set[str]:
+    """Absolute names of all modules that a file imports, wherever the statement stands."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import; write the room's name"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def covered(name: str, prefixes: set[str]) -> bool:
+    return any(name == p or name.startswith(p + ".") for p in prefixes)
+
+
+@pytest.mark.parametrize("path", source_files(), ids=module_name)
+def test_a_room_imports_only_what_it_may_know(path: Path) -> None:
+    module = module_name(path)
+    room = module.split(".")[0]
+    ours = {n for n in imports(path) if n.split(".")[0] in ROOMS - {room}}
+    allowed = set() if module.startswith("tool_sandbox.image") else ALLOWED[room]
+    assert {n for n in ours if not covered(n, allowed)} == set()
+    if module.startswith("tool_sandbox.image"):
+        assert {n for n in imports(path) if n.split(".")[0] == "tool_sandbox"} == set()
+
+
+@pytest.mark.parametrize("path", source_files(), ids=module_name)
+def test_a_room_stays_free_of_packages_it_must_not_need(path: Path) -> None:
+    module = module_name(path)
+    for prefix, forbidden in FORBIDDEN.items():
+        if covered(module, {prefix}):
+            assert {n for n in imports(path) if n.split(".")[0] in forbidden} == set()
+
+
+def test_no_file_grows_past_the_cap() -> None:
+    files = [p for d in [*ROOMS, "tests", "benchmarks", "examples"] for p in (ROOT / d).rglob("*.py")]
+    assert {str(p.relative_to(ROOT)): n for p in files if (n := len(p.read_text().splitlines())) > MAX_LINES} == {}
+
+
+def test_no_catch_all_modules() -> None:
+    assert [p for p in source_files() if p.stem in {"util", "utils", "helpers", "misc", "common"}] == []
+
+
+def test_tests_are_not_packages() -> None:
+    """`tests/actors/__init__.py` would shadow the room `actors`."""
+    assert list((ROOT / "tests").rglob("__init__.py")) == []
+
+
+def test_help_needs_no_heavy_package() -> None:
+    """`--help` is answered before anything heavy is imported, so it stays instant."""
+    code = (
+        "import sys, runpy; sys.argv = ['autotraj', '--help']\n"
+        "try: runpy.run_module('autotraj', run_name='__main__')\n"
+        "except SystemExit as e: assert not e.code, e.code\n"
+        "heavy = {'torch', 'ray', 'vllm', 'transformers', 'deepspeed', 'grpc'} & set(sys.modules)\n"
+        "sys.exit(f'imported: {heavy}' if heavy else 0)\n"
+    )
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "grpo" in done.stdout
+    assert time.monotonic() - start < 20  # a hang, not a speed, is what this catches
