@@ -1,0 +1,56 @@
+"""From rewards to advantages: critic-free, relative to the siblings sampled for the same task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+STD_FLOOR = 1e-4  # added to the divisor, as TRL does: a nearly constant group must not explode
+
+
+def group_relative(
+    rewards: Sequence[NDArray[np.floating]], scale: Literal["std", "none", "batch"] = "std"
+) -> list[NDArray[np.float32]]:
+    """Advantages of a batch of groups.
+
+    Args:
+        rewards: one array (G,) a group; groups may differ in size.
+        scale: `std` divides by the group's standard deviation (GRPO; sample estimate, n − 1), `none` does not
+            (Dr. GRPO: no bias towards easy and hard tasks), `batch` divides by that of all rewards in the batch.
+
+    Returns:
+        One array (G,) a group: (r − mean of its group) / (scale + 1e-4). A group of one has advantage 0.
+    """
+    groups = [np.asarray(group, dtype=np.float64) for group in rewards]
+    centred = [group - group.mean() for group in groups]
+    if scale == "none":
+        scaled = centred
+    elif scale == "batch":
+        divisor = _std(np.concatenate(groups)) + STD_FLOOR if groups else 1.0
+        scaled = [group / divisor for group in centred]
+    else:
+        scaled = [c / (_std(group) + STD_FLOOR) for c, group in zip(centred, groups, strict=True)]
+    return [group.astype(np.float32) for group in scaled]
+
+
+def has_variance(rewards: NDArray[np.floating]) -> bool:
+    """Whether a group (G,) carries any gradient: with equal rewards every advantage is 0 (DAPO drops such groups)."""
+    return bool(np.ptp(rewards) > 1e-8) if len(rewards) else False
+
+
+def overlong_penalty(num_tokens: int, max_tokens: int, buffer_tokens: int) -> float:
+    """DAPO's soft overlong punishment, to be added to the reward: in [−1, 0].
+
+    0 up to `max_tokens − buffer_tokens`, falling linearly to −1 at `max_tokens`; −1 beyond (arXiv 2503.14476, eq. 13).
+    """
+    if buffer_tokens == 0:
+        return 0.0
+    excess = num_tokens - (max_tokens - buffer_tokens)
+    return -min(max(excess / buffer_tokens, 0.0), 1.0)
+
+
+def _std(values: NDArray[np.float64]) -> float:
+    return float(values.std(ddof=1)) if len(values) > 1 else 0.0

@@ -1,0 +1,202 @@
+"""What a person may set about losses and learners. Imports nothing heavy."""
+
+from typing import Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from trajectory.config import Section
+
+Algorithm = Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo"]
+
+PUBLISHED_CLIP_RANGE: dict[Algorithm, tuple[float, float]] = {
+    "grpo": (0.2, 0.2),
+    "dr_grpo": (0.2, 0.2),
+    "dapo": (0.2, 0.28),
+    "gspo": (3e-4, 4e-4),
+    "cispo": (1.0, 4.0),
+}
+"""(ε_low, ε_high) of each paper. CISPO leaves the lower side open: 1 − ε_low = 0."""
+
+
+class LossConfig(Section):
+    """The policy objective: which loss, how it is clipped, and how engine and learner are reconciled."""
+
+    algorithm: Algorithm = "dapo"
+    """`grpo`: mean over sequences of token means (arXiv 2402.03300). `dr_grpo`: sum over a constant length
+    (2503.20783). `dapo`: mean over all tokens, clip-higher (2503.14476). `gspo`: one ratio a sequence (2507.18071).
+    `cispo`: clipped, detached importance weight times log-likelihood (2506.13585)."""
+
+    eps_low: PositiveFloat | None = None
+    """The ratio is clipped below 1 − eps_low. None: the algorithm's published value."""
+
+    eps_high: PositiveFloat | None = None
+    """The ratio is clipped above 1 + eps_high. None: the algorithm's published value."""
+
+    max_response_tokens: PositiveInt | None = None
+    """The constant length that `dr_grpo` divides by, and the limit that overlong shaping refers to."""
+
+    overlong_buffer_tokens: NonNegativeInt = 0
+    """DAPO's soft overlong punishment: over the last so many tokens before `max_response_tokens` the reward falls
+    linearly by 1. 0: off."""
+
+    advantage_scale: Literal["auto", "std", "none", "batch"] = "auto"
+    """What rewards less their group's mean are divided by: the group's standard deviation, nothing, or the whole
+    batch's. `auto`: nothing with `dr_grpo`, otherwise the group's."""
+
+    drop_zero_variance: bool = True
+    """DAPO's dynamic sampling: groups whose rewards are all equal carry no gradient and are left out of the batch."""
+
+    is_correction: Literal["none", "tis", "mis"] = "tis"
+    """Importance-sampling correction between the engine that sampled (behaviour) and the learner (proximal policy):
+    `tis` truncates the weight at `is_max`; `mis` drops what lies outside [`is_min`, `is_max`]."""
+
+    is_level: Literal["auto", "token", "sequence"] = "auto"
+    """One weight a token, or one a sequence (their product). `auto`: sequence with `gspo`, otherwise token."""
+
+    is_max: PositiveFloat = 2.0
+    """The largest importance weight let through."""
+
+    is_min: PositiveFloat | None = None
+    """The smallest importance weight that `mis` lets through. None: no lower limit."""
+
+    kl_estimator: Literal["none", "k1", "k2", "k3"] = "none"
+    """Penalise KL(policy ‖ frozen reference), estimated per token: k1 = log(π/π_ref), k2 = k1²/2, k3 = e^−k1 − 1 + k1
+    (Schulman 2020). k1 takes k2's gradient, as its own vanishes in expectation."""
+
+    kl_coef: NonNegativeFloat = 0.0
+    """Weight of the KL penalty."""
+
+    @model_validator(mode="after")
+    def _no_contradictions(self) -> "LossConfig":
+        if (self.kl_estimator == "none") != (self.kl_coef == 0.0):
+            raise ValueError(
+                f"kl_estimator={self.kl_estimator!r} contradicts kl_coef={self.kl_coef}: set both, or neither"
+            )
+        needs_length = self.algorithm == "dr_grpo" or self.overlong_buffer_tokens > 0
+        if needs_length and self.max_response_tokens is None:
+            raise ValueError("algorithm='dr_grpo' and overlong_buffer_tokens need max_response_tokens")
+        if not needs_length and self.max_response_tokens is not None:
+            raise ValueError("max_response_tokens has no effect without algorithm='dr_grpo' or overlong_buffer_tokens")
+        if self.max_response_tokens is not None and self.overlong_buffer_tokens > self.max_response_tokens:
+            raise ValueError("overlong_buffer_tokens exceeds max_response_tokens")
+        if self.algorithm == "gspo" and self.is_level == "token" and self.is_correction != "none":
+            raise ValueError("gspo has one ratio a sequence: is_level='token' would bring token weights back in")
+        if self.is_min is not None and self.is_correction != "mis":
+            raise ValueError(f"is_min has no effect with is_correction={self.is_correction!r}")
+        if self.is_min is not None and self.is_min >= self.is_max:
+            raise ValueError(f"is_min={self.is_min} leaves nothing below is_max={self.is_max}")
+        if self.clip_range[0] > 1.0:
+            raise ValueError("eps_low > 1 would clip at a negative ratio; 1 leaves the lower side open")
+        return self
+
+    @property
+    def clip_range(self) -> tuple[float, float]:
+        """(ε_low, ε_high), the published values where none are set."""
+        low, high = PUBLISHED_CLIP_RANGE[self.algorithm]
+        return (low if self.eps_low is None else self.eps_low, high if self.eps_high is None else self.eps_high)
+
+    @property
+    def sequence_level_is(self) -> bool:
+        """Whether the engine-to-learner weight is one a sequence."""
+        return self.is_level == "sequence" or (self.is_level == "auto" and self.algorithm == "gspo")
+
+    @property
+    def reward_scale(self) -> Literal["std", "none", "batch"]:
+        """`advantage_scale` with `auto` resolved."""
+        if self.advantage_scale == "auto":
+            return "none" if self.algorithm == "dr_grpo" else "std"
+        return self.advantage_scale
+
+
+class LearnerConfig(Section):
+    """The gang of training processes and its optimizer."""
+
+    model: str
+    """Hugging Face model directory or hub name: what training starts from, and the frozen reference of a KL penalty."""
+
+    num_learners: PositiveInt = 1
+    """Data-parallel ranks, one process each."""
+
+    num_cpus_per_learner: PositiveInt = 1
+    """Ray CPUs, and OpenMP threads, of each rank."""
+
+    num_gpus_per_learner: NonNegativeInt = 0
+    """1: each rank trains on a GPU of its own, in bfloat16. 0: on the CPU, in float32."""
+
+    placement_strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
+    """How Ray places the ranks on nodes."""
+
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """The model's type in forward and backward. `auto`: bfloat16 on GPU (master weights in float32), float32 on CPU."""
+
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    """What DeepSpeed ZeRO shards over the ranks: nothing, optimizer, + gradients, + parameters."""
+
+    attention: Literal["auto", "sdpa", "flash_attention_2"] = "auto"
+    """`flash_attention_2` trains on packed sequences, no padding. `auto`: that where a GPU has it installed, else SDPA."""
+
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+
+    lr: PositiveFloat = 1e-6
+    """Peak learning rate."""
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's."""
+
+    eps: PositiveFloat = 1e-8
+    """AdamW's."""
+
+    weight_decay: NonNegativeFloat = 0.0
+    """AdamW's, decoupled."""
+
+    max_grad_norm: NonNegativeFloat = 1.0
+    """Gradients are clipped to this global norm. 0: not clipped."""
+
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Shape of the learning rate after warm-up; `cosine` falls to 0 at `total_steps`."""
+
+    warmup_steps: NonNegativeInt = 0
+    """Optimizer steps of linear warm-up."""
+
+    total_steps: PositiveInt | None = None
+    """Optimizer steps of the whole run; `cosine` needs it."""
+
+    micro_batch_tokens: PositiveInt = 16384
+    """Tokens, padding included, of one forward and backward pass on one rank. At least the longest sample."""
+
+    num_minibatches: PositiveInt = 1
+    """Optimizer steps a batch. 1: on-policy up to staleness. More: proximal logprobs are computed before the first."""
+
+    logit_chunk_mib: PositiveInt = 512
+    """Ceiling for one block of float32 logits; longer batches go through the output layer in several blocks."""
+
+    temperature: PositiveFloat = 1.0
+    """Logits are divided by it before logprobs are taken; must be the engine's sampling temperature."""
+
+    seed: NonNegativeInt = 0
+    """Of torch and numpy on every rank."""
+
+    weight_sync: Literal["host", "nccl"] = "host"
+    """How engines get new weights: through the object store, or by vLLM's NCCL broadcast (GPUs only)."""
+
+    start_timeout_s: PositiveFloat = Field(default=600.0)
+    """Longest wait until all ranks have loaded the model."""
+
+    step_timeout_s: PositiveFloat = Field(default=1800.0)
+    """Longest wait for one training step, save or load; also the timeout of collectives between ranks."""
+
+    @model_validator(mode="after")
+    def _no_contradictions(self) -> "LearnerConfig":
+        if self.schedule == "cosine" and self.total_steps is None:
+            raise ValueError("schedule='cosine' needs total_steps")
+        if self.total_steps is not None and self.warmup_steps >= self.total_steps:
+            raise ValueError(f"warmup_steps={self.warmup_steps} must be less than total_steps={self.total_steps}")
+        if self.num_gpus_per_learner > 1:
+            raise ValueError("a rank drives one GPU: raise num_learners instead of num_gpus_per_learner")
+        on_gpu = self.num_gpus_per_learner == 1
+        if not on_gpu and self.attention == "flash_attention_2":
+            raise ValueError("attention='flash_attention_2' needs num_gpus_per_learner=1")
+        if not on_gpu and self.weight_sync == "nccl":
+            raise ValueError("weight_sync='nccl' needs num_gpus_per_learner=1")
+        return self

@@ -1,0 +1,185 @@
+"""Policy losses: tensors in, a scalar and its metrics out. No processes, no model, no global state.
+
+Three policies meet in a loss (decoupled objective, AReaL, arXiv 2505.24298):
+
+    behaviour  what the engine sampled with, some versions old and in other kernels
+    proximal   `old`: the learner's policy before this batch's first update; the trust region is around it
+    current    what is being differentiated
+
+The clipped ratio is current/proximal; proximal/behaviour is a detached, truncated (TIS) or masked (MIS) weight.
+
+Shapes: B sequences, T response tokens (padded). All means are over *global* counts that the caller passes in, so the
+losses (and metrics) of micro-batches on all ranks simply add up to those of the whole batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from learners.config import Algorithm, LossConfig
+
+Metrics = dict[str, Tensor]
+"""Scalars; names that end in `_max` combine by maximum, all others by addition."""
+
+LOG_RATIO_LIMIT = 20.0  # exp(20) = 5e8: far outside any clip range and safely inside float32
+
+
+def policy_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    behaviour_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    config: LossConfig,
+    *,
+    num_tokens_global: int,
+    num_sequences_global: int,
+    ref_logprobs: Tensor | None = None,
+    entropies: Tensor | None = None,
+) -> tuple[Tensor, Metrics]:
+    """One micro-batch's share of the batch's loss.
+
+    Args:
+        logprobs: (B, T) of the sampled tokens under the current policy; carries the gradient.
+        old_logprobs: (B, T) under the proximal policy; `logprobs.detach()` if this is the batch's only update.
+        behaviour_logprobs: (B, T) as the engine reported them.
+        advantages: (B,) one a sequence, or (B, T).
+        mask: (B, T) True on tokens to train on; everything else is ignored, whatever its values.
+        config: algorithm, clip range, correction and KL.
+        num_tokens_global: True entries of `mask` in the whole batch, over all micro-batches and ranks.
+        num_sequences_global: sequences in the whole batch.
+        ref_logprobs: (B, T) under the frozen reference; needed exactly if `config.kl_coef > 0`.
+        entropies: (B, T), only reported.
+
+    Returns:
+        The loss, a scalar whose sum over micro-batches is the batch's loss, and detached metrics.
+    """
+    assert (ref_logprobs is not None) == (config.kl_coef > 0)
+    assert not old_logprobs.requires_grad
+    num_tokens_global, num_sequences_global = max(num_tokens_global, 1), max(num_sequences_global, 1)
+    # Masked entries may hold anything (padding, NaN from an engine): zero them before any arithmetic, as 0 · NaN is NaN
+    # also in the backward pass.
+    logprobs, old_logprobs, behaviour_logprobs = (
+        torch.where(mask, x, 0.0) for x in (logprobs, old_logprobs, behaviour_logprobs)
+    )
+    if advantages.dim() == 1:
+        advantages = advantages[:, None]
+
+    log_ratio = logprobs - old_logprobs
+    if config.algorithm == "gspo":
+        log_ratio = sequence_mean(log_ratio, mask)  # (B, 1)
+    ratio = torch.exp(log_ratio.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT))
+    token_loss, clipped = _TOKEN_LOSSES[config.algorithm](ratio, logprobs, advantages, config)
+
+    weight, corrected = importance_weight(old_logprobs, behaviour_logprobs, mask, config)
+    token_loss = token_loss * weight
+    metrics: dict[str, Tensor] = {}
+    if ref_logprobs is not None:
+        kl = kl_estimate(logprobs, torch.where(mask, ref_logprobs, 0.0), config.kl_estimator)
+        token_loss = token_loss + config.kl_coef * kl
+        metrics["kl_ref"] = (kl.detach() * mask).sum() / num_tokens_global
+
+    if config.algorithm in ("grpo", "gspo"):
+        loss = sequence_mean(token_loss.expand_as(mask), mask).sum() / num_sequences_global
+    elif config.algorithm == "dr_grpo":
+        assert config.max_response_tokens is not None
+        loss = (token_loss * mask).sum() / (num_sequences_global * config.max_response_tokens)
+    else:
+        loss = (token_loss * mask).sum() / num_tokens_global
+
+    with torch.no_grad():
+
+        def mean(x: Tensor) -> Tensor:
+            return (x * mask).sum() / num_tokens_global
+
+        drift = old_logprobs - behaviour_logprobs
+        metrics |= {
+            "loss": loss.detach(),
+            "ratio_mean": mean(ratio),
+            "ratio_max": masked_max(ratio, mask),
+            "clip_fraction": mean(clipped),
+            "is_weight_mean": mean(weight),
+            "is_corrected_fraction": mean(corrected),
+            "engine_kl": mean(
+                torch.exp(drift.clamp(max=LOG_RATIO_LIMIT)) - 1 - drift
+            ),  # k3 of KL(behaviour ‖ proximal)
+            "logprob_diff_max": masked_max(drift.abs(), mask),
+        }
+        if entropies is not None:
+            metrics["entropy"] = mean(torch.where(mask, entropies, 0.0))
+    return loss, metrics
+
+
+def sft_loss(logprobs: Tensor, mask: Tensor, *, num_tokens_global: int) -> tuple[Tensor, Metrics]:
+    """Next-token loss, mean over all tokens of the batch where `mask` (B, T) is True; adds up over micro-batches."""
+    loss = -torch.where(mask, logprobs, 0.0).sum() / max(num_tokens_global, 1)
+    return loss, {"loss": loss.detach()}
+
+
+def _clipped_surrogate(
+    ratio: Tensor, logprobs: Tensor, advantages: Tensor, config: LossConfig
+) -> tuple[Tensor, Tensor]:
+    """PPO's pessimistic bound: −min(r·A, clip(r)·A). (B, T), or (B, 1) for a sequence ratio."""
+    low, high = config.clip_range
+    unclipped, bounded = ratio * advantages, ratio.clamp(1 - low, 1 + high) * advantages
+    clipped = ((ratio < 1 - low) & (advantages < 0)) | ((ratio > 1 + high) & (advantages > 0))
+    return -torch.minimum(unclipped, bounded), clipped
+
+
+def _clipped_weight(ratio: Tensor, logprobs: Tensor, advantages: Tensor, config: LossConfig) -> tuple[Tensor, Tensor]:
+    """CISPO: −sg(clip(r))·A·log π. Clipped tokens keep a gradient: rare, pivotal tokens are not silenced."""
+    low, high = config.clip_range
+    clipped = (ratio < 1 - low) | (ratio > 1 + high)
+    return -ratio.clamp(1 - low, 1 + high).detach() * advantages * logprobs, clipped
+
+
+_TokenLoss = Callable[[Tensor, Tensor, Tensor, LossConfig], tuple[Tensor, Tensor]]
+_TOKEN_LOSSES: Mapping[Algorithm, _TokenLoss] = {
+    "grpo": _clipped_surrogate,
+    "dr_grpo": _clipped_surrogate,
+    "dapo": _clipped_surrogate,
+    "gspo": _clipped_surrogate,
+    "cispo": _clipped_weight,
+}
+
+
+def importance_weight(
+    old_logprobs: Tensor, behaviour_logprobs: Tensor, mask: Tensor, config: LossConfig
+) -> tuple[Tensor, Tensor]:
+    """Detached weight proximal/behaviour, (B, T) or (B, 1), and where it was truncated (TIS) or dropped (MIS)."""
+    drift = torch.where(mask, old_logprobs - behaviour_logprobs, 0.0).detach()
+    if config.sequence_level_is:
+        drift = drift.sum(-1, keepdim=True)
+    ratio = torch.exp(drift.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT))
+    if config.is_correction == "none":
+        return torch.ones_like(ratio), torch.zeros_like(ratio, dtype=torch.bool)
+    if config.is_correction == "tis":
+        return ratio.clamp(max=config.is_max), ratio > config.is_max
+    outside = (ratio > config.is_max) | (ratio < (config.is_min or 0.0))
+    return ratio.masked_fill(outside, 0.0), outside
+
+
+def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, estimator: str) -> Tensor:
+    """Per-token estimate of KL(current ‖ reference), (B, T), to be minimised (Schulman, "Approximating KL Divergence").
+
+    As a loss, k1's own gradient is ∇log π, zero in expectation: no penalty at all. So k1 has its own value but k2's
+    gradient, k1·∇log π, which is the one of a KL penalty inside the reward.
+    """
+    k1 = logprobs - ref_logprobs
+    if estimator == "k3":
+        return torch.exp((-k1).clamp(max=LOG_RATIO_LIMIT)) - 1 + k1
+    k2 = 0.5 * k1.square()
+    return k2 if estimator == "k2" else k2 + (k1 - k2).detach()
+
+
+def sequence_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """(B, T) → (B, 1): mean over each row's True entries; 0 for a row without any."""
+    return (x * mask).sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1)
+
+
+def masked_max(x: Tensor, mask: Tensor) -> Tensor:
+    """Largest entry where `mask` is True; 0 if there is none (all uses are of non-negative quantities)."""
+    return torch.where(mask, x, 0.0).max() if mask.any() else x.new_zeros(())
