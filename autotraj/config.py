@@ -1,0 +1,197 @@
+"""The run's configuration: every room owns its section, this file composes and loads them.
+
+A configuration is a TOML file plus dotted overrides (`grpo.num_steps=20`). Everything is checked here, before any heavy
+import: an unknown key is an error that names the nearest valid one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from actors.config import EngineConfig, EpisodeConfig, RolloutConfig
+from pydantic import Field, ValidationError, model_validator
+from rewards.config import RewardConfig
+from tool_sandbox.config import SandboxConfig
+from trajectory.task_config import TaskConfig
+
+from autotraj.errors import UserError
+from learners.config import LearnerConfig, LossConfig
+from trajectory.config import Section
+
+
+class ConfigError(UserError):
+    """A configuration that can't be run; the message names the key and the remedy."""
+
+
+class EvalConfig(Section):
+    """How `evaluate` measures a policy, and on what."""
+
+    data: TaskConfig = TaskConfig(split="eval", limit=500)
+    """The evaluation tasks. Training refuses to start if a question stands in both sets."""
+    num_samples: int = Field(default=1, ge=1)
+    """Trajectories sampled a question; accuracy is their mean."""
+    temperature: float = Field(default=1.0, ge=0.0)
+    """Sampling temperature; 0 is greedy."""
+
+
+class GRPOSettings(Section):
+    """The online loop: what makes a step, how far sampling may run ahead, and every deadline."""
+
+    num_steps: int = Field(default=100, ge=1)
+    """Optimizer steps in all, those before a resume included."""
+    groups_per_step: int = Field(default=16, ge=1)
+    """Questions a step trains on; each brings `rollout.group_size` trajectories."""
+    max_staleness: int = Field(default=1, ge=0)
+    """How many policy versions a trajectory's oldest token may lag behind the learner. 0 is strict on-policy: sampling
+    and training take turns. Larger values let them overlap."""
+    dynamic_sampling: bool = False
+    """DAPO's: replace groups whose rewards are all equal until the step is full. Off, they count towards the step and
+    leave it smaller."""
+    gate_tolerance: float | None = Field(default=None, gt=0.0)
+    """Largest |Δ logprob| between engine and learner that a weight sync may leave on the probe; beyond it the run stops.
+    None: 1e-4 in float32, 0.3 in bfloat16, whose rounding differs between kernels."""
+    max_attempts: int = Field(default=3, ge=1)
+    """How often a prompt is sampled again after a failure that isn't its own before it is dropped, with the reason."""
+    checkpoint_every: int = Field(default=50, ge=1)
+    """Steps between checkpoints; the last step and an interruption write one too."""
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """Older checkpoints are deleted."""
+    start_timeout_s: float = Field(default=600.0, gt=0.0)
+    """Deadline for an engine or the learner group to come up."""
+    sync_timeout_s: float = Field(default=300.0, gt=0.0)
+    """Deadline for an engine to take new weights."""
+    step_timeout_s: float = Field(default=3600.0, gt=0.0)
+    """Longest time without a finished step; then the run stops and says who waits on whom."""
+
+
+class RunConfig(Section):
+    """Everything a run needs."""
+
+    model: str
+    """Directory of the Hugging Face checkpoint to start from."""
+    run_dir: str = "runs/grpo"
+    """Where the resolved configuration, metrics, trajectories and checkpoints go."""
+    seed: int = 0
+    """Seed of task order, sampling and training."""
+    data: TaskConfig = TaskConfig()
+    eval: EvalConfig = EvalConfig()
+    engine: EngineConfig = EngineConfig()
+    episode: EpisodeConfig = EpisodeConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    sandbox: SandboxConfig = SandboxConfig()
+    reward: RewardConfig = RewardConfig()
+    learner: LearnerConfig = LearnerConfig()
+    loss: LossConfig = LossConfig()
+    grpo: GRPOSettings = GRPOSettings()
+
+    @model_validator(mode="after")
+    def _no_contradictions(self) -> RunConfig:
+        longest = self.episode.max_prompt_tokens + self.episode.max_response_tokens
+        if longest > self.engine.max_model_len:
+            raise ValueError(
+                f"episode.max_prompt_tokens + episode.max_response_tokens = {longest} exceeds engine.max_model_len = "
+                f"{self.engine.max_model_len}: raise engine.max_model_len or shorten the episode"
+            )
+        if self.rollout.group_size < 2:
+            raise ValueError("rollout.group_size must be at least 2: an advantage compares siblings")
+        return self
+
+
+def load(path: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig:
+    """The configuration in the TOML file at `path` (None: defaults only) with `key.sub=value` overrides applied."""
+    data: dict[str, Any] = {}
+    if path is not None:
+        try:
+            data = tomllib.loads(Path(path).read_text())
+        except FileNotFoundError:
+            raise ConfigError(f"--config {path}: no such file") from None
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise ConfigError(f"--config {path}: {error}") from None
+    for override in overrides:
+        _apply_override(data, override)
+    return parse(data)
+
+
+def parse(data: dict[str, Any]) -> RunConfig:
+    """Validates a nested mapping; raises `ConfigError` with one line a problem."""
+    try:
+        return RunConfig.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(problem) for problem in error.errors())) from None
+
+
+def to_toml(config: RunConfig) -> str:
+    """The resolved configuration as TOML that `load` reads back."""
+    lines: list[str] = []
+
+    def emit(section: dict[str, Any], prefix: str) -> None:
+        tables = {k: v for k, v in section.items() if isinstance(v, dict)}
+        for key, value in section.items():
+            if key not in tables and value is not None:
+                lines.append(f"{key} = {_toml_value(value)}")
+        for key, value in tables.items():
+            lines.extend(["", f"[{prefix}{key}]"])
+            emit(value, f"{prefix}{key}.")
+
+    emit(config.model_dump(mode="json"), "")
+    return "\n".join(lines).strip() + "\n"
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (int, float)):
+        return repr(value)
+    if isinstance(value, list):
+        return "[" + ", ".join(_toml_value(item) for item in value) + "]"
+    escaped = str(value).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\t", "\\t")
+    return f'"{escaped}"'
+
+
+def _apply_override(data: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"override {override!r}: write it as section.key=value")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text  # a bare string needs no quotes on a command line
+    *sections, last = key.strip().split(".")
+    for section in sections:
+        data = data.setdefault(section, {})
+        if not isinstance(data, dict):
+            raise ConfigError(f"override {override!r}: {section} is a value, not a section")
+    data[last] = value
+
+
+def _explain(problem: Any) -> str:
+    """One line for one of pydantic's errors: the dotted key, what is wrong, and the nearest valid name."""
+    where = [str(part) for part in problem["loc"]]
+    if problem["type"] == "extra_forbidden":
+        section = _section_at(where[:-1])
+        close = difflib.get_close_matches(where[-1], list(section.model_fields) if section else [], n=1)
+        hint = f"did you mean {'.'.join([*where[:-1], close[0]])!r}?" if close else "remove it"
+        return f"{'.'.join(where)}: unknown key; {hint}"
+    if problem["type"] == "missing":
+        return f"{'.'.join(where)}: required; set it in the file or as {'.'.join(where)}=VALUE"
+    message = problem["msg"].removeprefix("Value error, ")
+    if not where:
+        return str(message)
+    given = "" if problem["type"] == "value_error" else f" (given: {problem['input']!r})"
+    return f"{'.'.join(where)}: {message}{given}"
+
+
+def _section_at(path: Sequence[str]) -> type[Section] | None:
+    section: type[Section] = RunConfig
+    for name in path:
+        field = section.model_fields.get(name)
+        candidates = [field.annotation, *get_args(field.annotation)] if field else []
+        inner = next((c for c in candidates if isinstance(c, type) and issubclass(c, Section)), None)
+        if inner is None:
+            return None
+        section = inner
+    return section

@@ -1,0 +1,17 @@
+"""What can end a run, named by who must act."""
+
+
+class UserError(ValueError):
+    """Something the user can mend: configuration, a missing part. The message names it and the remedy."""
+
+
+class RunError(RuntimeError):
+    """The run can't go on. It can be resumed from its last checkpoint once the cause is mended."""
+
+
+class GateError(RunError):
+    """After a weight sync the engine and the learner disagree about the probe's logprobs."""
+
+
+class Stalled(RunError):
+    """A deadline passed; the message says who waited on whom."""

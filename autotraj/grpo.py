@@ -1,0 +1,268 @@
+"""GRPO with tools as an RLlib algorithm: four activities that run at the same time, and one thread that never blocks.
+
+    ledger ──lease──▶ rollout actors ──group──▶ rewards ──scored──▶ buffer ──full step──▶ learners
+       ▲                    ▲                                                               │
+       │                    └────────────── weights, then the logprob gate ◀── version+1 ───┤
+       └──────────────────────────────── trained, or handed back with a reason ◀────────────┘
+
+Who unblocks whom. Admission waits for a *trained step* (bounded staleness), the learners wait for a *full buffer*, a
+runner waits for *its weights and the gate*. `training_step` looks at all of them for at most a quarter of a second and
+returns, so that RLlib can restore dead runners in between. With `max_staleness = 0` admission lets exactly one step's
+groups out, and the same code is strictly on-policy.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import numpy as np
+from learners.group import LearnerGroup, PendingStep, StepResult
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.core import ALL_MODULES
+from ray.rllib.env.env_runner_group import EnvRunnerGroup
+from ray.rllib.utils.metrics import LEARNER_RESULTS, NUM_ENV_STEPS_TRAINED_LIFETIME
+from trajectory.store import TrajectoryLog, decode_group, encode_group
+from trajectory.tasks import load_tasks
+
+from autotraj.errors import Stalled
+from autotraj.grpo_config import GRPOConfig
+from autotraj.runner_pool import Failed, Outcome, RunnerPool
+from autotraj.step_metrics import describe_groups
+from autotraj.training_batch import TrainingBatch, assemble
+from learners.advantages import has_variance
+from rewards import combine
+from trajectory import ledger as ledgers
+from trajectory.ledger import Ledger
+from trajectory.types import Group, Task
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 0.25
+STATE_FILE = "autotraj_state.msgpack"
+
+
+class GRPO(Algorithm):
+    """`GRPOConfig().run(run_config).build_algo()`; one `train()` is one optimizer step."""
+
+    config: GRPOConfig
+    learner_group: LearnerGroup
+
+    @classmethod
+    def get_default_config(cls) -> GRPOConfig:
+        return GRPOConfig()
+
+    # --- coming up --------------------------------------------------------------------------------------------------
+
+    def setup(self, config: GRPOConfig) -> None:
+        run = config.run_config
+        self._tasks: list[Task] = load_tasks(run.data)
+        self._ledger = Ledger(self._tasks, seed=run.seed, max_attempts=run.grpo.max_attempts)
+        self._buffer: list[Group] = []  # scored, in order of arrival
+        self._pending: tuple[PendingStep, TrainingBatch, float] | None = None
+        self._num_leases = 0
+        self._tokens_since_step = 0
+        self._last_step_at = time.monotonic()
+        self.policy_version = 0
+        self.step_metrics: dict[str, float] = {}
+        self._log = TrajectoryLog(config.trajectory_log) if config.trajectory_log else None
+        super().setup(config)  # creates the rollout actors, then (build_learner_group) the learners
+        self.runners = RunnerPool(
+            self.env_runner_group,
+            start_timeout_s=run.grpo.start_timeout_s,
+            sync_timeout_s=run.grpo.sync_timeout_s,
+            gate_tolerance=config.gate_tolerance,
+        )
+        self.runners.start()  # engines come up while the learners do
+        self.learner_group.wait_ready(run.grpo.start_timeout_s)
+        initial = self.learner_group.publish()
+        self.runners.push(initial.update, initial.probe)  # the gate holds before the first token, too
+        self.runners.wait_ready(everyone=False)
+
+    # --- one optimizer step -----------------------------------------------------------------------------------------
+
+    def training_step(self) -> None:
+        self._admit()
+        self._begin_step()
+        also = [self._pending[0].ref] if self._pending else []
+        for outcome in self.runners.poll(POLL_S, also):
+            self._take(outcome)
+        if self._pending and self._pending[0].done():
+            self._finish_step(self._pending[0].result(), self._pending[1], self._pending[2])
+        self._check_deadlines()
+
+    def _admit(self) -> None:
+        """Starts as many groups as staleness allows, each on the ready runner with the least work."""
+        settings = self.config.run_config.grpo
+        counts = self._ledger.counts()
+        free = ledgers.admissible(
+            leased=counts.leased,
+            finished=counts.finished + counts.scored,
+            trained=counts.trained,
+            version=self.policy_version,
+            groups_per_step=settings.groups_per_step,
+            max_staleness=settings.max_staleness,
+        )
+        for _ in range(free):
+            runner_id = self.runners.idle_slot()
+            if runner_id is None:
+                return
+            lease = self._ledger.lease(
+                policy_version=self.policy_version,
+                owner=str(runner_id),
+                now_s=time.monotonic(),
+                timeout_s=self.config.rollout_timeout_s,
+            )
+            self._num_leases += 1
+            seed = self.config.run_config.seed * 1_000_003 + self._num_leases
+            self.runners.submit(runner_id, lease, seed=seed, timeout_s=self.config.rollout_timeout_s)
+
+    def _take(self, outcome: Outcome) -> None:
+        """Scores a group that came back; a failure goes back to the ledger with its reason."""
+        if isinstance(outcome, Failed):
+            self._ledger.hand_back(outcome.lease_id, outcome.reason)
+            return
+        group, lease_id = outcome.group, outcome.lease_id
+        broken = [t for t in group.trajectories if t.finish_reason in ("error", "deadline")]
+        if broken:
+            self._ledger.hand_back(lease_id, f"episode_{broken[0].finish_reason}")
+            return
+        self._ledger.finish(lease_id)
+        run = self.config.run_config
+        rewards = tuple(combine.score(group.task, t, run.reward) for t in group.trajectories)
+        group = Group(lease_id=lease_id, task=group.task, trajectories=group.trajectories, rewards=rewards)
+        self._ledger.score(lease_id)
+        self._tokens_since_step += sum(t.num_generated_tokens for t in group.trajectories)
+        if self._log:
+            self._log.append(group)
+        if run.grpo.dynamic_sampling and not has_variance(np.array([r.total for r in rewards])):
+            self._ledger.drop(lease_id, "no_variance")
+            return
+        self._buffer.append(group)
+
+    def _begin_step(self) -> None:
+        """Sweeps what went stale, and hands a full step to the learners if they are free."""
+        run = self.config.run_config
+        if self._pending or len(self._buffer) < run.grpo.groups_per_step:
+            return
+        fresh = []
+        for group in self._buffer:
+            sampled_by = group.min_policy_version
+            if sampled_by is not None and ledgers.is_stale(sampled_by, self.policy_version, run.grpo.max_staleness):
+                self._ledger.hand_back(group.lease_id, "stale")
+            else:
+                fresh.append(group)
+        self._buffer = fresh
+        if len(fresh) < run.grpo.groups_per_step:
+            return
+        taken, self._buffer = fresh[: run.grpo.groups_per_step], fresh[run.grpo.groups_per_step :]
+        batch = assemble(taken, run.loss.reward_scale)
+        if not batch.samples:  # nothing to learn from: no step, and admission replaces the groups
+            for group in taken:
+                self._ledger.drop(group.lease_id, "no_variance")
+            return
+        self._pending = (self.learner_group.begin_step(batch.samples), batch, time.monotonic())
+
+    def _finish_step(self, result: StepResult, batch: TrainingBatch, started: float) -> None:
+        """Counts the step, publishes the weights and reports; runners sync while the next step begins."""
+        self._pending = None
+        now = time.monotonic()
+        metrics = describe_groups(batch.groups, self.policy_version)
+        self.policy_version = result.policy_version
+        self._ledger.train([group.lease_id for group in batch.groups], step=self.policy_version)
+        self.runners.push(result.update, result.probe)
+        counts = self._ledger.counts()
+        elapsed = now - self._last_step_at
+        self.step_metrics = metrics | {
+            "step": float(self.policy_version),
+            "step_seconds": elapsed,
+            "train_seconds": now - started,
+            "tokens_per_second": self._tokens_since_step / elapsed,
+            "queue/leased": float(counts.leased),
+            "queue/scored": float(counts.scored),
+            "groups_no_variance": float(batch.num_no_variance),
+            "runners_ready": float(self.runners.num_ready),
+            "runner_restarts": float(self.runners.num_restarts),
+            "gate_max_delta": self.runners.gate_max_delta,
+            "sync_seconds": self.runners.sync_seconds,
+            **{f"dropped/{reason}": float(n) for reason, n in self._ledger.drop_reasons.items()},
+            **{f"handed_back/{reason}": float(n) for reason, n in self._ledger.hand_back_reasons.items()},
+            **{f"learner/{name}": float(value) for name, value in result.metrics.items()},
+        }
+        self._tokens_since_step, self._last_step_at = 0, now
+        # RLlib ends the iteration at the first trained timestep (`min_train_timesteps_per_iteration = 1`).
+        self.metrics.log_value(
+            (LEARNER_RESULTS, ALL_MODULES, NUM_ENV_STEPS_TRAINED_LIFETIME),
+            int(metrics["num_trajectories"]),
+            reduce="lifetime_sum",
+        )
+
+    def _check_deadlines(self) -> None:
+        limit = self.config.run_config.grpo.step_timeout_s
+        waited = time.monotonic() - self._last_step_at
+        if waited > limit:
+            raise Stalled(f"no step finished for {waited:.0f} s (grpo.step_timeout_s = {limit:.0f}): {self.waiting()}")
+
+    def waiting(self) -> str:
+        """Who waits on whom, for a person."""
+        need = self.config.run_config.grpo.groups_per_step
+        if self._pending:
+            learners = f"the learners train since {time.monotonic() - self._pending[2]:.0f} s"
+        else:
+            learners = f"the learners wait for {need - len(self._buffer)} of {need} groups"
+        return f"{learners}; {self.runners.num_rollouts} groups are being sampled; {self.runners.describe()}"
+
+    def step(self) -> dict[str, Any]:
+        results: dict[str, Any] = super().step()
+        results["grpo"] = dict(self.step_metrics)
+        return results
+
+    def restore_env_runners(self, env_runner_group: EnvRunnerGroup) -> list[int]:
+        # RLlib's own asks a learner for an RLModule state that ours doesn't have; weights come with our push.
+        return self.runners.restore()
+
+    # --- checkpoints ------------------------------------------------------------------------------------------------
+
+    def get_checkpointable_components(self) -> list[tuple[str, Any]]:
+        return [("learner_group", self.learner_group)]
+
+    def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> dict[str, Any]:
+        return {"training_iteration": self.training_iteration, "policy_version": self.policy_version}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self._iteration = state["training_iteration"]
+        self.policy_version = state["policy_version"]
+
+    def save_to_path(self, path: Any = None, **kwargs: Any) -> str:
+        """Ledger, scored-but-untrained groups and learner state. Between steps only: no step is in flight then."""
+        assert self._pending is None, "a checkpoint is taken between steps"
+        target: str = super().save_to_path(path, **kwargs)
+        state = {
+            "ledger": self._ledger.state(),
+            "buffer": [encode_group(group) for group in self._buffer],
+            "num_leases": self._num_leases,
+        }
+        (Path(target) / STATE_FILE).write_bytes(msgpack.packb(state))
+        return target
+
+    def restore_from_path(self, path: Any, *args: Any, **kwargs: Any) -> None:
+        # Past RLlib's `Algorithm`, whose version pushes connector states and RLModule weights that we don't have.
+        super(Algorithm, self).restore_from_path(path, *args, **kwargs)
+        if kwargs.get("component"):
+            return
+        state = msgpack.unpackb((Path(path) / STATE_FILE).read_bytes(), strict_map_key=False)
+        self._buffer = [decode_group(data) for data in state["buffer"]]
+        self._ledger.restore(state["ledger"], held=[group.lease_id for group in self._buffer])
+        self._num_leases = state["num_leases"]
+        restored = self.learner_group.publish()
+        self.runners.push(restored.update, restored.probe)
+        self.runners.wait_ready(everyone=False)
+        self._last_step_at = time.monotonic()
+
+    def cleanup(self) -> None:
+        if self._log:
+            self._log.close()
+        super().cleanup()

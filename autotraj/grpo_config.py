@@ -1,0 +1,85 @@
+"""`GRPOConfig`: our `RunConfig` in the clothes of an RLlib `AlgorithmConfig`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from actors.config import RolloutSettings
+from actors.rollout import RolloutActor
+from learners.group import LearnerGroup
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
+
+from autotraj.config import RunConfig
+
+GATE_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.3}
+
+
+class GRPOConfig(AlgorithmConfig):
+    """`GRPOConfig().run(run_config).build_algo()`. Settings of ours live in `run_config`; the rest is RLlib's."""
+
+    run_config: RunConfig
+    rollout_settings: RolloutSettings  # what `RolloutActor` reads
+    trajectory_log: str | None
+
+    def __init__(self, algo_class: type | None = None) -> None:
+        if algo_class is None:
+            from autotraj.grpo import GRPO  # the two classes name each other
+
+            algo_class = GRPO
+        super().__init__(algo_class=algo_class)
+        self.trajectory_log = None
+        self.api_stack(enable_rl_module_and_learner=True, enable_env_runner_and_connector_v2=True)
+        self.env_runners(env_runner_cls=RolloutActor, create_local_env_runner=False)
+        self.learners(num_learners=0)  # our own group, see `build_learner_group`
+        self.fault_tolerance(
+            restart_failed_env_runners=True,
+            # RLlib's default blocks every step for 30 s while a runner restarts.
+            env_runner_health_probe_timeout_s=0.2,
+        )
+        self.reporting(min_time_s_per_iteration=None, min_train_timesteps_per_iteration=1)
+        self._dont_auto_sync_env_runner_states = True
+        self._validate_config = False  # RLlib's checks are for env, spaces and RLModule; ours ran in `RunConfig`
+
+    def run(
+        self,
+        run_config: RunConfig,
+        *,
+        sandbox_address: str,
+        sandbox_token: str | None = None,
+        trajectory_log: str | None = None,
+    ) -> GRPOConfig:
+        """Takes over a run's settings. `sandbox_address` is a running gateway; `trajectory_log` a file to append to."""
+        self.run_config = run_config
+        self.trajectory_log = trajectory_log
+        self.rollout_settings = RolloutSettings(
+            model=run_config.model,
+            engine=run_config.engine,
+            episode=run_config.episode,
+            rollout=run_config.rollout,
+            sandbox_address=sandbox_address,
+            sandbox_token=sandbox_token,
+        )
+        self.debugging(seed=run_config.seed)
+        self.env_runners(
+            num_env_runners=run_config.rollout.num_actors,
+            num_cpus_per_env_runner=run_config.rollout.num_cpus,
+            num_gpus_per_env_runner=run_config.rollout.num_gpus,
+        )
+        return self
+
+    @property
+    def gate_tolerance(self) -> float:
+        configured = self.run_config.grpo.gate_tolerance
+        return configured if configured is not None else GATE_TOLERANCE[self.run_config.learner.dtype]
+
+    @property
+    def rollout_timeout_s(self) -> float:
+        """A lease's deadline: the episode's own, and slack for queueing behind siblings."""
+        return 2 * self.run_config.episode.deadline_s + 60.0
+
+    def get_multi_rl_module_spec(self, **_: Any) -> MultiRLModuleSpec:
+        return MultiRLModuleSpec(rl_module_specs={})
+
+    def build_learner_group(self, **_: Any) -> LearnerGroup:
+        return LearnerGroup(model=self.run_config.model, config=self.run_config.learner, loss=self.run_config.loss)

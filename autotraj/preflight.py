@@ -1,0 +1,88 @@
+"""Everything that can be found wrong before an engine starts, each with one sentence and its remedy."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from trajectory.tasks import assert_disjoint, load_tasks
+
+from autotraj.config import RunConfig
+from autotraj.errors import UserError
+from tool_sandbox import build
+from trajectory.types import Task
+
+GIB = 1 << 30
+PROCESS_GIB = 1.5
+"""Resident memory of one engine or learner process before any weights: Python, PyTorch and vLLM (measured on CPU)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What a plan asks of the cluster, and of this machine's memory when it runs on CPU."""
+
+    num_cpus: float
+    num_gpus: float
+    memory_bytes: int
+
+
+def check(config: RunConfig) -> tuple[list[Task], list[Task]]:
+    """Raises `UserError` for the first thing that would stop the run; returns the training and evaluation tasks."""
+    _check_model(config)
+    try:
+        train, held_out = load_tasks(config.data), load_tasks(config.eval.data)
+        assert_disjoint(train, held_out)
+        if config.sandbox.address is None:
+            build.check_ready(config.sandbox)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    _check_memory(config)
+    return train, held_out
+
+
+def resources(config: RunConfig) -> Resources:
+    """CPUs, GPUs and bytes that the run's actors need together."""
+    rollout, learner = config.rollout, config.learner
+    weights = sum(f.stat().st_size for f in Path(config.model).glob("*.safetensors"))
+    # fp32 master weights, gradients and two Adam moments on the learners; engines hold one copy.
+    return Resources(
+        num_cpus=rollout.num_actors * rollout.num_cpus + learner.num_learners * learner.num_cpus_per_learner,
+        num_gpus=rollout.num_actors * rollout.num_gpus + learner.num_learners * learner.num_gpus_per_learner,
+        memory_bytes=int(
+            (2 * rollout.num_actors + learner.num_learners + 1) * PROCESS_GIB * GIB
+            + rollout.num_actors * (2 * weights + config.engine.cpu_kv_cache_gib * GIB)
+            + 8 * weights
+        ),
+    )
+
+
+def _check_model(config: RunConfig) -> None:
+    path = Path(config.model)
+    if not (path / "config.json").is_file():
+        raise UserError(
+            f"model: no Hugging Face checkpoint at {path} (config.json is missing); download one, or use examples/tiny/base"
+        )
+    if not list(path.glob("*.safetensors")):
+        raise UserError(f"model: {path} holds no *.safetensors weights")
+    if not (path / "tokenizer.json").is_file() and not (path / "tokenizer_config.json").is_file():
+        raise UserError(f"model: {path} holds no tokenizer (tokenizer.json)")
+    architecture = json.loads((path / "config.json").read_text())
+    positions = architecture.get("max_position_embeddings")
+    if positions is not None and config.engine.max_model_len > positions:
+        raise UserError(
+            f"engine.max_model_len = {config.engine.max_model_len} exceeds the model's max_position_embeddings = {positions}"
+        )
+
+
+def _check_memory(config: RunConfig) -> None:
+    needs = resources(config)
+    if needs.num_gpus:
+        return  # host memory is not what bounds a GPU run
+    available = psutil.virtual_memory().available
+    if needs.memory_bytes > available:
+        raise UserError(
+            f"memory: this run needs about {needs.memory_bytes / GIB:.1f} GiB, {available / GIB:.1f} GiB are free; lower "
+            f"rollout.num_actors, learner.num_learners or engine.cpu_kv_cache_gib"
+        )

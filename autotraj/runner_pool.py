@@ -1,0 +1,300 @@
+"""The rollout actors as the controller sees them: start, sample, take weights, die, come back.
+
+A runner's life:
+
+    starting ──engine up──▶ syncing ──weights in, gate passed──▶ ready ──a new version──▶ syncing …
+        ▲                                                          │
+        └────────────── RLlib restarts the actor ◀──── down ◀──────┘ any actor error
+
+Calls are ours (one `ObjectRef` a call, so that a failure is known by its lease); health, probing and restarting are
+RLlib's `FaultTolerantActorManager`. Only a runner that is ready at the newest version gets new work.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import ray
+from ray.rllib.env.env_runner_group import EnvRunnerGroup
+
+from autotraj.errors import GateError, RunError, Stalled
+from trajectory.ledger import Lease
+from trajectory.types import Group
+from trajectory.weights import LogprobProbe
+
+logger = logging.getLogger(__name__)
+
+CallKind = Literal["start", "rollout", "evaluate", "sync", "probe"]
+
+
+@dataclass(slots=True)
+class _Runner:
+    state: Literal["starting", "syncing", "ready", "down"] = "starting"
+    policy_version: int = -1
+    in_flight: int = 0
+    deaths: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    kind: CallKind
+    runner_id: int
+    deadline: float
+    lease_id: str = ""
+    policy_version: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A rollout that came back."""
+
+    lease_id: str
+    runner_id: int
+    group: Group
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A rollout that didn't; `reason` is a short name for counting."""
+
+    lease_id: str
+    runner_id: int
+    reason: str
+
+
+Outcome = Finished | Failed
+
+
+class RunnerPool:
+    """Drives the actors of an RLlib `EnvRunnerGroup` without ever blocking on one of them."""
+
+    def __init__(
+        self,
+        group: EnvRunnerGroup,
+        *,
+        start_timeout_s: float,
+        sync_timeout_s: float,
+        gate_tolerance: float,
+        max_restarts: int = 10,
+    ) -> None:
+        self._group = group
+        self._start_timeout_s = start_timeout_s
+        self._sync_timeout_s = sync_timeout_s
+        self._gate_tolerance = gate_tolerance
+        self._max_restarts = max_restarts
+        self._runners = {runner_id: _Runner() for runner_id in self._manager.actor_ids()}
+        self._calls: dict[ray.ObjectRef, _Call] = {}
+        self._update: Any = None  # ObjectRef of the newest WeightUpdate; None while engines hold what they loaded
+        self._probe: LogprobProbe | None = None
+        self.policy_version = 0
+        self.gate_max_delta = 0.0
+        self.num_restarts = 0
+        self.sync_seconds = 0.0
+        self._sync_started: dict[int, float] = {}
+
+    @property
+    def _manager(self) -> Any:
+        # RLlib's own callers reach for the manager, too; the group's wrappers hide which request failed.
+        return self._group._worker_manager
+
+    # --- what the controller asks -----------------------------------------------------------------------------------
+
+    @property
+    def num_ready(self) -> int:
+        return sum(r.state == "ready" for r in self._runners.values())
+
+    @property
+    def num_runners(self) -> int:
+        return len(self._runners)
+
+    @property
+    def num_rollouts(self) -> int:
+        return sum(call.kind == "rollout" for call in self._calls.values())
+
+    def describe(self) -> str:
+        """Who is where, for messages: `runner 1 ready at version 3 with 4 calls`."""
+        return "; ".join(
+            f"runner {i} {r.state} at version {r.policy_version} with {r.in_flight} calls"
+            for i, r in self._runners.items()
+        )
+
+    def start(self) -> None:
+        """Begins to start every engine; `wait_ready` or `poll` sees them come up."""
+        for runner_id in self._runners:
+            self._start(runner_id)
+
+    def wait_ready(self, *, everyone: bool = True) -> None:
+        """Blocks until engines are up and synced (all, or at least one); raises `Stalled` at the start deadline."""
+        deadline = time.monotonic() + self._start_timeout_s
+        while self.num_ready < (self.num_runners if everyone else 1):
+            if time.monotonic() > deadline:
+                raise Stalled(f"engines not ready after {self._start_timeout_s:.0f} s: {self.describe()}")
+            self.restore()
+            self.poll(0.25)
+
+    def idle_slot(self) -> int | None:
+        """The ready runner with the least work, or None."""
+        ready = [(r.in_flight, i) for i, r in self._runners.items() if r.state == "ready"]
+        return min(ready)[1] if ready else None
+
+    def submit(self, runner_id: int, lease: Lease, *, seed: int, timeout_s: float) -> None:
+        """Asks a runner for the group of `lease`; the outcome comes out of `poll`, whatever happens."""
+        ref = self._actor(runner_id).rollout_group.remote(lease_id=lease.lease_id, task=lease.task, seed=seed)
+        self._track(ref, _Call("rollout", runner_id, time.monotonic() + timeout_s, lease_id=lease.lease_id))
+
+    def push(self, update: Any, probe: LogprobProbe) -> None:
+        """Publishes new weights (`update`: ObjectRef of a `WeightUpdate`). Runners that sample go on sampling."""
+        self._update, self._probe, self.policy_version = update, probe, probe.policy_version
+        for runner_id, runner in self._runners.items():
+            if runner.state == "ready":
+                self._sync(runner_id)
+
+    def poll(self, timeout_s: float, also: Sequence[Any] = ()) -> list[Outcome]:
+        """Handles whatever became ready within `timeout_s` (or at once if an ObjectRef of `also` is ready)."""
+        refs = [*self._calls, *also]
+        if not refs:
+            time.sleep(timeout_s)
+            return []
+        ray.wait(refs, num_returns=1, timeout=timeout_s, fetch_local=False)
+        outcomes: list[Outcome] = []
+        if self._calls:
+            ready, _ = ray.wait(list(self._calls), num_returns=len(self._calls), timeout=0)
+            for ref in ready:
+                # A runner found dead by an earlier result has taken its other calls along.
+                if (call := self._calls.pop(ref, None)) is not None:
+                    outcomes.extend(self._handle(ref, call))
+        outcomes.extend(self._expire())
+        return outcomes
+
+    def restore(self) -> list[int]:
+        """Asks RLlib which dead runners are back and starts their engines again. Returns their ids."""
+        if all(r.state != "down" for r in self._runners.values()):
+            return []
+        restored: list[int] = self._group.probe_unhealthy_env_runners()
+        for runner_id in restored:
+            logger.warning("rollout actor %d is back; its engine starts again", runner_id)
+            self.num_restarts += 1
+            self._start(runner_id)
+        return restored
+
+    def map(self, method: str, shards: dict[int, dict[str, Any]], timeout_s: float) -> list[Any]:
+        """Calls `method` on each runner with its own arguments and waits, within `timeout_s`, for all results."""
+        refs = [getattr(self._actor(i), method).remote(**kwargs) for i, kwargs in shards.items()]
+        try:
+            return list(ray.get(refs, timeout=timeout_s))
+        except ray.exceptions.GetTimeoutError:
+            raise Stalled(f"{method} not answered within {timeout_s:.0f} s: {self.describe()}") from None
+        except ray.exceptions.RayError as error:
+            raise RunError(f"{method} failed on a rollout actor: {error}") from error
+
+    def ready_ids(self) -> list[int]:
+        return [i for i, r in self._runners.items() if r.state == "ready"]
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _actor(self, runner_id: int) -> Any:
+        return self._manager.actors()[runner_id]
+
+    def _track(self, ref: Any, call: _Call) -> None:
+        self._calls[ref] = call
+        self._runners[call.runner_id].in_flight += 1
+
+    def _start(self, runner_id: int) -> None:
+        self._runners[runner_id].state = "starting"
+        self._track(
+            self._actor(runner_id).start.remote(), _Call("start", runner_id, time.monotonic() + self._start_timeout_s)
+        )
+
+    def _sync(self, runner_id: int) -> None:
+        runner = self._runners[runner_id]
+        if self._update is None:  # nothing was published yet: the engine has loaded the very checkpoint
+            runner.state, runner.policy_version = "ready", self.policy_version
+            return
+        runner.state = "syncing"
+        self._sync_started[runner_id] = time.monotonic()
+        # In a list, so that Ray passes the reference and the runner fetches from the nearest copy.
+        ref = self._actor(runner_id).update_weights.remote([self._update])
+        self._track(
+            ref,
+            _Call("sync", runner_id, time.monotonic() + self._sync_timeout_s, policy_version=self.policy_version),
+        )
+
+    def _handle(self, ref: Any, call: _Call) -> list[Outcome]:
+        runner = self._runners[call.runner_id]
+        runner.in_flight -= 1
+        try:
+            value = ray.get(ref, timeout=30.0)
+        except ray.exceptions.RayActorError as error:
+            return self._bury(call, f"rollout actor {call.runner_id} died: {error}")
+        except ray.exceptions.RayError as error:
+            # Rollouts return their failures as data: an exception is a defect of the engine or of ours.
+            return self._bury(call, f"rollout actor {call.runner_id} failed in {call.kind}: {error}", kill=True)
+        handler: dict[CallKind, Callable[[_Call, Any], list[Outcome]]] = {
+            "start": self._on_started,
+            "sync": self._on_synced,
+            "probe": self._on_probed,
+            "rollout": lambda c, group: [Finished(c.lease_id, c.runner_id, group)],
+        }
+        return handler[call.kind](call, value)
+
+    def _on_started(self, call: _Call, _: Any) -> list[Outcome]:
+        self._sync(call.runner_id)
+        return []
+
+    def _on_synced(self, call: _Call, _: Any) -> list[Outcome]:
+        assert self._probe is not None
+        ref = self._actor(call.runner_id).score_probe.remote(list(self._probe.token_ids))
+        deadline = time.monotonic() + self._sync_timeout_s
+        self._track(ref, _Call("probe", call.runner_id, deadline, policy_version=call.policy_version))
+        return []
+
+    def _on_probed(self, call: _Call, logprobs: Any) -> list[Outcome]:
+        if call.policy_version != self.policy_version:  # overtaken by a newer push
+            self._sync(call.runner_id)
+            return []
+        assert self._probe is not None
+        delta = float(np.max(np.abs(np.asarray(logprobs, np.float64) - self._probe.logprobs)))
+        self.gate_max_delta = max(delta, 0.0)
+        if not delta <= self._gate_tolerance:
+            raise GateError(
+                f"weight sync gate: after the sync to policy version {self.policy_version}, rollout actor "
+                f"{call.runner_id} and the learner differ by {delta:.3g} nats on the probe (allowed: "
+                f"{self._gate_tolerance:.3g}). Look for tied embeddings on CPU, a dtype mismatch (engine.dtype, "
+                f"learner.dtype), or a parameter that vLLM did not load (actors/weight_transfer.py)"
+            )
+        runner = self._runners[call.runner_id]
+        runner.state, runner.policy_version = "ready", call.policy_version
+        self.sync_seconds = time.monotonic() - self._sync_started.pop(call.runner_id, time.monotonic())
+        return []
+
+    def _bury(self, call: _Call, message: str, *, kill: bool = False) -> list[Outcome]:
+        """Marks a runner down and fails every call it still owed."""
+        runner = self._runners[call.runner_id]
+        runner.state, runner.deaths = "down", runner.deaths + 1
+        logger.warning("%s", message.splitlines()[0])
+        if runner.deaths > self._max_restarts:
+            raise RunError(f"rollout actor {call.runner_id} died {runner.deaths} times; last: {message}")
+        if kill:
+            ray.kill(self._actor(call.runner_id), no_restart=False)
+        self._manager.set_actor_state(call.runner_id, healthy=False)
+        owed = [call, *(c for c in self._calls.values() if c.runner_id == call.runner_id)]
+        self._calls = {ref: c for ref, c in self._calls.items() if c.runner_id != call.runner_id}
+        runner.in_flight = 0
+        return [Failed(c.lease_id, c.runner_id, "actor_died") for c in owed if c.kind == "rollout"]
+
+    def _expire(self) -> list[Outcome]:
+        """A call past its deadline means that its runner hangs: it is killed, and RLlib brings it back."""
+        now = time.monotonic()
+        outcomes: list[Outcome] = []
+        for ref, call in list(self._calls.items()):
+            if call.deadline < now and ref in self._calls:
+                del self._calls[ref]
+                outcomes.extend(
+                    self._bury(call, f"rollout actor {call.runner_id} did not answer {call.kind} in time", kill=True)
+                )
+        return outcomes

@@ -1,0 +1,51 @@
+"""What a step's groups look like in numbers. Pure functions, no Ray."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from trajectory.types import Group
+
+
+def describe_groups(groups: Sequence[Group], policy_version: int) -> dict[str, float]:
+    """Means over the trajectories of scored `groups`, by metric name.
+
+    `staleness_*` is `policy_version` minus the version that sampled a trajectory's oldest token.
+    """
+    trajectories = [t for g in groups for t in g.trajectories]
+    rewards = [r for g in groups for r in g.rewards]
+    if not trajectories:
+        return {"num_trajectories": 0.0}
+    calls = [turn.tool_result for t in trajectories for turn in t.turns if turn.tool_result is not None]
+    ages = [policy_version - v for t in trajectories if (v := t.min_policy_version) is not None]
+    lengths = [t.num_generated_tokens for t in trajectories]
+    metrics = {
+        "num_trajectories": float(len(trajectories)),
+        "reward_mean": _mean([r.total for r in rewards]),
+        "reward_std": float(np.std([r.total for r in rewards])) if rewards else 0.0,
+        "accuracy": _mean([float(r.correct) for r in rewards]),
+        "format_rate": _mean([float(r.format_ok) for r in rewards]),
+        "tool_call_rate": _mean([float(t.num_tool_calls > 0) for t in trajectories]),
+        "tool_calls_mean": _mean([float(t.num_tool_calls) for t in trajectories]),
+        "generated_tokens_mean": _mean([float(n) for n in lengths]),
+        "generated_tokens": float(sum(lengths)),
+        "episode_seconds_mean": _mean([t.duration_s for t in trajectories]),
+        "staleness_mean": _mean([float(a) for a in ages]),
+        "staleness_max": float(max(ages, default=0)),
+    }
+    for part in sorted({name for r in rewards for name in r.parts}):
+        metrics[f"reward/{part}"] = _mean([r.parts.get(part, 0.0) for r in rewards])
+    for reason, count in sorted(Counter(t.finish_reason for t in trajectories).items()):
+        metrics[f"finish/{reason}"] = count / len(trajectories)
+    if calls:
+        metrics["tool_seconds_mean"] = _mean([c.duration_s for c in calls])
+        for status, count in sorted(Counter(c.status for c in calls).items()):
+            metrics[f"tool/{status}"] = count / len(calls)
+    return metrics
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else 0.0

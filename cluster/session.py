@@ -1,0 +1,60 @@
+"""Joining the Ray cluster that is there, or starting one on this machine for the length of a run."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def ray_session(*, num_cpus: float, num_gpus: float) -> Iterator[None]:
+    """Within it `ray` is initialised and offers at least the given resources.
+
+    With RAY_ADDRESS set (a submitted job has it) that cluster is joined; otherwise a local one is started, and ended on
+    leaving. A local one declares as many logical CPUs as the plan needs: on a small machine the actors then share cores.
+    A Ray that is already initialised in this process is used as it is and left running.
+
+    Raises ValueError if the cluster hasn't got the resources and no autoscaler could add them.
+    """
+    if ray.is_initialized():
+        _require(num_cpus, num_gpus)
+        yield
+        return
+    # Ray's own default would export the usage statistics over the network.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # RLlib reads it when imported; without it every actor prints a deprecation banner.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(logging_level=logging.WARNING)
+        _require(num_cpus, num_gpus)
+    else:
+        cores = os.cpu_count() or 1
+        if num_cpus > cores:
+            logger.warning("the plan asks for %g CPUs, this machine has %d: actors will share cores", num_cpus, cores)
+        ray.init(
+            num_cpus=max(cores, int(-(-num_cpus // 1))),
+            include_dashboard=False,
+            logging_level=logging.WARNING,
+            log_to_driver=False,
+        )
+        _require(0, num_gpus)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _require(num_cpus: float, num_gpus: float) -> None:
+    have = ray.cluster_resources()
+    for name, need in (("CPU", num_cpus), ("GPU", num_gpus)):
+        if have.get(name, 0.0) < need:
+            raise ValueError(
+                f"the plan needs {need:g} {name}s, the Ray cluster has {have.get(name, 0.0):g}: lower rollout.num_actors "
+                f"or learner.num_learners, or add nodes"
+            )
