@@ -133,7 +133,7 @@ class LearnerConfig(Section):
     """What DeepSpeed ZeRO shards over the ranks: nothing, optimizer, + gradients, + parameters."""
 
     attention: Literal["auto", "sdpa", "flash_attention_2"] = "auto"
-    """`flash_attention_2` trains on packed sequences, no padding. `auto`: that where a GPU has it installed, else SDPA."""
+    """`flash_attention_2` trains on packed sequences, no padding. `auto`: that, if installed on a GPU; else SDPA."""
 
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""

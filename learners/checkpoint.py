@@ -1,0 +1,105 @@
+"""Learner state on disk: DeepSpeed shards, convertible to other world sizes, and Hugging Face directories."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import shutil
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+
+TAG = "shards"
+UNIVERSAL_TAG = "universal"
+META_FILE = "learner.json"
+
+
+def save(engine: Any, path: Path, *, num_steps: int, zero_stage: int) -> None:
+    """Write below `path`, on all ranks; `learner.json` comes last and marks the checkpoint as complete."""
+    (path / META_FILE).unlink(missing_ok=True)
+    engine.save_checkpoint(str(path), tag=TAG)
+    dist.barrier()
+    if dist.get_rank() == 0:
+        meta = {"num_steps": num_steps, "world_size": dist.get_world_size(), "zero_stage": zero_stage}
+        temporary = path / f"{META_FILE}.tmp"
+        temporary.write_text(json.dumps(meta))
+        temporary.rename(path / META_FILE)
+    dist.barrier()
+
+
+def load(engine: Any, path: Path, *, zero_stage: int) -> int:
+    """Restore weights and optimizer on all ranks; returns the number of steps done.
+
+    Shards that another number of ranks (or another ZeRO stage) wrote go through DeepSpeed's universal checkpoint.
+
+    Raises:
+        ValueError: no complete checkpoint there, or it can't be converted to this ZeRO stage.
+    """
+    if not (path / META_FILE).is_file():
+        raise ValueError(f"no complete learner checkpoint at {path}: {META_FILE} is missing")
+    meta = json.loads((path / META_FILE).read_text())
+    same_stage = meta["zero_stage"] == zero_stage
+    if not same_stage and 0 in (meta["zero_stage"], zero_stage):
+        raise ValueError(f"{path} was written with zero_stage={meta['zero_stage']}, which {zero_stage} can't load")
+    # Stage 0 replicates everything, so its one file fits any number of ranks.
+    if same_stage and (meta["world_size"] == dist.get_world_size() or zero_stage == 0):
+        _load_tag(engine, path, TAG)
+    else:
+        if dist.get_rank() == 0:
+            _convert(path / TAG, path / UNIVERSAL_TAG)
+        dist.barrier()
+        engine._config.load_universal_checkpoint = True
+        _load_tag(engine, path, UNIVERSAL_TAG)
+        engine._config.load_universal_checkpoint = False
+        dist.barrier()
+        if dist.get_rank() == 0:
+            shutil.rmtree(path / UNIVERSAL_TAG)
+            (path / f"latest_{UNIVERSAL_TAG}").unlink()
+    return int(meta["num_steps"])
+
+
+def write_hf(lm: Any, weights: Mapping[str, Tensor], *, source: str, path: Path) -> None:
+    """A Hugging Face directory with `weights`; it appears at `path` only when complete."""
+    from transformers import AutoTokenizer
+
+    temporary = path.with_name(path.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    lm.save_pretrained(temporary, state_dict=dict(weights))
+    if (
+        any((Path(source) / name).exists() for name in ("tokenizer.json", "tokenizer_config.json"))
+        or not Path(source).exists()
+    ):
+        AutoTokenizer.from_pretrained(source).save_pretrained(temporary)
+    if path.exists():
+        shutil.rmtree(path)
+    temporary.rename(path)
+
+
+def _load_tag(engine: Any, path: Path, tag: str) -> None:
+    loaded, _ = engine.load_checkpoint(str(path), tag=tag)
+    if loaded is None:
+        raise ValueError(f"DeepSpeed could not load {path / tag}")
+
+
+def _convert(shards: Path, universal: Path) -> None:
+    from deepspeed.checkpoint import ds_to_universal
+
+    shutil.rmtree(universal, ignore_errors=True)
+    # In this process, without a pool: forked workers of a process with running threads may deadlock.
+    with contextlib.redirect_stdout(io.StringIO()):
+        ds_to_universal.main(
+            Namespace(
+                input_folder=str(shards),
+                output_folder=str(universal),
+                num_extract_workers=1,
+                num_merge_workers=1,
+                keep_temp_folder=False,
+                strict=True,
+                inject_missing_state=True,
+            )
+        )

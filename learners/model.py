@@ -1,0 +1,96 @@
+"""The policy as the losses see it: token ids in, logprobs of the sampled tokens out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils import is_flash_attn_2_available
+
+from learners.config import LearnerConfig
+
+LM_PREFIX = "lm."  # parameter names of TokenLogprobs, less this, are Hugging Face's
+
+# Models that do something to the logits after the output layer; TokenLogprobs would leave it out.
+_LOGIT_TRANSFORMS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
+
+
+def load_model(path: str, config: LearnerConfig, device: torch.device) -> TokenLogprobs:
+    """A causal language model from a directory or hub name, in the training dtype, without dropout.
+
+    Raises:
+        ValueError: the model post-processes its logits, or the attention asked for isn't available.
+    """
+    hf_config = AutoConfig.from_pretrained(path)
+    for name in _LOGIT_TRANSFORMS:
+        if getattr(hf_config, name, None) not in (None, 1.0):
+            raise ValueError(f"{path}: models with {name} aren't supported; their logprobs would be wrong")
+    for name, value in hf_config.to_dict().items():
+        if isinstance(value, float) and ("dropout" in name or "pdrop" in name):
+            setattr(hf_config, name, 0.0)  # logprobs of learner and engine must be of the same function
+    attention = attention_implementation(config, device)
+    lm = AutoModelForCausalLM.from_pretrained(
+        path, config=hf_config, dtype=training_dtype(config, device), attn_implementation=attention
+    )
+    return TokenLogprobs(lm, temperature=config.temperature, chunk_bytes=config.logit_chunk_mib << 20).to(device)
+
+
+def training_dtype(config: LearnerConfig, device: torch.device) -> torch.dtype:
+    """`config.dtype` with `auto` resolved for `device`."""
+    if config.dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+
+
+def attention_implementation(config: LearnerConfig, device: torch.device) -> str:
+    """`config.attention` with `auto` resolved: variable-length kernels where the hardware has them, else SDPA."""
+    usable = device.type == "cuda" and is_flash_attn_2_available() and training_dtype(config, device) != torch.float32
+    if config.attention == "flash_attention_2" and not usable:
+        raise ValueError("attention='flash_attention_2' needs a GPU, the flash-attn package and dtype bfloat16")
+    if config.attention == "auto":
+        return "flash_attention_2" if usable else "sdpa"
+    return config.attention
+
+
+class TokenLogprobs(nn.Module):
+    """Wraps a causal language model so that logits exist only where they are needed, and only a block at a time."""
+
+    def __init__(self, lm: nn.Module, *, temperature: float, chunk_bytes: int) -> None:
+        super().__init__()
+        self.lm: Any = lm
+        self.temperature = temperature
+        self.chunk_bytes = chunk_bytes
+
+    def forward(
+        self, input_ids: Tensor, position_ids: Tensor, source: Tensor, targets: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Log p(targets[i]) at position source[i] of the flattened (B·L) batch, and that distribution's entropy.
+
+        Both (N,) float32; the entropy carries no gradient. Shapes as in `batching.Batch`.
+        """
+        hidden = self.lm.base_model(
+            input_ids=input_ids, position_ids=position_ids, attention_mask=None, use_cache=False
+        ).last_hidden_state
+        hidden = hidden.reshape(-1, hidden.shape[-1])[source]
+        num_rows = max(self.chunk_bytes // (4 * self.lm.config.get_text_config().vocab_size), 1)
+        if len(targets) <= num_rows:
+            return self._from_hidden(hidden, targets)
+        # Blocks are recomputed in the backward pass, as keeping all of them is what they are to avoid.
+        blocks = [
+            checkpoint(self._from_hidden, h, t, use_reentrant=False)
+            if torch.is_grad_enabled()
+            else self._from_hidden(h, t)
+            for h, t in zip(torch.split(hidden, num_rows), torch.split(targets, num_rows), strict=True)
+        ]
+        return torch.cat([b[0] for b in blocks]), torch.cat([b[1] for b in blocks])
+
+    def _from_hidden(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.lm.get_output_embeddings()(hidden).float() / self.temperature
+        all_logprobs = F.log_softmax(logits, dim=-1)
+        with torch.no_grad():
+            entropies = -(all_logprobs.exp() * all_logprobs).sum(-1)
+        return all_logprobs.gather(-1, targets[:, None])[:, 0], entropies
