@@ -1,0 +1,329 @@
+"""Who has which task: no prompt is lost, none is trained on twice.
+
+    pending ──lease──▶ leased ──finish──▶ finished ──score──▶ scored ──train──▶ trained
+       ▲                 │                   │                   │
+       └───hand_back─────┴───────────────────┴───────────────────┘      (after `max_attempts` leases: dropped)
+                         └──────────drop─────┴───────────────────┴──────▶ dropped, with a reason
+
+The unit of work is a (task, epoch): every epoch goes through all tasks once, in an order of its own. A hand-back puts
+the task in front of the queue: what takes longest fails most often, and losing it would bias lengths. The ledger is a
+plain state machine for one thread; it neither waits nor knows the time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import math
+from collections import Counter, deque
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from trajectory.types import Task
+
+State = Literal["leased", "finished", "scored"]
+
+
+class LedgerError(RuntimeError):
+    """A transition that the ledger doesn't allow, such as a result for a lease that expired before it came."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """The right, and the duty, to make one group of trajectories for one task."""
+
+    lease_id: str  # "epoch-index-attempt": unique within a run
+    task: Task
+    epoch: int
+    attempt: int  # 1 for the first lease of this task in this epoch
+    policy_version: int  # at the time of leasing
+    owner: str  # who works on it: an actor's name
+    deadline_s: float  # on the caller's clock
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """How many (task, epoch) are in each state. `pending` counts this epoch's rest and what was handed back."""
+
+    pending: int
+    leased: int
+    finished: int
+    scored: int
+    trained: int
+    dropped: int
+
+
+@dataclass(slots=True)
+class _Entry:
+    lease: Lease
+    index: int  # of the task
+    state: State
+
+
+class Ledger:
+    """See the module's docstring. Every operation takes O(log n) or less, save `state`, `restore` and a new epoch."""
+
+    def __init__(self, tasks: Sequence[Task], *, seed: int, max_attempts: int = 3) -> None:
+        if not tasks:
+            raise ValueError("the ledger needs at least one task")
+        if max_attempts < 1:
+            raise ValueError(f"max_attempts must be at least 1, not {max_attempts}")
+        self._tasks = tuple(tasks)
+        self._seed = seed
+        self._max_attempts = max_attempts
+        self._fingerprint = hashlib.sha256("\0".join(task.id for task in tasks).encode()).hexdigest()
+        self._epoch = 0
+        self._order = self._shuffle(epoch=0)
+        self._cursor = 0
+        self._returned: deque[tuple[int, int, int]] = deque()  # (epoch, index, attempts so far)
+        self._entries: dict[str, _Entry] = {}
+        self._num_in: Counter[State] = Counter()
+        self._leased_by: dict[str, dict[str, None]] = {}  # owner → lease ids in order
+        self._deadlines: list[tuple[float, str]] = []  # a heap; entries of leases that ended are skipped
+        self._num_trained = 0
+        self._last_step = -1
+        self.drop_reasons: Counter[str] = Counter()
+        self.hand_back_reasons: Counter[str] = Counter()
+
+    # What an actor's work goes through
+
+    def lease(self, policy_version: int, owner: str, now_s: float, timeout_s: float) -> Lease:
+        """Hand out the next task: what was handed back first, then this epoch's rest, then the next epoch."""
+        if self._returned:
+            epoch, index, attempts = self._returned.popleft()
+        else:
+            if self._cursor == len(self._order):
+                self._epoch += 1
+                self._order = self._shuffle(self._epoch)
+                self._cursor = 0
+            epoch, index, attempts = self._epoch, int(self._order[self._cursor]), 0
+            self._cursor += 1
+        lease = Lease(
+            lease_id=f"{epoch}-{index}-{attempts + 1}",
+            task=self._tasks[index],
+            epoch=epoch,
+            attempt=attempts + 1,
+            policy_version=policy_version,
+            owner=owner,
+            deadline_s=now_s + timeout_s,
+        )
+        self._entries[lease.lease_id] = _Entry(lease, index, "leased")
+        self._num_in["leased"] += 1
+        self._leased_by.setdefault(owner, {})[lease.lease_id] = None
+        heapq.heappush(self._deadlines, (lease.deadline_s, lease.lease_id))
+        return lease
+
+    def finish(self, lease_id: str) -> None:
+        """The group came back; from here on it no longer depends on its owner or its deadline."""
+        self._move(lease_id, "leased", "finished")
+
+    def score(self, lease_id: str) -> None:
+        """Every trajectory of the group has its reward."""
+        self._move(lease_id, "finished", "scored")
+
+    def train(self, lease_ids: Collection[str], step: int) -> None:
+        """Step `step` consumed these groups: all of them, or none if one of them wasn't scored.
+
+        Steps must increase: a step that is recorded twice means that something was trained on twice.
+        """
+        if step <= self._last_step:
+            raise LedgerError(f"step {step} can't be recorded after step {self._last_step}")
+        if len(set(lease_ids)) != len(lease_ids):
+            raise LedgerError(f"step {step} names a lease twice")
+        for lease_id in lease_ids:
+            self._expect(lease_id, "scored")
+        for lease_id in lease_ids:
+            self._remove(lease_id)
+        self._num_trained += len(lease_ids)
+        self._last_step = step
+
+    def drop(self, lease_id: str, reason: str) -> None:
+        """Give up on this task for this epoch."""
+        self._remove(lease_id)
+        self.drop_reasons[reason] += 1
+
+    def hand_back(self, lease_id: str, reason: str) -> bool:
+        """Put the task in front of the queue, or drop it if it was leased `max_attempts` times.
+
+        Returns whether it waits again.
+        """
+        entry = self._remove(lease_id)
+        if entry.lease.attempt >= self._max_attempts:
+            self.drop_reasons[reason] += 1
+            return False
+        self.hand_back_reasons[reason] += 1
+        self._returned.appendleft((entry.lease.epoch, entry.index, entry.lease.attempt))
+        return True
+
+    def expire(self, now_s: float) -> list[Lease]:
+        """Hand back every lease whose deadline is past, and return them: their owners' results are no longer wanted."""
+        expired = []
+        while self._deadlines and self._deadlines[0][0] < now_s:
+            _, lease_id = heapq.heappop(self._deadlines)
+            if self.state_of(lease_id) == "leased":
+                expired.append(self._entries[lease_id].lease)
+                self.hand_back(lease_id, "lease_expired")
+        return expired
+
+    def release_owner(self, owner: str) -> list[Lease]:
+        """Hand back all that a dead actor was working on, and return it. Groups that it finished are kept."""
+        released = [self._entries[lease_id].lease for lease_id in self._leased_by.get(owner, ())]
+        for lease in reversed(released):  # so that the oldest is in front again
+            self.hand_back(lease.lease_id, "owner_died")
+        return released
+
+    # What can be asked
+
+    def state_of(self, lease_id: str) -> State | None:
+        """The state of a lease; None if it ended (trained, dropped, handed back) or never was."""
+        entry = self._entries.get(lease_id)
+        return entry.state if entry else None
+
+    def leases(self, state: State) -> list[Lease]:
+        """The leases in a state, oldest first."""
+        return [entry.lease for entry in self._entries.values() if entry.state == state]
+
+    def counts(self) -> Counts:
+        return Counts(
+            pending=len(self._returned) + len(self._order) - self._cursor,
+            leased=self._num_in["leased"],
+            finished=self._num_in["finished"],
+            scored=self._num_in["scored"],
+            trained=self._num_trained,
+            dropped=self.drop_reasons.total(),
+        )
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that new tasks are taken from, from 0."""
+        return self._epoch
+
+    # Checkpoints
+
+    def state(self) -> dict[str, Any]:
+        """Everything, as data that msgpack takes."""
+        return {
+            "tasks": self._fingerprint,
+            "epoch": self._epoch,
+            # The order itself, not its seed: a shuffle may differ between versions of numpy.
+            "order": self._order[self._cursor :].astype("<i4").tobytes(),
+            "returned": [list(item) for item in self._returned],
+            "in_flight": [
+                [entry.lease.epoch, entry.index, entry.lease.attempt, entry.lease.policy_version, entry.state]
+                for entry in self._entries.values()
+            ],
+            "trained": self._num_trained,
+            "last_step": self._last_step,
+            "drop_reasons": dict(self.drop_reasons),
+            "hand_back_reasons": dict(self.hand_back_reasons),
+        }
+
+    def restore(self, state: dict[str, Any], held: Collection[str] = ()) -> None:
+        """Become the ledger that gave `state`, in a process where nobody works on anything.
+
+        `held` are the lease ids of the scored groups that the caller restored too: they stay scored. Everything else
+        that was in flight is pending again, in front and in the order it was leased; that attempt doesn't count, as the
+        task wasn't to blame. Raises ValueError if the tasks are others than then, or `held` names a group that wasn't
+        scored.
+        """
+        if state["tasks"] != self._fingerprint:
+            raise ValueError(
+                "the checkpoint was made with other tasks: "
+                "resume with the same data, or start a new run without the checkpoint"
+            )
+        fresh = Ledger(self._tasks, seed=self._seed, max_attempts=self._max_attempts)
+        fresh._epoch = state["epoch"]
+        fresh._order = np.frombuffer(state["order"], dtype="<i4").astype(np.int32)
+        for epoch, index, attempt, policy_version, entry_state in state["in_flight"]:
+            lease_id = f"{epoch}-{index}-{attempt}"
+            if entry_state == "scored" and lease_id in held:
+                lease = Lease(
+                    lease_id=lease_id,
+                    task=self._tasks[index],
+                    epoch=epoch,
+                    attempt=attempt,
+                    policy_version=policy_version,
+                    owner="",
+                    deadline_s=math.inf,
+                )
+                fresh._entries[lease_id] = _Entry(lease, index, "scored")
+                fresh._num_in["scored"] += 1
+            else:
+                fresh._returned.append((epoch, index, attempt - 1))
+        if unknown := set(held) - fresh._entries.keys():
+            raise ValueError(f"held groups that the checkpoint's ledger doesn't know as scored: {sorted(unknown)[:5]}")
+        fresh._returned.extend((epoch, index, attempts) for epoch, index, attempts in state["returned"])
+        fresh._num_trained = state["trained"]
+        fresh._last_step = state["last_step"]
+        fresh.drop_reasons = Counter(state["drop_reasons"])
+        fresh.hand_back_reasons = Counter(state["hand_back_reasons"])
+        self.__dict__ = fresh.__dict__
+
+    # Inside
+
+    def _shuffle(self, epoch: int) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
+        return np.random.default_rng([self._seed, epoch]).permutation(len(self._tasks)).astype(np.int32)
+
+    def _expect(self, lease_id: str, state: State) -> _Entry:
+        entry = self._entries.get(lease_id)
+        if entry is None or entry.state != state:
+            found = entry.state if entry else "not held: it was trained, dropped or handed back, or never leased"
+            raise LedgerError(f"lease {lease_id} should be {state}, but is {found}")
+        return entry
+
+    def _move(self, lease_id: str, source: State, target: State) -> None:
+        entry = self._expect(lease_id, source)
+        if source == "leased":
+            self._forget_owner(entry.lease)
+        entry.state = target
+        self._num_in[source] -= 1
+        self._num_in[target] += 1
+
+    def _remove(self, lease_id: str) -> _Entry:
+        entry = self._entries.get(lease_id)
+        if entry is None:
+            raise LedgerError(f"lease {lease_id} is not held: it was trained, dropped or handed back, or never leased")
+        if entry.state == "leased":
+            self._forget_owner(entry.lease)
+        self._num_in[entry.state] -= 1
+        del self._entries[lease_id]
+        return entry
+
+    def _forget_owner(self, lease: Lease) -> None:
+        owned = self._leased_by[lease.owner]
+        del owned[lease.lease_id]
+        if not owned:
+            del self._leased_by[lease.owner]
+
+
+def admissible(
+    *, leased: int, finished: int, trained: int, version: int, groups_per_step: int, max_staleness: int
+) -> int:
+    """How many more groups may start now, so that none is likely to be trained on too late (AReaL, arXiv 2505.24298).
+
+    A group may start only if  leased + finished < (max_staleness + 1 + version) · groups_per_step − trained.
+
+    `finished` counts the groups that came back and aren't trained on yet, scored ones included. `trained` counts the
+    groups that steps consumed. `version` is the policy's, one more after each step. The right side is what the steps up
+    to `max_staleness` from now will consume: what starts now is trained on by then.
+
+    Worked example, groups_per_step = 4:
+      max_staleness = 0, version 0: 4 may start, and no more until the step: synchronous training. After the step
+      (trained = 4, version = 1): (0 + 1 + 1) · 4 − 4 = 4 again.
+      max_staleness = 1, version 0: 8 may start. After one step with the other 4 still in flight:
+      (1 + 1 + 1) · 4 − 4 − 4 = 4 may start.
+
+    A group whose rewards don't vary has no gradient. With dynamic sampling it is dropped after scoring: it leaves
+    `finished` without entering `trained`, so the formula admits a replacement by itself. Without, it takes its place in
+    the step and is given to `Ledger.train` with the others; dropping it there would leave the step waiting for a group.
+    """
+    capacity = (max_staleness + 1 + version) * groups_per_step - trained
+    return max(0, capacity - leased - finished)
+
+
+def is_stale(min_policy_version: int, current_version: int, max_staleness: int) -> bool:
+    """Whether something sampled by `min_policy_version` is too old for the step that `current_version` takes next."""
+    return current_version - min_policy_version > max_staleness

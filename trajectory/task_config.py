@@ -1,0 +1,35 @@
+"""The settings of `tasks.load_tasks`."""
+
+from pydantic import Field
+
+from trajectory.config import Section
+from trajectory.types import TaskKind
+
+
+class TaskConfig(Section):
+    """Where the questions come from."""
+
+    source: str = "word-problems"
+    """`word-problems` (generated), a path ending in .jsonl or .parquet, or `hf:name` (`hf:name/config`… as the hub names
+    it): a Hugging Face data set, read with `datasets`."""
+
+    split: str = "train"
+    """Of `word-problems`: `train` or `eval`, which share no problem. Of `hf:`: the split's name. Files have none."""
+
+    limit: int | None = Field(default=None, ge=1)
+    """Take the first so many tasks; for `word-problems` how many to generate (1000 if not set)."""
+
+    kind: TaskKind = "math"
+    """How answers are compared: `math` as numbers and expressions, `qa` by the words they share."""
+
+    question_field: str = "question"
+    """The field that holds the question."""
+
+    answer_field: str = "answer"
+    """The field that holds the gold answer, or a list of them. Of a text with `#### gold` only the gold is taken."""
+
+    id_field: str | None = None
+    """The field that holds a task's id. Without one, ids are made from the questions and stay the same between runs."""
+
+    seed: int = 0
+    """For `word-problems`: which ones are generated."""
