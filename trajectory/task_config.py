@@ -10,8 +10,8 @@ class TaskConfig(Section):
     """Where the questions come from."""
 
     source: str = "word-problems"
-    """`word-problems` (generated), a path ending in .jsonl or .parquet, or `hf:name` (`hf:name/config`… as the hub names
-    it): a Hugging Face data set, read with `datasets`."""
+    """`word-problems` (generated), a path ending in .jsonl or .parquet, or `hf:name` (`hf:name:subset`): a Hugging Face
+    data set or a folder of its files, read with `datasets`."""
 
     split: str = "train"
     """Of `word-problems`: `train` or `eval`, which share no problem. Of `hf:`: the split's name. Files have none."""

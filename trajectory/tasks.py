@@ -1,0 +1,157 @@
+"""Questions with gold answers from files, Hugging Face data sets, or the generator of word problems."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import string
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, cast
+
+from trajectory import word_problems
+from trajectory.task_config import TaskConfig
+from trajectory.types import Task
+
+_GSM8K_GOLD = re.compile(r"####[ \t]*([^\n]+)")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def load_tasks(config: TaskConfig) -> list[Task]:
+    """The tasks that `config` describes, in the order of their source.
+
+    Raises ValueError, naming the setting and the remedy, for a source that can't be read, an unknown field, a task
+    without question or gold answer (with its line), ids that occur twice, and no tasks at all.
+    """
+    if config.source == "word-problems":
+        return _generate(config)
+    tasks: dict[str, Task] = {}
+    for place, row in islice(_rows(config), config.limit):
+        task = _task(row, place, config)
+        if task.id in tasks:
+            what = f"the id {task.id!r}" if config.id_field else f"the question {task.question[:80]!r}"
+            raise ValueError(
+                f"{place}: {what} occurs a second time; remove it, or set data.id_field to a field whose values differ"
+            )
+        tasks[task.id] = task
+    if not tasks:
+        raise ValueError(f"data.source = {config.source!r} holds no tasks")
+    return list(tasks.values())
+
+
+def assert_disjoint(train: Iterable[Task], held_out: Iterable[Task]) -> None:
+    """Raises ValueError if a training question is also an evaluation question, capitals and punctuation aside."""
+    evaluated = {_normalised(task.question): task for task in held_out}
+    shared = [(task, evaluated[key]) for task in train if (key := _normalised(task.question)) in evaluated]
+    if shared:
+        named = "; ".join(f"{a.id} = {b.id}: {a.question[:80]!r}" for a, b in shared[:3])
+        raise ValueError(
+            f"{len(shared)} training tasks are in the evaluation set, so its scores would mean nothing ({named}); "
+            "set data.source or eval.data.source to data (or a split) that share no question"
+        )
+
+
+def _normalised(question: str) -> str:
+    return " ".join(question.lower().translate(_PUNCTUATION).split())
+
+
+def _generate(config: TaskConfig) -> list[Task]:
+    try:
+        return word_problems.generate(cast(word_problems.Split, config.split), config.limit or 1000, config.seed)
+    except ValueError as error:
+        raise ValueError(f"data.split = {config.split!r}, data.limit = {config.limit}: {error}") from error
+
+
+def _task(row: Mapping[str, Any], place: str, config: TaskConfig) -> Task:
+    question = str(_field(row, "question_field", config.question_field, place)).strip()
+    if not question:
+        raise ValueError(f"{place}: the question is empty")
+    golds = _golds(_field(row, "answer_field", config.answer_field, place))
+    if not golds:
+        raise ValueError(
+            f"{place}: no gold answer in the field {config.answer_field!r}; "
+            "remove the task or set data.answer_field to the field that has it"
+        )
+    if config.id_field is None:
+        task_id = hashlib.sha256(question.encode()).hexdigest()[:16]
+    else:
+        task_id = str(_field(row, "id_field", config.id_field, place))
+    return Task(id=task_id, question=question, golds=golds, kind=config.kind)
+
+
+def _field(row: Mapping[str, Any], setting: str, name: str, place: str) -> Any:
+    if name not in row:
+        raise ValueError(f"{place}: there is no field {name!r}; set data.{setting} to one of {', '.join(sorted(row))}")
+    return row[name]
+
+
+def _golds(answer: Any) -> tuple[str, ...]:
+    """Gold answers as text, each once. Of GSM8K's worked solutions only what follows the last `####`."""
+    values = answer if isinstance(answer, Sequence) and not isinstance(answer, str) else [answer]
+    texts = [str(value) for value in values if value is not None]
+    golds = [(found[-1] if (found := _GSM8K_GOLD.findall(text)) else text).strip() for text in texts]
+    return tuple(dict.fromkeys(gold for gold in golds if gold))
+
+
+def _rows(config: TaskConfig) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Each row with where it stands, for messages."""
+    if config.source.startswith("hf:"):
+        return _hugging_face(config)
+    path = Path(config.source)
+    if path.suffix not in (".jsonl", ".parquet"):
+        raise ValueError(
+            f"data.source = {config.source!r} is not a source: "
+            "use 'word-problems', a file ending in .jsonl or .parquet, or 'hf:' and the name of a data set"
+        )
+    if not path.is_file():
+        raise ValueError(f"data.source = {config.source!r}: there is no such file here ({Path.cwd()})")
+    return _jsonl(path) if path.suffix == ".jsonl" else _parquet(path)
+
+
+def _jsonl(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            place = f"{path}, line {number}"
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:  # malformed JSON or UTF-8; too deep
+                raise ValueError(f"{place}: not valid JSON ({error}); a .jsonl file has one object a line") from error
+            if not isinstance(row, dict):
+                raise ValueError(f"{place}: a {type(row).__name__}, not an object with fields")
+            yield place, row
+
+
+def _parquet(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    number = 0
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches():
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{path}, row {number}", row
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"data.source = {str(path)!r} is not readable Parquet after row {number}: {error}") from error
+
+
+def _hugging_face(config: TaskConfig) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    try:
+        import datasets
+    except ImportError as error:
+        raise ValueError(f"data.source = {config.source!r} needs the package datasets: pip install datasets") from error
+    name, _, subset = config.source.removeprefix("hf:").partition(":")
+    try:
+        rows = datasets.load_dataset(name, subset or None, split=config.split)
+    except Exception as error:  # the hub, the network, the builder: each raises its own kinds
+        raise ValueError(
+            f"data.source = {config.source!r}, data.split = {config.split!r} can't be loaded: {error}; "
+            "check the name ('hf:name' or 'hf:name:subset') and the split, or give a local .jsonl or .parquet file"
+        ) from error
+    for number, row in enumerate(rows, start=1):
+        yield f"{config.source}, row {number}", row
