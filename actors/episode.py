@@ -1,0 +1,194 @@
+"""One attempt at a question: generate, run the tool that was asked for, append its result, and on.
+
+    prompt ─▶ generate ──</answer>, end of sequence or a limit──▶ Trajectory
+                ▲   │ </code>, </search>
+                │   ▼
+      result tokens (loss mask 0) ◀── call_tool
+
+Tokens in, tokens out: what the engine sampled is what is trained on; only the environment's text is tokenised here.
+Pure asyncio: the engine and the sandbox come in as callables.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from actors.config import EpisodeConfig
+from actors.engine import EngineError, Generation
+from trajectory.markup import contains_forged_result, render_result, trailing_tool_call
+from trajectory.types import FinishReason, Segment, Task, ToolCall, ToolResult, Trajectory, Turn
+
+logger = logging.getLogger(__name__)
+
+Generate = Callable[[Sequence[int], int], Awaitable[Generation]]
+"""`await generate(token_ids, max_tokens)`: the engine's continuation of all tokens so far; raises `EngineError`."""
+
+CallTool = Callable[[ToolCall, float], Awaitable[ToolResult]]
+"""`await call_tool(call, timeout_s)`; a failure is a `ToolResult`, never an exception."""
+
+Encode = Callable[[str], list[int]]
+"""Token ids of a text as it stands, no special tokens added."""
+
+
+async def run(
+    task: Task,
+    prompt_ids: Sequence[int],
+    index: int,
+    *,
+    generate: Generate,
+    call_tool: CallTool,
+    encode: Encode,
+    config: EpisodeConfig,
+) -> Trajectory:
+    """Sample the trajectory `index` of `task`.
+
+    It always returns one: errors and the deadline end it with what was sampled so far, named in `Trajectory.error`.
+    Only cancellation is raised.
+    """
+    started = time.monotonic()
+    response = _Response()
+    error = ""
+    try:
+        async with asyncio.timeout(config.deadline_s):
+            finish_reason = await _converse(prompt_ids, response, generate, call_tool, encode, config)
+    except TimeoutError:
+        finish_reason = "deadline"
+        error = f"episode waited on {response.waiting_for} at its deadline of {config.deadline_s:g} s"
+    except Exception as failure:
+        # The one place where a failure becomes data: an episode must never abort its siblings or the step.
+        if not isinstance(failure, EngineError | ValueError):
+            logger.exception("episode %d of task %s failed while waiting for %s", index, task.id, response.waiting_for)
+        finish_reason, error = "error", f"{type(failure).__name__}: {failure}"
+    return Trajectory(
+        task_id=task.id,
+        index=index,
+        prompt_ids=np.asarray(prompt_ids, dtype=np.int32),
+        response_ids=np.asarray(response.token_ids, dtype=np.int32),
+        loss_mask=np.asarray(response.loss_mask, dtype=np.bool_),
+        logprobs=np.asarray(response.logprobs, dtype=np.float32),
+        segments=tuple(response.segments),
+        turns=tuple(response.turns),
+        text=response.text,
+        finish_reason=finish_reason,
+        duration_s=time.monotonic() - started,
+        error=error,
+    )
+
+
+@dataclass(slots=True)
+class _Response:
+    """The response so far; the first three lists have one entry a token."""
+
+    token_ids: list[int] = field(default_factory=list)
+    loss_mask: list[bool] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    segments: list[Segment] = field(default_factory=list)
+    turns: list[Turn] = field(default_factory=list)
+    text: str = ""
+    waiting_for: str = "the engine"
+
+    def append_sampled(self, generation: Generation) -> None:
+        offset = len(self.token_ids)
+        self.token_ids += generation.token_ids
+        self.loss_mask += [True] * len(generation.token_ids)
+        self.logprobs += generation.logprobs
+        self.text += generation.text
+        for segment in generation.segments:
+            start, end, version = offset + segment.start, offset + segment.end, segment.policy_version
+            self.segments.append(Segment(start=start, end=end, policy_version=version))
+
+    def append_result(self, text: str, token_ids: list[int]) -> None:
+        self.token_ids += token_ids
+        self.loss_mask += [False] * len(token_ids)
+        self.logprobs += [0.0] * len(token_ids)
+        self.text += text
+
+
+async def _converse(
+    prompt_ids: Sequence[int],
+    response: _Response,
+    generate: Generate,
+    call_tool: CallTool,
+    encode: Encode,
+    config: EpisodeConfig,
+) -> FinishReason:
+    if len(prompt_ids) > config.max_prompt_tokens:
+        raise ValueError(
+            f"the prompt has {len(prompt_ids)} tokens, more than max_prompt_tokens = {config.max_prompt_tokens}"
+        )
+    num_tool_calls = 0
+    while True:
+        response.waiting_for = "the engine"
+        start, begun = len(response.token_ids), time.monotonic()
+        generation = await generate([*prompt_ids, *response.token_ids], config.max_response_tokens - start)
+        generate_s = time.monotonic() - begun
+        response.append_sampled(generation)
+        end = len(response.token_ids)
+
+        call = trailing_tool_call(generation.text)
+        refusal = _refusal(generation, call, num_turns=len(response.turns) + 1, num_calls=num_tool_calls, config=config)
+        if call is None or refusal is not None:
+            response.turns.append(
+                Turn(text=generation.text, start=start, end=end, result_end=end, generate_s=generate_s)
+            )
+            return refusal or _ending(generation)
+
+        num_tool_calls += 1
+        response.waiting_for, begun = f"the tool {call.tool}", time.monotonic()
+        result = await call_tool(call, config.tool_timeout_s)
+        result_text = render_result(_shown(result), config.max_result_chars)
+        result_ids = encode(result_text)
+        # A result that leaves no room for a reply is of no use to the model, and half a `<result>` breaks the grammar.
+        fits = end + len(result_ids) < config.max_response_tokens
+        if fits:
+            response.append_result(result_text, result_ids)
+        response.turns.append(
+            Turn(
+                text=generation.text,
+                start=start,
+                end=end,
+                result_end=len(response.token_ids),
+                tool_call=call,
+                tool_result=result,
+                generate_s=generate_s,
+                tool_s=time.monotonic() - begun,
+            )
+        )
+        if not fits:
+            return "length"
+
+
+def _refusal(
+    generation: Generation, call: ToolCall | None, *, num_turns: int, num_calls: int, config: EpisodeConfig
+) -> FinishReason | None:
+    """Why this turn must be the last although it may have asked for a tool; the tool isn't run then."""
+    if contains_forged_result(generation.text):
+        return "malformed"
+    if call is None:
+        return None
+    if num_calls >= config.max_tool_calls:
+        return "tool_limit"
+    return "turn_limit" if num_turns >= config.max_turns else None
+
+
+def _ending(generation: Generation) -> FinishReason:
+    """What a turn without a tool call means."""
+    if generation.text.endswith("</answer>"):
+        return "answer"
+    if generation.finish_reason == "stop_string":  # `</code>` that closes nothing: no tool can be meant
+        return "malformed"
+    return "length" if generation.finish_reason == "length" else "eos"
+
+
+def _shown(result: ToolResult) -> str:
+    """What the model reads of a result. `message` is for people and would teach it our hosts and clocks."""
+    output = result.output.strip()
+    if result.status == "ok":
+        return output or "(no output)"
+    return f"[{result.status}]\n{output}".strip()
