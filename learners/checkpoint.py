@@ -19,21 +19,21 @@ UNIVERSAL_TAG = "universal"
 META_FILE = "learner.json"
 
 
-def save(engine: Any, path: Path, *, num_steps: int, zero_stage: int) -> None:
+def save(engine: Any, path: Path, counters: Mapping[str, int], *, zero_stage: int) -> None:
     """Write below `path`, on all ranks; `learner.json` comes last and marks the checkpoint as complete."""
     (path / META_FILE).unlink(missing_ok=True)
     engine.save_checkpoint(str(path), tag=TAG)
     dist.barrier()
     if dist.get_rank() == 0:
-        meta = {"num_steps": num_steps, "world_size": dist.get_world_size(), "zero_stage": zero_stage}
+        meta = {"counters": dict(counters), "world_size": dist.get_world_size(), "zero_stage": zero_stage}
         temporary = path / f"{META_FILE}.tmp"
         temporary.write_text(json.dumps(meta))
         temporary.rename(path / META_FILE)
     dist.barrier()
 
 
-def load(engine: Any, path: Path, *, zero_stage: int) -> int:
-    """Restore weights and optimizer on all ranks; returns the number of steps done.
+def load(engine: Any, path: Path, *, zero_stage: int) -> dict[str, int]:
+    """Restore weights and optimizer on all ranks; returns the counters saved with them.
 
     Shards that another number of ranks (or another ZeRO stage) wrote go through DeepSpeed's universal checkpoint.
 
@@ -60,7 +60,8 @@ def load(engine: Any, path: Path, *, zero_stage: int) -> int:
         if dist.get_rank() == 0:
             shutil.rmtree(path / UNIVERSAL_TAG)
             (path / f"latest_{UNIVERSAL_TAG}").unlink()
-    return int(meta["num_steps"])
+    counters: dict[str, int] = meta["counters"]
+    return counters
 
 
 def write_hf(lm: Any, weights: Mapping[str, Tensor], *, source: str, path: Path) -> None:

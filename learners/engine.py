@@ -55,7 +55,8 @@ class DeepSpeedEngine:
                 timeout=timedelta(seconds=config.step_timeout_s),
             )
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
-        self.num_steps = 0
+        self.num_steps = 0  # optimizer steps
+        self.policy_version = 0  # batches trained on by policy_step
         torch.manual_seed(config.seed)
         np.random.seed(config.seed)
         self._padded = attention_implementation(config, self.device) == "sdpa"
@@ -106,6 +107,7 @@ class DeepSpeedEngine:
             for name, value in self._optimize(batches, loss).items():
                 combined = max(totals.get(name, value), value) if name.endswith("_max") else value / len(splits)
                 totals[name] = combined if name.endswith("_max") else totals.get(name, 0.0) + combined
+        self.policy_version += 1
         return totals
 
     def sft_step(self, samples: Sequence[Sample]) -> dict[str, float]:
@@ -160,12 +162,14 @@ class DeepSpeedEngine:
         dist.barrier()
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write weights, optimizer and step count below `path`; a resumed run may have another number of ranks."""
-        checkpoint.save(self._deepspeed, Path(path), num_steps=self.num_steps, zero_stage=self.config.zero_stage)
+        """Write weights, optimizer and counters below `path`; a resumed run may have another number of ranks."""
+        counters = {"num_steps": self.num_steps, "policy_version": self.policy_version}
+        checkpoint.save(self._deepspeed, Path(path), counters, zero_stage=self.config.zero_stage)
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Restore what `save` wrote, whatever the number of ranks then."""
-        self.num_steps = checkpoint.load(self._deepspeed, Path(path), zero_stage=self.config.zero_stage)
+        counters = checkpoint.load(self._deepspeed, Path(path), zero_stage=self.config.zero_stage)
+        self.num_steps, self.policy_version = counters["num_steps"], counters["policy_version"]
 
     # -- inside --------------------------------------------------------------------------------------------------
 

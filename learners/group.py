@@ -1,0 +1,284 @@
+"""The gang of learner ranks, as the controller sees it: one object, every wait with a deadline, every failure named.
+
+    group = LearnerGroup(LearnerConfig(model=…, num_learners=2), LossConfig(), probe_ids=[…])
+    step = group.start_step(samples)            # or group.train_step(samples), which waits
+    while (result := step.poll(0.25)) is None:
+        …                                       # the controller goes on with rollouts
+    result.update                               # ObjectRef of the WeightUpdate, for the engines
+
+Implements what RLlib asks of a learner group when it saves and restores an Algorithm (its `Checkpointable` by duck type).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from learners.batching import Sample
+from learners.config import LearnerConfig, LossConfig
+from learners.environment import process_environment
+from learners.errors import LearnerDied, LearnerError, LearnerFailed, LearnerTimeout
+from learners.learner import Learner
+from trajectory.weights import LogprobProbe
+
+T = TypeVar("T")
+
+GRACE_S = 3.0
+"""After a first failure, how long to look for a dead rank: its peers' broken connections may be reported earlier."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepResult:
+    """What a step left: metrics, the weights for the engines and the yardstick for their logprob gate."""
+
+    policy_version: int
+    metrics: dict[str, float]
+    update: ray.ObjectRef  # of a WeightUpdate; owned by the caller, so it outlives the learners
+    probe: LogprobProbe | None  # None if the group has no probe_ids
+
+
+class Pending(Generic[T]):
+    """A call that all ranks are working on."""
+
+    def __init__(self, group: LearnerGroup, what: str, refs: list[Any], timeout_s: float, convert: Callable[[], T]):
+        self._group, self._what, self._convert = group, what, convert
+        self._waiting = {ref: rank for rank, ref in enumerate(refs)}
+        self._timeout_s = timeout_s
+        self._deadline = time.monotonic() + timeout_s
+
+    def poll(self, timeout_s: float = 0.0) -> T | None:
+        """The result if there is one within `timeout_s`, else None.
+
+        Raises:
+            LearnerError: a rank died, raised or missed the deadline. The gang is then down.
+        """
+        until = min(time.monotonic() + timeout_s, self._deadline)
+        while self._waiting:
+            done, _ = ray.wait(
+                list(self._waiting), num_returns=1, timeout=max(until - time.monotonic(), 0.0), fetch_local=False
+            )
+            for ref in done:
+                try:
+                    ray.get(ref, timeout=GRACE_S)
+                except Exception as e:
+                    raise self._group._failed(self._what, self._waiting, ref, e) from e
+                del self._waiting[ref]
+            if not done and self._waiting:
+                if time.monotonic() >= self._deadline:
+                    self._group._abandon()
+                    ranks = sorted(self._waiting.values())
+                    raise LearnerTimeout(f"{self._what}: no answer from ranks {ranks} within {self._timeout_s:.0f} s")
+                return None
+        return self._convert()
+
+    def result(self) -> T:
+        """Wait until the call's deadline. Raises as `poll` does."""
+        while True:
+            value = self.poll(self._deadline - time.monotonic())
+            if value is not None:
+                return value
+
+
+class LearnerGroup:
+    """`num_learners` ranks on a placement group. Needs `ray.init` to have been called.
+
+    Raises:
+        LearnerError: the ranks could not be placed, started or loaded in `start_timeout_s`.
+    """
+
+    def __init__(
+        self, config: LearnerConfig, loss: LossConfig | None = None, *, probe_ids: Sequence[int] | None = None
+    ) -> None:
+        self.config = config
+        self.loss_config = loss or LossConfig()
+        self.probe_ids = None if probe_ids is None else tuple(probe_ids)
+        self.policy_version = 0
+        self._ranks: list[Any] = []
+        self._placement: PlacementGroup | None = None
+        self._start()
+
+    # -- training ------------------------------------------------------------------------------------------------
+
+    def train_step(self, samples: Sequence[Sample]) -> StepResult:
+        """Train on one batch and publish the weights; waits."""
+        return self.start_step(samples).result()
+
+    def start_step(self, samples: Sequence[Sample]) -> Pending[StepResult]:
+        """As `train_step`, without waiting."""
+        return self._start_published("train_step", ray.put(list(samples)), self.probe_ids)
+
+    def publish(self) -> StepResult:
+        """The current weights without training: for engines that start or come back. `metrics` is empty."""
+        return self._start_published("publish", self.probe_ids).result()
+
+    def sft_step(self, samples: Sequence[Sample]) -> dict[str, float]:
+        """One supervised optimizer step; returns its metrics."""
+        metrics: dict[str, float] = self._call("sft_step", ray.put(list(samples)))
+        return metrics
+
+    # -- NCCL weight sync ----------------------------------------------------------------------------------------
+
+    def open_broadcast(self, num_engine_workers: int) -> tuple[dict[str, Any], Pending[bool]]:
+        """Start to open the NCCL group. Give the first value to every engine's `init_weight_transfer_engine`, then wait
+        for the second: both sides meet in the same call."""
+        from learners.weight_sync import engine_init_info
+
+        address, port = ray.get(self._ranks[0].address.remote(), timeout=self.config.start_timeout_s)
+        refs = self._refs("open_broadcast", address, port, num_engine_workers)
+        pending = Pending(self, "open_broadcast", refs, self.config.start_timeout_s, lambda: True)
+        return engine_init_info(address, port, num_engine_workers), pending
+
+    def broadcast(self) -> Pending[bool]:
+        """Send the current weights to the engines, which must be receiving at the same time."""
+        refs = self._refs("send_weights")
+        return Pending(self, "send_weights", refs, self.config.step_timeout_s, lambda: True)
+
+    # -- state ---------------------------------------------------------------------------------------------------
+
+    def export_hf(self, path: str | Path) -> None:
+        """Write a Hugging Face model directory."""
+        self._call("export_hf", str(path))
+
+    def save_to_path(self, path: str | Path, *, filesystem: Any = None, **_: Any) -> str:
+        """Write a checkpoint below `path`, which all ranks' nodes must share."""
+        if filesystem is not None and filesystem.type_name != "local":
+            raise ValueError(f"learners write to mounted file systems only, not to {filesystem.type_name!r}")
+        self._call("save", str(Path(path).absolute()))
+        return str(path)
+
+    def restore_from_path(self, path: str | Path, **_: Any) -> None:
+        """Load a checkpoint, whatever the number of ranks that wrote it."""
+        self.policy_version = self._call("load", str(Path(path).absolute()))
+
+    def get_state(
+        self, components: Collection[str] | str | None = None, *, not_components: Any = None, **_: Any
+    ) -> dict[str, Any]:
+        """Nothing: the state is sharded over the ranks and goes to disk from there, see `save_to_path`."""
+        return {"learner": {}}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Nothing, see `get_state`."""
+
+    def get_ctor_args_and_kwargs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return (self.config, self.loss_config), {"probe_ids": self.probe_ids}
+
+    def get_metadata(self) -> dict[str, Any]:
+        return {"policy_version": self.policy_version}
+
+    def get_checkpointable_components(self) -> list[tuple[str, Any]]:
+        return []
+
+    # -- life ----------------------------------------------------------------------------------------------------
+
+    @property
+    def alive(self) -> bool:
+        """Whether there is a gang to call; False after an error or `shutdown`."""
+        return bool(self._ranks)
+
+    def recreate(self, checkpoint: str | Path | None = None) -> None:
+        """Replace the gang by a new one, restored from `checkpoint` or, without one, from the model."""
+        self.shutdown()
+        self.policy_version = 0
+        self._start()
+        if checkpoint is not None:
+            self.restore_from_path(checkpoint)
+
+    def shutdown(self) -> None:
+        """End all ranks and give their resources back. May be called twice."""
+        self._abandon()
+        if self._placement is not None:
+            remove_placement_group(self._placement)
+            self._placement = None
+
+    def _start(self) -> None:
+        config = self.config
+        bundle = {"CPU": config.num_cpus_per_learner} | (
+            {"GPU": config.num_gpus_per_learner} if config.num_gpus_per_learner else {}
+        )
+        placement = placement_group([bundle] * config.num_learners, strategy=config.placement_strategy)
+        self._placement = placement
+        start = time.monotonic()
+        if not placement.wait(config.start_timeout_s):
+            self.shutdown()
+            raise LearnerTimeout(
+                f"no room for {config.num_learners} learners of {bundle} within {config.start_timeout_s:.0f} s; "
+                f"free in the cluster: {ray.available_resources()}"
+            )
+        actor = ray.remote(Learner)
+        self._ranks = [
+            actor.options(
+                num_cpus=config.num_cpus_per_learner,
+                num_gpus=config.num_gpus_per_learner,
+                max_restarts=0,  # a rank alone can't rejoin its process group: the gang lives and dies together
+                scheduling_strategy=PlacementGroupSchedulingStrategy(placement, placement_group_bundle_index=rank),
+                runtime_env={"env_vars": process_environment(config)},
+            ).remote(config, self.loss_config, rank)
+            for rank in range(config.num_learners)
+        ]
+        left = config.start_timeout_s - (time.monotonic() - start)
+        first = self._ranks[0].address.remote()
+        address, port = Pending(self, "address", [first], left, lambda: ray.get(first)).result()
+        left = config.start_timeout_s - (time.monotonic() - start)
+        Pending(self, "start", self._refs("start", address, port), left, lambda: True).result()
+
+    def _refs(self, method: str, *args: Any) -> list[Any]:
+        if not self._ranks:
+            raise LearnerError(f"{method}: the learners are down; call recreate() first")
+        return [getattr(rank, method).remote(*args) for rank in self._ranks]
+
+    def _call(self, method: str, *args: Any) -> Any:
+        """Run a collective on all ranks and return rank 0's answer."""
+        refs = self._refs(method, *args)
+        # Wrapped, as a rank may answer None, which `poll` keeps for "not yet".
+        return Pending(self, method, refs, self.config.step_timeout_s, lambda: (ray.get(refs[0]),)).result()[0]
+
+    def _start_published(self, method: str, *args: Any) -> Pending[StepResult]:
+        if not self._ranks:
+            raise LearnerError(f"{method}: the learners are down; call recreate() first")
+        pairs = [getattr(rank, method).options(num_returns=2).remote(*args) for rank in self._ranks]
+        report, update = pairs[0]
+
+        def convert() -> StepResult:
+            answer = ray.get(report)
+            self.policy_version = answer["policy_version"]
+            return StepResult(update=update, **answer)
+
+        return Pending(self, method, [pair[0] for pair in pairs], self.config.step_timeout_s, convert)
+
+    def _failed(self, what: str, waiting: dict[Any, int], ref: Any, error: Exception) -> LearnerError:
+        """Find the cause among the ranks, take the gang down and return the error to raise."""
+        errors = {waiting[ref]: error}
+        pending = [r for r in waiting if r != ref]
+        until = time.monotonic() + GRACE_S
+        while pending and not any(isinstance(e, ray.exceptions.ActorDiedError) for e in errors.values()):
+            done, pending = ray.wait(
+                pending, num_returns=1, timeout=max(until - time.monotonic(), 0.0), fetch_local=False
+            )
+            if not done:
+                break
+            for other in done:
+                try:
+                    ray.get(other, timeout=GRACE_S)
+                except Exception as e:  # recorded: it is one of the candidates for the cause
+                    errors[waiting[other]] = e
+        self._abandon()
+        for rank, found in errors.items():
+            if isinstance(found, ray.exceptions.ActorDiedError | ray.exceptions.ActorUnavailableError):
+                return LearnerDied(f"{what}: rank {rank} of {self.config.num_learners} died")
+        rank, first = next(iter(errors.items()))
+        cause = getattr(first, "cause", None) or first
+        return LearnerFailed(f"{what}: rank {rank} raised {type(cause).__name__}: {cause}")
+
+    def _abandon(self) -> None:
+        for rank in self._ranks:
+            with contextlib.suppress(ValueError):  # Ray was shut down meanwhile
+                ray.kill(rank)
+        self._ranks = []

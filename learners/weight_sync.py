@@ -1,0 +1,134 @@
+"""The learner's side of weight sync: what it publishes, or broadcasts, after a step.
+
+`host`: rank 0 copies the whole weights to numpy; they travel as one Ray object, which engines on a node share.
+`nccl`: rank 0 broadcasts to the engines' workers with vLLM's own trainer engine; only names and shapes travel by Ray.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from learners.engine import DeepSpeedEngine
+from trajectory.weights import WeightUpdate
+
+
+def host_update(engine: DeepSpeedEngine) -> WeightUpdate | None:
+    """A self-contained copy of the weights, on rank 0; None on the others, which take part in gathering them."""
+    payload = {}
+    shapes = []
+    for name, tensor in engine.full_weights():
+        if engine.rank == 0:
+            payload[name] = _to_numpy(tensor)
+            shapes.append(tuple(tensor.shape))
+    if engine.rank != 0:
+        return None
+    return WeightUpdate(
+        policy_version=engine.policy_version,
+        backend="host",
+        names=tuple(payload),
+        dtypes=tuple(dtype for _, dtype in payload.values()),
+        shapes=tuple(shapes),
+        payload=payload,
+    )
+
+
+def nccl_update(engine: DeepSpeedEngine) -> WeightUpdate:
+    """What engines must expect from the next `NCCLBroadcast.send`."""
+    parameters = engine.parameters
+    return WeightUpdate(
+        policy_version=engine.policy_version,
+        backend="nccl",
+        names=tuple(name for name, _ in parameters),
+        dtypes=tuple(_dtype_name(p.dtype) for _, p in parameters),
+        shapes=tuple(_full_shape(p) for _, p in parameters),
+    )
+
+
+class NCCLBroadcast:
+    """Rank 0 and all engine workers in one NCCL group; on every learner rank, as gathering needs them all.
+
+    The controller drives the engines (their `init_weight_transfer_engine`, then `update_weights` for each update) at the
+    same time as it calls this on the learners, so vLLM's trainer engine gets a client that has nothing to do.
+    """
+
+    def __init__(self, engine: DeepSpeedEngine, address: str, port: int, num_engine_workers: int) -> None:
+        from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
+        from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
+
+        self._trainer = WeightTransferTrainerFactory.trainer_init(
+            NCCLTrainerInitInfo(
+                master_address=address, master_port=port, world_size=1 + num_engine_workers, rank=engine.rank
+            ),
+            client=_ControllerDrivesEngines(),
+            source=_weight_source(engine),
+        )
+
+    def send(self) -> None:
+        """Broadcast the current weights in model order; returns when they have arrived. Collective."""
+        self._trainer.send_weights()
+
+    def close(self) -> None:
+        self._trainer.shutdown()
+
+
+def engine_init_info(address: str, port: int, num_engine_workers: int) -> dict[str, Any]:
+    """What each engine's `init_weight_transfer_engine` needs to join the group that `NCCLBroadcast` opens."""
+    from vllm.distributed.weight_transfer.packed_tensor import (
+        DEFAULT_PACKED_BUFFER_SIZE_BYTES,
+        DEFAULT_PACKED_NUM_BUFFERS,
+    )
+
+    return {
+        "master_address": address,
+        "master_port": port,
+        "rank_offset": 1,  # the one sender is rank 0
+        "world_size": 1 + num_engine_workers,
+        "packed": True,
+        "packed_buffer_size_bytes": DEFAULT_PACKED_BUFFER_SIZE_BYTES,
+        "packed_num_buffers": DEFAULT_PACKED_NUM_BUFFERS,
+    }
+
+
+class _ControllerDrivesEngines:
+    """vLLM's `VLLMWeightSyncClient` for trainers that leave the engines to somebody else."""
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None: ...
+
+    def start_weight_update(self) -> None: ...
+
+    def update_weights(self, update_info: Any) -> None: ...
+
+    def finish_weight_update(self, weight_version: str | None = None) -> None: ...
+
+
+def _weight_source(engine: DeepSpeedEngine) -> Any:
+    from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
+
+    class Source(WeightSource):
+        def metadata(self) -> list[Any]:
+            return [ParamMeta(name, p.dtype, _full_shape(p)) for name, p in engine.parameters]
+
+        def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+            for name, tensor in engine.full_weights():
+                # vLLM packs several tensors before it sends; a gathered ZeRO-3 parameter is gone by then.
+                yield name, tensor.clone() if engine.config.zero_stage == 3 else tensor
+
+    return Source()
+
+
+def _full_shape(parameter: Any) -> tuple[int, ...]:
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))  # a ZeRO-3 parameter itself is empty
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _to_numpy(tensor: Tensor) -> tuple[Any, str]:
+    host = tensor.detach().to("cpu", copy=True)  # never a view of weights that the next step changes
+    bits = host.view(torch.uint16) if host.dtype == torch.bfloat16 else host
+    return bits.numpy(), _dtype_name(tensor.dtype)
