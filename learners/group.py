@@ -54,6 +54,11 @@ class Pending(Generic[T]):
         self._timeout_s = timeout_s
         self._deadline = time.monotonic() + timeout_s
 
+    @property
+    def refs(self) -> list[Any]:
+        """What the call still waits for, to be waited on together with other things."""
+        return list(self._waiting)
+
     def poll(self, timeout_s: float = 0.0) -> T | None:
         """The result if there is one within `timeout_s`, else None.
 
