@@ -23,6 +23,15 @@ from learners.config import LearnerConfig, LossConfig
 from trajectory.config import Section
 
 
+SHARED: dict[tuple[str, str], tuple[str, ...]] = {
+    ("engine", "model"): ("model",),
+    ("learner", "model"): ("model",),
+    ("learner", "temperature"): ("episode", "temperature"),
+    ("learner", "weight_sync"): ("engine", "weight_transfer"),
+}
+"""(section, key) that isn't set by itself → the key that sets it."""
+
+
 class ConfigError(UserError):
     """A configuration that can't be run; the message names the key and the remedy."""
 
@@ -75,18 +84,37 @@ class RunConfig(Section):
     """Directory of the Hugging Face checkpoint to start from."""
     run_dir: str = "runs/grpo"
     """Where the resolved configuration, metrics, trajectories and checkpoints go."""
+    gateway: str | None = None
+    """Address (`host:port`) of a running sandbox gateway, whose token is `sandbox.token`. None: the run starts its own."""
     seed: int = 0
     """Seed of task order, sampling and training."""
     data: TaskConfig = TaskConfig()
     eval: EvalConfig = EvalConfig()
-    engine: EngineConfig = EngineConfig()
+    engine: EngineConfig
     episode: EpisodeConfig = EpisodeConfig()
     rollout: RolloutConfig = RolloutConfig()
     sandbox: SandboxConfig = SandboxConfig()
+    """The gateway that the run starts for itself; see `gateway` for one that is there."""
     reward: RewardConfig = RewardConfig()
-    learner: LearnerConfig = LearnerConfig()
+    learner: LearnerConfig
     loss: LossConfig = LossConfig()
     grpo: GRPOSettings = GRPOSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _hand_out_shared_values(cls, data: Any) -> Any:
+        """Fills what two rooms need from the one key that a person sets."""
+        filled = dict(data)
+        for (section, key), source in SHARED.items():
+            inner = dict(filled.get(section, {}))
+            if key in inner:
+                raise ValueError(f"{section}.{key}: set `{'.'.join(source)}` instead, which {section} shares")
+            value: Any = filled
+            for name in source:
+                value = value.get(name) if isinstance(value, dict) else None
+            if value is not None:
+                filled[section] = inner | {key: value}
+        return filled
 
     @model_validator(mode="after")
     def _no_contradictions(self) -> RunConfig:
@@ -137,7 +165,10 @@ def to_toml(config: RunConfig) -> str:
             lines.extend(["", f"[{prefix}{key}]"])
             emit(value, f"{prefix}{key}.")
 
-    emit(config.model_dump(mode="json"), "")
+    shared: dict[str, set[str]] = {}
+    for section, key in SHARED:
+        shared.setdefault(section, set()).add(key)
+    emit(config.model_dump(mode="json", exclude=shared), "")
     return "\n".join(lines).strip() + "\n"
 
 

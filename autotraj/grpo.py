@@ -20,7 +20,7 @@ from typing import Any
 
 import msgpack
 import numpy as np
-from learners.group import LearnerGroup, PendingStep, StepResult
+from learners.group import LearnerGroup, Pending, StepResult
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.core import ALL_MODULES
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
@@ -62,7 +62,7 @@ class GRPO(Algorithm):
         self._tasks: list[Task] = load_tasks(run.data)
         self._ledger = Ledger(self._tasks, seed=run.seed, max_attempts=run.grpo.max_attempts)
         self._buffer: list[Group] = []  # scored, in order of arrival
-        self._pending: tuple[PendingStep, TrainingBatch, float] | None = None
+        self._pending: tuple[Pending[StepResult], TrainingBatch, float] | None = None
         self._num_leases = 0
         self._tokens_since_step = 0
         self._last_step_at = time.monotonic()
@@ -76,22 +76,26 @@ class GRPO(Algorithm):
             sync_timeout_s=run.grpo.sync_timeout_s,
             gate_tolerance=config.gate_tolerance,
         )
-        self.runners.start()  # engines come up while the learners do
-        self.learner_group.wait_ready(run.grpo.start_timeout_s)
-        initial = self.learner_group.publish()
-        self.runners.push(initial.update, initial.probe)  # the gate holds before the first token, too
+        self.runners.start()
+        self._publish()  # the gate holds before the first token, too
+
+    def _publish(self) -> None:
+        """Gives the learners' weights to the engines and waits for the first to have them."""
+        current = self.learner_group.publish()
+        self.policy_version = current.policy_version
+        self.runners.push(current.update, current.probe)
         self.runners.wait_ready(everyone=False)
+        self._last_step_at = time.monotonic()
 
     # --- one optimizer step -----------------------------------------------------------------------------------------
 
     def training_step(self) -> None:
         self._admit()
         self._begin_step()
-        also = [self._pending[0].ref] if self._pending else []
-        for outcome in self.runners.poll(POLL_S, also):
+        for outcome in self.runners.poll(POLL_S, self._pending[0].refs if self._pending else []):
             self._take(outcome)
-        if self._pending and self._pending[0].done():
-            self._finish_step(self._pending[0].result(), self._pending[1], self._pending[2])
+        if self._pending and (result := self._pending[0].poll()) is not None:
+            self._finish_step(result, *self._pending[1:])
         self._check_deadlines()
 
     def _admit(self) -> None:
@@ -164,7 +168,7 @@ class GRPO(Algorithm):
             for group in taken:
                 self._ledger.drop(group.lease_id, "no_variance")
             return
-        self._pending = (self.learner_group.begin_step(batch.samples), batch, time.monotonic())
+        self._pending = (self.learner_group.start_step(batch.samples), batch, time.monotonic())
 
     def _finish_step(self, result: StepResult, batch: TrainingBatch, started: float) -> None:
         """Counts the step, publishes the weights and reports; runners sync while the next step begins."""
@@ -230,11 +234,10 @@ class GRPO(Algorithm):
         return [("learner_group", self.learner_group)]
 
     def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> dict[str, Any]:
-        return {"training_iteration": self.training_iteration, "policy_version": self.policy_version}
+        return {"training_iteration": self.training_iteration}
 
     def set_state(self, state: dict[str, Any]) -> None:
         self._iteration = state["training_iteration"]
-        self.policy_version = state["policy_version"]
 
     def save_to_path(self, path: Any = None, **kwargs: Any) -> str:
         """Ledger, scored-but-untrained groups and learner state. Between steps only: no step is in flight then."""
@@ -257,10 +260,7 @@ class GRPO(Algorithm):
         self._buffer = [decode_group(data) for data in state["buffer"]]
         self._ledger.restore(state["ledger"], held=[group.lease_id for group in self._buffer])
         self._num_leases = state["num_leases"]
-        restored = self.learner_group.publish()
-        self.runners.push(restored.update, restored.probe)
-        self.runners.wait_ready(everyone=False)
-        self._last_step_at = time.monotonic()
+        self._publish()
 
     def cleanup(self) -> None:
         if self._log:

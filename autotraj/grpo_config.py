@@ -7,10 +7,19 @@ from typing import Any
 from actors.config import RolloutSettings
 from actors.rollout import RolloutActor
 from learners.group import LearnerGroup
+from trajectory.chat import encode, load_tokenizer, render_prompt
+from pydantic import SecretStr
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 
 from autotraj.config import RunConfig
+
+PROBE = (
+    "Leo has 631 stamps and buys 98 bags of 4 stamps each. How many stamps does Leo have now?",
+    "<think>Multiply, then add.</think>\n<code>\nprint(631+98*4)\n</code>\n<result>\n1023\n</result>\n"
+    "<think>It is 1023.</think>\n<answer>\\boxed{1023}</answer>",
+)
+"""Question and reply that engine and learner score after every sync: all tags, words and digits."""
 
 GATE_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.3}
 
@@ -53,12 +62,11 @@ class GRPOConfig(AlgorithmConfig):
         self.run_config = run_config
         self.trajectory_log = trajectory_log
         self.rollout_settings = RolloutSettings(
-            model=run_config.model,
             engine=run_config.engine,
             episode=run_config.episode,
             rollout=run_config.rollout,
             sandbox_address=sandbox_address,
-            sandbox_token=sandbox_token,
+            sandbox_token=SecretStr(sandbox_token) if sandbox_token else None,
         )
         self.debugging(seed=run_config.seed)
         self.env_runners(
@@ -71,7 +79,11 @@ class GRPOConfig(AlgorithmConfig):
     @property
     def gate_tolerance(self) -> float:
         configured = self.run_config.grpo.gate_tolerance
-        return configured if configured is not None else GATE_TOLERANCE[self.run_config.learner.dtype]
+        if configured is not None:
+            return configured
+        learner = self.run_config.learner
+        in_bfloat16 = learner.dtype == "bfloat16" or (learner.dtype == "auto" and learner.num_gpus_per_learner > 0)
+        return GATE_TOLERANCE["bfloat16" if in_bfloat16 else "float32"]
 
     @property
     def rollout_timeout_s(self) -> float:
@@ -82,4 +94,6 @@ class GRPOConfig(AlgorithmConfig):
         return MultiRLModuleSpec(rl_module_specs={})
 
     def build_learner_group(self, **_: Any) -> LearnerGroup:
-        return LearnerGroup(model=self.run_config.model, config=self.run_config.learner, loss=self.run_config.loss)
+        tokenizer = load_tokenizer(self.run_config.model)
+        probe = [*render_prompt(tokenizer, PROBE[0], self.run_config.episode.system_prompt), *encode(tokenizer, PROBE[1])]
+        return LearnerGroup(self.run_config.learner, self.run_config.loss, probe_ids=probe)

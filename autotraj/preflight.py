@@ -34,7 +34,7 @@ def check(config: RunConfig) -> tuple[list[Task], list[Task]]:
     try:
         train, held_out = load_tasks(config.data), load_tasks(config.eval.data)
         assert_disjoint(train, held_out)
-        if config.sandbox.address is None:
+        if config.gateway is None:
             build.check_ready(config.sandbox)
     except ValueError as error:
         raise UserError(str(error)) from error

@@ -98,7 +98,7 @@ def parts(config: RunConfig) -> Iterator[Gateway]:
     """The sandbox and Ray, up for the length of the block."""
     needs = preflight.resources(config)
     with ExitStack() as stack:
-        gateway = stack.enter_context(sandbox_session(config.sandbox))
+        gateway = stack.enter_context(sandbox_session(config))
         stack.enter_context(ray_session(num_cpus=needs.num_cpus, num_gpus=needs.num_gpus))
         yield gateway
 

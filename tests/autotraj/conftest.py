@@ -1,0 +1,37 @@
+"""One gateway and one Ray for the tests that run the whole loop."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from autotraj.config import RunConfig, load
+from autotraj.sandbox import Gateway
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = ROOT / "examples/tiny/grpo.toml"
+
+
+def tiny(tmp_path: Path, *overrides: str) -> RunConfig:
+    """The tiny default, small enough for a test."""
+    return load(
+        TINY,
+        [
+            f'model="{ROOT / "examples/tiny/base"}"',
+            f'run_dir="{tmp_path / "run"}"',
+            "eval.data.limit=16",
+            "data.limit=200",
+            "grpo.groups_per_step=4",
+            "rollout.group_size=4",
+            "grpo.num_steps=3",
+            *overrides,
+        ],
+    )
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    from autotraj.run import parts
+
+    with parts(tiny(tmp_path_factory.mktemp("session"), "learner.num_learners=2")) as running:
+        yield running

@@ -1,0 +1,108 @@
+"""The whole loop with its real parts: vLLM, Docker, DeepSpeed, Ray. Engines take half a minute each, so tests share runs."""
+
+import os
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import ROOT, tiny
+
+from autotraj.grpo import GRPO
+from autotraj.run import build, measure, train
+from autotraj.run_folder import RunFolder, latest_checkpoint
+from autotraj.sandbox import Gateway
+from trajectory.store import TrajectoryLog
+from trajectory.tasks import load_tasks
+
+pytestmark = [pytest.mark.ray, pytest.mark.engine, pytest.mark.docker, pytest.mark.timeout(600)]
+
+GSM8K = ROOT.parent / "shared/data/gsm8k_train.jsonl"
+
+
+def runner_pids() -> list[int]:
+    return [p.pid for p in psutil.process_iter() if " ".join(p.cmdline()).startswith("ray::RolloutActor")]
+
+
+def assert_nothing_lost(algo: GRPO) -> None:
+    """Every (task, epoch) that was ever leased is in exactly one state."""
+    counts = algo._ledger.counts()
+    in_flight = counts.leased + counts.finished + counts.scored
+    assert counts.scored == len(algo._buffer)
+    assert counts.trained == algo.policy_version * algo.config.run_config.grpo.groups_per_step
+    total = len(algo._tasks) * (algo._ledger.epoch + 1)
+    assert counts.pending + in_flight + counts.trained + counts.dropped == total
+
+
+def test_train_die_checkpoint_resume(gateway: Gateway, tmp_path: Path) -> None:
+    """Three steps on two ZeRO-2 ranks with a rollout actor killed in between; then a resume, on one rank, that goes on."""
+    config = tiny(tmp_path, "learner.num_learners=2", "learner.zero_stage=2", "grpo.checkpoint_every=2")
+    with RunFolder.create(config) as folder:
+        algo = build(config, gateway, trajectory_log=folder.trajectory_log)
+        try:
+            seen: list[dict[str, float]] = []
+
+            def on_step(step: int, metrics: object) -> None:
+                seen.append(dict(metrics))  # type: ignore[call-overload]
+                if step == 1:
+                    os.kill(runner_pids()[0], signal.SIGKILL)
+
+            assert train(algo, folder, num_steps=3, on_step=on_step)
+            assert_nothing_lost(algo)
+            assert algo.runners.num_restarts == 1
+            assert seen[-1]["runner_restarts"] == 1
+            assert seen[-1]["step"] == 3
+            assert all(m["gate_max_delta"] <= 1e-4 for m in seen)
+            assert all(m["staleness_max"] <= config.grpo.max_staleness for m in seen)
+            result = measure("after", algo, config, load_tasks(config.eval.data))
+            assert (result.num_problems, result.num_failed) == (16, 0)
+            assert result.accuracy > 0.2  # the base is far above that: broken weights would not be
+            assert result.tool_call_rate > 0.3
+        finally:
+            algo.stop()
+        logged = list(TrajectoryLog.read(folder.trajectory_log))
+        assert len(logged) >= 3 * config.grpo.groups_per_step
+        assert len((folder.path / "metrics.jsonl").read_text().splitlines()) == 3
+
+    checkpoint = latest_checkpoint(Path(config.run_dir))
+    assert checkpoint is not None
+    assert checkpoint.name == "step-000003"
+    resumed = build(tiny(tmp_path, "learner.num_learners=1", "learner.zero_stage=2"), gateway)
+    try:
+        resumed.restore_from_path(str(checkpoint))
+        assert resumed.policy_version == 3
+        assert_nothing_lost(resumed)
+        resumed.train()
+        assert resumed.policy_version == 4
+        assert_nothing_lost(resumed)
+    finally:
+        resumed.stop()
+
+
+@pytest.mark.skipif(not GSM8K.is_file(), reason="../shared/data/gsm8k_train.jsonl is not there")
+def test_real_questions_go_through_the_whole_loop(gateway: Gateway, tmp_path: Path) -> None:
+    """The tiny model solves none of them; nothing may break, and every one is accounted for. On-policy, from_checkpoint."""
+    config = tiny(
+        tmp_path,
+        f'data.source="{GSM8K}"',
+        "data.limit=8",
+        "episode.max_prompt_tokens=400",
+        "episode.max_response_tokens=112",
+        "grpo.max_staleness=0",
+        "reward.wrong_but_well_formed=0.5",  # something to tell siblings apart by
+    )
+    algo = build(config, gateway)
+    try:
+        for _ in range(2):
+            metrics = algo.train()["grpo"]
+            assert metrics["staleness_max"] == 0
+        assert_nothing_lost(algo)
+        path = algo.save_to_path(str(tmp_path / "checkpoint"))
+    finally:
+        algo.stop()
+    again = GRPO.from_checkpoint(path)
+    try:
+        assert again.policy_version == 2
+        assert_nothing_lost(again)
+    finally:
+        again.stop()

@@ -1,0 +1,85 @@
+"""What a step reports, and what it trains on, by hand."""
+
+import numpy as np
+import pytest
+
+from autotraj.evaluate import summarize
+from autotraj.step_metrics import describe_groups
+from autotraj.training_batch import assemble
+from trajectory.types import Group, Reward, Segment, Task, ToolCall, ToolResult, Trajectory, Turn
+
+
+def trajectory(index: int, num_tokens: int, version: int, *, tool: bool = False) -> Trajectory:
+    call = ToolCall(tool="python", content="print(1)") if tool else None
+    result = ToolResult(status="ok", output="1", duration_s=0.5) if tool else None
+    turn = Turn(text="x", start=0, end=num_tokens, result_end=num_tokens, tool_call=call, tool_result=result)
+    return Trajectory(
+        task_id="t",
+        index=index,
+        prompt_ids=np.array([1, 2], np.int32),
+        response_ids=np.arange(num_tokens, dtype=np.int32),
+        loss_mask=np.ones(num_tokens, np.bool_),
+        logprobs=np.full(num_tokens, -0.5, np.float32),
+        segments=(Segment(start=0, end=num_tokens, policy_version=version),) if num_tokens else (),
+        turns=(turn,) if num_tokens else (),
+        text="x",
+        finish_reason="answer",
+        duration_s=2.0,
+    )
+
+
+def group(name: str, rewards: list[float], trajectories: list[Trajectory]) -> Group:
+    return Group(
+        lease_id=name,
+        task=Task(id="t", question="q", golds=("1",)),
+        trajectories=tuple(trajectories),
+        rewards=tuple(
+            Reward(total=r, parts={"outcome": r}, correct=r >= 1.0, format_ok=True) for r in rewards
+        ),
+    )
+
+
+@pytest.fixture
+def groups() -> list[Group]:
+    varied = group("a", [1.0, 0.0], [trajectory(0, 4, version=3, tool=True), trajectory(1, 2, version=2)])
+    constant = group("b", [1.0, 1.0], [trajectory(0, 3, version=3), trajectory(1, 3, version=3)])
+    return [varied, constant]
+
+
+def test_means_over_trajectories(groups: list[Group]) -> None:
+    metrics = describe_groups(groups, policy_version=4)
+    assert metrics["num_trajectories"] == 4
+    assert metrics["reward_mean"] == pytest.approx(0.75)
+    assert metrics["accuracy"] == pytest.approx(0.75)
+    assert metrics["tool_call_rate"] == pytest.approx(0.25)
+    assert metrics["tool/ok"] == 1.0
+    assert metrics["tool_seconds_mean"] == pytest.approx(0.5)
+    assert metrics["generated_tokens"] == 12
+    assert metrics["staleness_mean"] == pytest.approx((1 + 2 + 1 + 1) / 4)
+    assert metrics["staleness_max"] == 2
+    assert metrics["finish/answer"] == 1.0
+
+
+def test_no_groups_is_no_metrics() -> None:
+    assert describe_groups([], policy_version=0) == {"num_trajectories": 0.0}
+
+
+def test_groups_without_variance_bring_no_samples(groups: list[Group]) -> None:
+    batch = assemble(groups, "none")
+    assert batch.num_no_variance == 1
+    assert [s.advantage for s in batch.samples] == pytest.approx([0.5, -0.5], abs=1e-3)
+    assert [len(s) for s in batch.samples] == [2 + 4, 2 + 2]
+
+
+def test_a_trajectory_that_sampled_nothing_is_no_sample() -> None:
+    batch = assemble([group("a", [1.0, 0.0], [trajectory(0, 2, version=0), trajectory(1, 0, version=0)])], "none")
+    assert len(batch.samples) == 1
+
+
+def test_evaluation_figures(groups: list[Group]) -> None:
+    result = summarize("base", groups, seconds=1.0)
+    assert result.accuracy == pytest.approx(0.75)  # problems score 0.5 and 1.0
+    # standard error of two problems: sd of {0.5, 1} = 0.35355, over sqrt(2) = 0.25
+    assert result.accuracy_ci95 == pytest.approx(1.96 * 0.25, rel=1e-3)
+    assert (result.num_problems, result.num_failed) == (2, 0)
+    assert "groups" not in result.summary()
