@@ -1,1 +1,1 @@
-"""Hardened containers that run what a model writes. No Ray, no torch."""
+"""Tools behind gRPC, run in a warm pool of hardened containers."""

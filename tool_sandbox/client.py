@@ -1,0 +1,116 @@
+"""Clients of the tool sandbox, sync and async. A failed call is a `ToolResult`, never an exception.
+
+Three clocks bound a call, each inside the next: the code's own `timeout_s`, kept by SIGKILL in the container; the
+wait for a slot, `queue_timeout_s` at most; and the gRPC deadline, the sum of both and a margin for the way there and back.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+import grpc
+import grpc.aio
+
+from tool_sandbox import wire
+from tool_sandbox.errors import WireError
+from trajectory.types import ToolResult
+
+QUEUE_TIMEOUT_S = 30.0
+MARGIN_S = 5.0
+"""On top of execution and queueing: connecting, the kill, and a large reply on a busy machine."""
+
+_OPTIONS = [
+    ("grpc.max_send_message_length", wire.MAX_REQUEST_BYTES),
+    ("grpc.max_receive_message_length", wire.MAX_REPLY_BYTES),
+    # A gateway that comes back is found again within seconds, not after gRPC's default of up to two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2000),
+]
+
+
+class AsyncSandboxClient:
+    """Calls tools of the gateway at `address`; made and used inside one event loop."""
+
+    def __init__(self, address: str, *, token: str = "", queue_timeout_s: float = QUEUE_TIMEOUT_S) -> None:
+        self.address = address
+        self._metadata = _metadata(token)
+        self._queue_timeout_s = queue_timeout_s
+        self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+        self._call = self._channel.unary_unary(wire.CALL_PATH)
+
+    async def call(
+        self, tool: str, content: str, *, timeout_s: float = 5.0, session_id: str | None = None
+    ) -> ToolResult:
+        """Run `content` with `tool`, `timeout_s` seconds at most. Cancelling the call kills the code."""
+        deadline_s = timeout_s + self._queue_timeout_s + MARGIN_S
+        try:
+            request = wire.encode_request(
+                wire.CallRequest(tool=tool, content=content, timeout_s=timeout_s, session_id=session_id)
+            )
+            reply = await self._call(request, timeout=deadline_s, metadata=self._metadata)
+            return wire.decode_result(reply)
+        except (WireError, grpc.RpcError) as error:
+            return _failed(error, self.address, deadline_s)
+
+    async def close(self) -> None:
+        await self._channel.close()
+
+    async def __aenter__(self) -> AsyncSandboxClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+class SandboxClient:
+    """Calls tools of the gateway at `address`; safe to share between threads."""
+
+    def __init__(self, address: str, *, token: str = "", queue_timeout_s: float = QUEUE_TIMEOUT_S) -> None:
+        self.address = address
+        self._metadata = _metadata(token)
+        self._queue_timeout_s = queue_timeout_s
+        self._channel = grpc.insecure_channel(address, options=_OPTIONS)
+        self._call = self._channel.unary_unary(wire.CALL_PATH)
+
+    def call(self, tool: str, content: str, *, timeout_s: float = 5.0, session_id: str | None = None) -> ToolResult:
+        """Run `content` with `tool`, `timeout_s` seconds at most."""
+        deadline_s = timeout_s + self._queue_timeout_s + MARGIN_S
+        try:
+            request = wire.encode_request(
+                wire.CallRequest(tool=tool, content=content, timeout_s=timeout_s, session_id=session_id)
+            )
+            reply = self._call(request, timeout=deadline_s, metadata=self._metadata)
+            return wire.decode_result(reply)
+        except (WireError, grpc.RpcError) as error:
+            return _failed(error, self.address, deadline_s)
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def __enter__(self) -> SandboxClient:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _metadata(token: str) -> tuple[tuple[str, str], ...]:
+    return ((wire.TOKEN_KEY, token),) if token else ()
+
+
+def _failed(error: WireError | grpc.RpcError, address: str, deadline_s: float) -> ToolResult:
+    """The result that stands for a call which brought none back."""
+    if isinstance(error, WireError):
+        return ToolResult(status="rejected", message=f"call to sandbox gateway {address}: {error}")
+    code = error.code()
+    if code is grpc.StatusCode.UNAUTHENTICATED:
+        return ToolResult(status="rejected", message=f"sandbox gateway {address} refused the token")
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        message = f"client waited {deadline_s:.1f} s on sandbox gateway {address}, which didn't answer"
+        return ToolResult(status="unavailable", message=message)
+    message = f"sandbox gateway {address}: {code.name}: {error.details()}"
+    return ToolResult(status="unavailable", message=message, retry_after_s=1.0)

@@ -1,0 +1,72 @@
+"""Settings of the tool sandbox."""
+
+from __future__ import annotations
+
+from pydantic import Field, model_validator
+
+from trajectory.config import Section
+
+
+class SandboxConfig(Section):
+    """The gateway, its pool of containers, and what one call may use."""
+
+    address: str = "127.0.0.1:0"
+    """Where the gateway listens, `host:port`; port 0 takes a free one. Anything but loopback needs a `token`."""
+
+    token: str = Field(default="", repr=False)
+    """A shared secret that every call must bring; empty on loopback only."""
+
+    num_containers: int = Field(default=2, ge=1, le=256)
+    """Warm containers on this node; one zygote forks serially, so one container per one or two cores."""
+
+    slots_per_container: int = Field(default=4, ge=1, le=16)
+    """Calls and open sessions that may run at once in a container. Slots of a container share its loopback, process list
+    and total memory: 1 is the strict mode."""
+
+    image: str = ""
+    """Container image; empty means the one built from `tool_sandbox/image/`, whose tag is the hash of its sources."""
+
+    memory_mib: int = Field(default=512, ge=64)
+    """Memory of one call, MiB, on top of what the interpreter and its preloaded libraries have mapped."""
+
+    scratch_mib: int = Field(default=64, ge=1)
+    """Size of a call's own directory, MiB; it is memory, and wiped after the call."""
+
+    cpus: float = Field(default=2.0, gt=0)
+    """Cores that one container may use."""
+
+    max_processes: int = Field(default=64, ge=1)
+    """Processes and threads of one call."""
+
+    max_timeout_s: float = Field(default=60.0, gt=0)
+    """Longest execution time that a call may ask for, seconds."""
+
+    max_content_bytes: int = Field(default=256 * 1024, ge=1, le=1024 * 1024)
+    """Longest code, bytes of UTF-8; longer is `rejected`."""
+
+    max_output_bytes: int = Field(default=1_000_000, ge=1, le=8 * 1024 * 1024)
+    """Most output of a call, bytes; a call that writes more is killed with status `output_limit`."""
+
+    max_queue: int = Field(default=1024, ge=0)
+    """Calls that may wait for a slot; one more is answered `unavailable` at once."""
+
+    queue_timeout_s: float = Field(default=30.0, gt=0)
+    """Longest wait for a slot, seconds; then the answer is `unavailable`."""
+
+    session_idle_s: float = Field(default=300.0, gt=0)
+    """An open session that isn't used for so long is closed and its slot freed."""
+
+    start_timeout_s: float = Field(default=60.0, gt=0)
+    """Longest wait for the first container to be ready, seconds."""
+
+    @model_validator(mode="after")
+    def _loopback_or_token(self) -> SandboxConfig:
+        host, _, port = self.address.rpartition(":")
+        if not host or not port.isdigit() or int(port) > 65535:
+            raise ValueError(f"address {self.address!r} is not host:port")
+        if host not in ("127.0.0.1", "localhost", "[::1]") and not self.token:
+            raise ValueError(
+                f"address {self.address!r} is reachable from outside this machine and would run anyone's code; "
+                "set a token, or listen on 127.0.0.1"
+            )
+        return self

@@ -1,0 +1,42 @@
+"""What can go wrong, one class a boundary. The last sentence of every message is the remedy.
+
+    SandboxError
+    ├── EngineError     Docker is missing, down or refuses
+    ├── ImageError      the container image is missing or can't be built
+    ├── AddressError    the gateway can't listen where it was told to
+    ├── GatewayError    the gateway process didn't come up
+    ├── RunnerError     a container's runner broke its protocol or died
+    └── WireError       bytes that aren't a request or a reply
+
+A failed *call* is no exception: it is a `ToolResult` whose status says so.
+"""
+
+from __future__ import annotations
+
+
+class SandboxError(ValueError):
+    """The tool sandbox can't do what the settings ask for."""
+
+
+class EngineError(SandboxError):
+    """Docker is missing, down or refuses."""
+
+
+class ImageError(SandboxError):
+    """The container image is missing or can't be built."""
+
+
+class AddressError(SandboxError):
+    """The gateway can't listen where it was told to."""
+
+
+class GatewayError(SandboxError):
+    """The gateway process didn't come up in time, or at all."""
+
+
+class RunnerError(SandboxError):
+    """A container's runner broke its protocol or died."""
+
+
+class WireError(SandboxError):
+    """Bytes that are not a request or a reply."""

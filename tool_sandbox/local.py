@@ -1,0 +1,108 @@
+"""A gateway on this machine, as a child process that ends with its parent.
+
+with local_sandbox(num_containers=2) as client:
+    client.call("python", "print(2+2)")
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from tool_sandbox.client import SandboxClient
+from tool_sandbox.config import SandboxConfig
+from tool_sandbox.errors import GatewayError
+
+ROOT = Path(__file__).resolve().parent.parent
+STOP_TIMEOUT_S = 15.0
+
+
+class LocalGateway:
+    """The gateway process. `address` is set once it answers; closing it removes its containers.
+
+    Should this process be killed instead, the gateway sees its parent gone within a second and stops; should the gateway
+    be killed, its containers see their input end and stop.
+    """
+
+    def __init__(self, config: SandboxConfig) -> None:
+        """Start and wait until a first container is ready, `config.start_timeout_s` at most. Errors: GatewayError,
+        whose text is the gateway's own complaint and remedy."""
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tool_sandbox.server"],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        try:
+            assert self._process.stdin is not None
+            # Through a pipe, not the command line, where everyone could read the token.
+            self._process.stdin.write(config.model_dump_json().encode())
+            self._process.stdin.close()
+            self.address = self._wait_ready(config.start_timeout_s + 5.0)
+        except BaseException:
+            self.close()
+            raise
+
+    def _wait_ready(self, timeout_s: float) -> str:
+        assert self._process.stdout is not None
+        stdout = self._process.stdout.fileno()
+        deadline, line = time.monotonic() + timeout_s, b""
+        while not line.endswith(b"\n"):
+            left_s = deadline - time.monotonic()
+            if left_s <= 0 or not select.select([stdout], [], [], left_s)[0]:
+                raise GatewayError(
+                    f"waited {timeout_s:.0f} s on the sandbox gateway, which isn't ready; see its log above"
+                )
+            if not (chunk := os.read(stdout, 65536)):
+                raise GatewayError(f"the sandbox gateway ended with code {self._process.wait(10)}; see its log above")
+            line += chunk
+        message = json.loads(line)
+        if "error" in message:
+            raise GatewayError(message["error"])
+        return str(message["address"])
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def close(self) -> None:
+        """Stop the gateway and its containers; SIGKILL if it takes longer than 15 s."""
+        self._process.terminate()
+        try:
+            self._process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait(STOP_TIMEOUT_S)
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None and not pipe.closed:
+                pipe.close()
+
+    def __enter__(self) -> LocalGateway:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+@contextmanager
+def local_sandbox(config: SandboxConfig | None = None, **settings: Any) -> Iterator[SandboxClient]:
+    """A client of a gateway of one's own. `settings` are fields of `SandboxConfig`, laid over `config`."""
+    base = config.model_dump() if config is not None else {}
+    config = SandboxConfig.model_validate({**base, **settings})
+    with (
+        LocalGateway(config) as gateway,
+        SandboxClient(gateway.address, token=config.token, queue_timeout_s=config.queue_timeout_s) as client,
+    ):
+        yield client

@@ -1,0 +1,94 @@
+"""What travels between client and gateway: one gRPC method, msgpack maps, generic handlers, nothing generated.
+
+client ── CallRequest ──▶ /autotraj.ToolSandbox/Call ── trajectory.types.ToolResult ──▶ client
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, get_args
+
+import msgpack
+
+from tool_sandbox.errors import WireError
+from trajectory.types import ToolResult, ToolStatus
+
+SERVICE = "autotraj.ToolSandbox"
+CALL = "Call"
+CALL_PATH = f"/{SERVICE}/{CALL}"
+TOKEN_KEY = "x-autotraj-token"
+"""Metadata key of the shared token."""
+
+MAX_REQUEST_BYTES = 2 * 1024 * 1024
+MAX_REPLY_BYTES = 32 * 1024 * 1024
+"""Above these gRPC itself refuses. A reply may hold 8 MiB of output, at worst 3 bytes a character once decoded."""
+
+MAX_SESSION_ID_CHARS = 200
+MAX_TOOL_CHARS = 100
+
+_STATUSES = frozenset(get_args(ToolStatus))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallRequest:
+    """One tool call as the client asks for it."""
+
+    tool: str
+    content: str
+    timeout_s: float  # of execution; queueing excluded
+    session_id: str | None = None  # None: a call of its own, nothing kept
+
+
+def encode_request(request: CallRequest) -> bytes:
+    """Bytes of `request`; WireError if it can't be sent (lone surrogates, or too long)."""
+    return _pack(asdict(request), MAX_REQUEST_BYTES)
+
+
+def decode_request(data: bytes) -> CallRequest:
+    """The request in `data`, every field checked; WireError says what is wrong with it."""
+    message = _unpack(data, {f.name for f in fields(CallRequest)}, MAX_REQUEST_BYTES)
+    tool, content = message.get("tool"), message.get("content")
+    timeout_s, session_id = message.get("timeout_s"), message.get("session_id")
+    if not isinstance(tool, str) or len(tool) > MAX_TOOL_CHARS:
+        raise WireError(f"tool must be a string of at most {MAX_TOOL_CHARS} characters")
+    if not isinstance(content, str):
+        raise WireError("content must be a string")
+    if not isinstance(timeout_s, int | float) or isinstance(timeout_s, bool) or not 0 < timeout_s < float("inf"):
+        raise WireError("timeout_s must be a positive number of seconds")
+    if session_id is not None and not (isinstance(session_id, str) and 0 < len(session_id) <= MAX_SESSION_ID_CHARS):
+        raise WireError(f"session_id must be a string of 1 to {MAX_SESSION_ID_CHARS} characters, or absent")
+    return CallRequest(tool=tool, content=content, timeout_s=float(timeout_s), session_id=session_id)
+
+
+def encode_result(result: ToolResult) -> bytes:
+    return _pack(asdict(result), MAX_REPLY_BYTES)
+
+
+def decode_result(data: bytes) -> ToolResult:
+    """The result in `data`; WireError if it isn't one (a gateway of another version)."""
+    message = _unpack(data, {f.name for f in fields(ToolResult)}, MAX_REPLY_BYTES)
+    if message.get("status") not in _STATUSES:
+        raise WireError(f"unknown status {message.get('status')!r}")
+    return ToolResult(**message)
+
+
+def _pack(message: dict[str, Any], limit: int) -> bytes:
+    try:
+        data: bytes = msgpack.packb(message)
+    except (ValueError, OverflowError) as error:  # UnicodeEncodeError is a ValueError
+        raise WireError(f"can't be encoded: {error}") from error
+    if len(data) > limit:
+        raise WireError(f"message of {len(data)} bytes; at most {limit} are sent")
+    return data
+
+
+def _unpack(data: bytes, names: set[str], limit: int) -> dict[str, Any]:
+    try:
+        message = msgpack.unpackb(data, max_buffer_size=limit)
+    except (ValueError, msgpack.UnpackException) as error:
+        raise WireError(f"not msgpack: {error}") from error
+    if not isinstance(message, dict):
+        raise WireError(f"expected a map, got {type(message).__name__}")
+    if unknown := sorted(str(key) for key in message.keys() - names):
+        raise WireError(f"unknown fields: {', '.join(unknown)}")
+    return message
