@@ -67,6 +67,9 @@ class Engine(Protocol):
     @property
     def policy_version(self) -> int: ...
 
+    @property
+    def cause_of_death(self) -> str: ...  # empty while it lives
+
     async def start(self) -> None: ...
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling, request_id: str) -> Generation: ...

@@ -49,6 +49,11 @@ class VLLMEngine:
         return self._policy_version
 
     @property
+    def cause_of_death(self) -> str:
+        """Why nothing can be asked of this engine any more; empty while it lives."""
+        return self._cause_of_death
+
+    @property
     def num_requests(self) -> int:
         """Requests in flight."""
         return len(self._in_flight)
@@ -79,6 +84,7 @@ class VLLMEngine:
         """Stop the engine's processes. Requests in flight fail."""
         if self._llm is not None:
             await self._die("it was shut down")
+            self._llm = None  # vLLM's finalizer fails if the interpreter gets to it first
 
     # --- requests -----------------------------------------------------------------------------------------------------
 
@@ -208,10 +214,10 @@ class VLLMEngine:
     # --- every wait has an end ------------------------------------------------------------------------------------------
 
     def _check_alive(self) -> None:
-        if self._llm is None:
-            raise EngineDead("the vLLM engine was not started")
         if self._cause_of_death:
             raise EngineDead(f"the vLLM engine is dead: {self._cause_of_death}")
+        if self._llm is None:
+            raise EngineDead("the vLLM engine was not started")
 
     async def _call(self, coroutine: Coroutine[Any, Any, T], what: str) -> T:
         """Await a control call of vLLM within the update deadline, or until the engine dies.
@@ -249,7 +255,8 @@ class VLLMEngine:
 def _set_environment(config: EngineConfig) -> None:
     """What vLLM reads from the environment, here and in the processes it spawns; set before its import."""
     values = {
-        "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"),
+        # At WARNING a start on CPU alone says a dozen things that nobody can act on.
+        "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # this process has threads (gRPC, Ray) that don't survive a fork
         "HF_HUB_OFFLINE": "1",  # models are local folders
@@ -262,6 +269,9 @@ def _set_environment(config: EngineConfig) -> None:
             # Pinning is the scheduler's business: several engines would all be bound to the same first cores.
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "OMP_NUM_THREADS": str(config.cpu_threads),
+            # Without this vLLM's CPU platform puts the worker into a third process, to set OpenMP's environment there; we
+            # have set it. `AsyncLLM` keeps its core process all the same. Saves a third of the start (vllm 0.32).
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         }
     os.environ.update(values)
 
@@ -283,12 +293,17 @@ def _build(config: EngineConfig, seed: int) -> Any:
         block_size=config.block_size,
         enforce_eager=on_cpu if config.enforce_eager is None else config.enforce_eager,
         enable_prefix_caching=True,
+        # A prompt split over two steps rewinds its request's generator, which torch's CPU generators can't do: with a
+        # per-request seed that ends the core process (vllm 0.32: "CPU Generator does not use offset").
+        enable_chunked_prefill=not on_cpu,
+        max_num_batched_tokens=max(2048, config.max_model_len) if on_cpu else None,
         # One device: the core process does the work itself instead of through one more process.
         distributed_executor_backend="uni" if config.tensor_parallel_size == 1 else "mp",
         logprobs_mode="processed_logprobs",  # of the distribution that is sampled from, temperature included
         weight_transfer_config=WeightTransferConfig(backend=config.weight_transfer),
         worker_extension_cls="actors.weight_transfer.WorkerExtension",
         disable_log_stats=True,
+        use_tqdm_on_load=False,
     )
     return AsyncLLM.from_engine_args(arguments)
 

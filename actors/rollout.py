@@ -1,0 +1,181 @@
+"""The rollout actor: one engine and its episodes behind an RLlib `EnvRunner`.
+
+RLlib creates, probes and restarts it; the controller asks it for groups. It is an asynchronous Ray actor: every method
+below may run while others wait, so weights arrive and probes are answered in the middle of a rollout.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.env.env_runner import EnvRunner
+
+from actors.config import RolloutSettings
+from actors.engine import UpdateReport
+from actors.sampler import Sampler
+from actors.vllm_engine import VLLMEngine
+from tool_sandbox.client import AsyncSandboxClient
+from trajectory.chat import load_tokenizer
+from trajectory.types import Group, Task, ToolCall, ToolResult
+from trajectory.weights import WeightUpdate
+
+logger = logging.getLogger(__name__)
+
+EXIT_DELAY_S = 1.0
+"""From the engine's death to the actor's: long enough for groups in flight to be handed over with their errors."""
+
+
+class RolloutActor(EnvRunner):
+    """Samples groups of episodes. Reads one attribute of its config: `rollout_settings`, a `RolloutSettings`.
+
+    `start` must have returned before anything else is asked. When the engine dies, so does the actor, and RLlib restarts
+    it: a fresh process is the one state that is known to be good.
+    """
+
+    def __init__(self, *, config: AlgorithmConfig, **kwargs: Any) -> None:
+        super().__init__(config=config, **kwargs)
+        self._settings: RolloutSettings = config.rollout_settings
+        self._engine = VLLMEngine(self._settings.engine, seed=(config.seed or 0) + self.worker_index)
+        self._sandbox: AsyncSandboxClient | None = None
+        self._sampler: Sampler | None = None
+        self._starting: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"RolloutActor({self.worker_index})"
+
+    # --- what the controller asks -------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Bring the engine up, within `engine.start_timeout_s`; every caller waits for the same start."""
+        if self._starting is None:
+            self._starting = asyncio.create_task(self._start())
+        await asyncio.shield(self._starting)
+
+    async def rollout_group(self, lease_id: str, task: Task, seed: int) -> Group:
+        """`rollout.group_size` siblings for `task`."""
+        try:
+            return await self._running().sample_group(
+                task, lease_id=lease_id, group_size=self._settings.rollout.group_size, seed=seed
+            )
+        finally:
+            self._follow_engine()
+
+    async def evaluate(self, tasks: Sequence[Task], num_samples: int, temperature: float, seed: int) -> list[Group]:
+        """One group of `num_samples` a task, in the order of `tasks`; temperature 0 is greedy."""
+        try:
+            return await self._running().evaluate(tasks, num_samples=num_samples, temperature=temperature, seed=seed)
+        finally:
+            self._follow_engine()
+
+    async def update_weights(self, update: Sequence[ray.ObjectRef]) -> UpdateReport:
+        """Take the `WeightUpdate` behind the one reference of `update`, while rollouts go on.
+
+        The list keeps Ray from resolving the reference before the call: a lost object would fail it without a name.
+        """
+        self._running()
+        (reference,) = update
+        limit = self._settings.engine.update_timeout_s
+        try:
+            weights: WeightUpdate = await asyncio.wait_for(reference, limit)
+        except TimeoutError:
+            raise TimeoutError(f"{self!r} waited {limit:g} s for the weights in the object store") from None
+        try:
+            return await self._engine.update_weights(weights)
+        finally:
+            self._follow_engine()
+
+    async def init_weight_transfer(self, init_info: dict[str, Any]) -> None:
+        """Join the learner's NCCL group; `init_info` as vLLM's `NCCLWeightTransferInitInfo`."""
+        self._running()
+        await self._engine.init_weight_transfer(init_info)
+
+    async def score_probe(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
+        """log p(token_ids[i + 1] | token_ids[: i + 1]) under the current weights, (len − 1,)."""
+        self._running()
+        return await self._engine.score(token_ids)
+
+    async def stats(self) -> dict[str, float]:
+        """Counters since the start, and what is in flight now."""
+        sampler = self._running()
+        return {
+            "policy_version": self._engine.policy_version,
+            "episodes_in_flight": sampler.num_episodes_in_flight,
+            "requests_in_flight": self._engine.num_requests,
+            "episodes_finished": sampler.num_episodes_finished,
+            "generated_tokens": sampler.num_generated_tokens,
+            "prompt_tokens": sampler.num_prompt_tokens,
+            "cached_prompt_tokens": sampler.num_cached_tokens,
+        }
+
+    async def shutdown(self) -> None:
+        """Stop the engine and hang up on the sandbox."""
+        await self._engine.shutdown()
+        if self._sandbox is not None:
+            await self._sandbox.close()
+
+    # --- what RLlib asks ----------------------------------------------------------------------------------------------
+
+    async def apply(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call `func(self, …)`. RLlib's own swallows an exception, sleeps a minute and ends the process (Ray 2.60)."""
+        result = func(self, *args, **kwargs)
+        return await result if inspect.isawaitable(result) else result
+
+    def assert_healthy(self) -> None:
+        """The constructor went through, so yes; engines come up with `start`, all at the same time."""
+
+    def get_spaces(self) -> dict[str, Any]:
+        """None: there is no gym environment."""
+        return {}
+
+    def sample(self, **kwargs: Any) -> Any:
+        raise NotImplementedError("the controller leases tasks and calls rollout_group")
+
+    def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """None to keep: weights come by push, tasks by lease."""
+        return {}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Nothing to restore, see `get_state`."""
+
+    async def stop(self) -> None:
+        await self.shutdown()
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    async def _start(self) -> None:
+        settings = self._settings
+        tokenizer = await asyncio.to_thread(load_tokenizer, settings.engine.model)
+        token = settings.sandbox_token.get_secret_value() if settings.sandbox_token else ""
+        self._sandbox = AsyncSandboxClient(settings.sandbox_address, token=token)
+        await self._engine.start()
+        self._sampler = Sampler(
+            self._engine,
+            tokenizer,
+            self._call_tool,
+            settings.episode,
+            max_concurrent_episodes=settings.rollout.max_concurrent_episodes,
+        )
+
+    async def _call_tool(self, call: ToolCall, timeout_s: float) -> ToolResult:
+        assert self._sandbox is not None, "connected by start()"
+        return await self._sandbox.call(call.tool, call.content, timeout_s=timeout_s)
+
+    def _running(self) -> Sampler:
+        if self._sampler is None:
+            raise RuntimeError(f"{self!r} was asked before start() returned")
+        return self._sampler
+
+    def _follow_engine(self) -> None:
+        """End this process soon if its engine is dead."""
+        if self._engine.cause_of_death:
+            logger.error("%r ends: the engine is dead: %s", self, self._engine.cause_of_death)
+            asyncio.get_running_loop().call_later(EXIT_DELAY_S, os._exit, 1)
