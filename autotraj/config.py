@@ -10,18 +10,17 @@ import difflib
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
+
+from pydantic import Field, ValidationError, model_validator
 
 from actors.config import EngineConfig, EpisodeConfig, RolloutConfig
-from pydantic import Field, ValidationError, model_validator
-from rewards.config import RewardConfig
-from tool_sandbox.config import SandboxConfig
-from trajectory.task_config import TaskConfig
-
 from autotraj.errors import UserError
 from learners.config import LearnerConfig, LossConfig
+from rewards.config import RewardConfig
+from tool_sandbox.config import SandboxConfig
 from trajectory.config import Section
-
+from trajectory.task_config import TaskConfig
 
 SHARED: dict[tuple[str, str], tuple[str, ...]] = {
     ("engine", "model"): ("model",),
@@ -30,6 +29,9 @@ SHARED: dict[tuple[str, str], tuple[str, ...]] = {
     ("learner", "weight_sync"): ("engine", "weight_transfer"),
 }
 """(section, key) that isn't set by itself → the key that sets it."""
+
+
+S = TypeVar("S", bound=Section)
 
 
 class ConfigError(UserError):
@@ -131,6 +133,27 @@ class RunConfig(Section):
 
 def load(path: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig:
     """The configuration in the TOML file at `path` (None: defaults only) with `key.sub=value` overrides applied."""
+    return parse(_read(path, overrides))
+
+
+def parse(data: dict[str, Any]) -> RunConfig:
+    """Validates a nested mapping; raises `ConfigError` with one line a problem."""
+    return _validate(RunConfig, data)
+
+
+def load_section(section: type[S], name: str, path: str | Path | None, overrides: Sequence[str] = ()) -> S:
+    """One room's section of a run's configuration, for commands that need no other."""
+    return _validate(section, _read(path, overrides).get(name, {}))
+
+
+def _validate(section: type[S], data: dict[str, Any]) -> S:
+    try:
+        return section.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(problem) for problem in error.errors())) from None
+
+
+def _read(path: str | Path | None, overrides: Sequence[str]) -> dict[str, Any]:
     data: dict[str, Any] = {}
     if path is not None:
         try:
@@ -141,15 +164,7 @@ def load(path: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig:
             raise ConfigError(f"--config {path}: {error}") from None
     for override in overrides:
         _apply_override(data, override)
-    return parse(data)
-
-
-def parse(data: dict[str, Any]) -> RunConfig:
-    """Validates a nested mapping; raises `ConfigError` with one line a problem."""
-    try:
-        return RunConfig.model_validate(data)
-    except ValidationError as error:
-        raise ConfigError("\n".join(_explain(problem) for problem in error.errors())) from None
+    return data
 
 
 def to_toml(config: RunConfig) -> str:

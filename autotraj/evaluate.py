@@ -7,12 +7,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 
-from rewards.config import RewardConfig
-
 from autotraj.config import EvalConfig
 from autotraj.runner_pool import RunnerPool
+from autotraj.scoring import score_group
 from autotraj.step_metrics import describe_groups
-from rewards import combine
+from rewards.config import RewardConfig
 from trajectory.types import Group, Task
 
 
@@ -58,15 +57,7 @@ def evaluate(
         for i, runner_id in enumerate(runner_ids)
     }
     groups = [group for shard in pool.map("evaluate", shards, timeout_s) for group in shard]
-    scored = tuple(
-        Group(
-            lease_id=g.lease_id,
-            task=g.task,
-            trajectories=g.trajectories,
-            rewards=tuple(combine.score(g.task, t, reward) for t in g.trajectories),
-        )
-        for g in groups
-    )
+    scored = [score_group(group, reward) for group in groups]
     return summarize(name, scored, seconds=time.monotonic() - started)
 
 

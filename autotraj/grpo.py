@@ -15,33 +15,36 @@ from __future__ import annotations
 
 import logging
 import time
+from concurrent import futures
 from pathlib import Path
 from typing import Any
 
 import msgpack
 import numpy as np
-from learners.group import LearnerGroup, Pending, StepResult
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.core import ALL_MODULES
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.utils.metrics import LEARNER_RESULTS, NUM_ENV_STEPS_TRAINED_LIFETIME
-from trajectory.store import TrajectoryLog, decode_group, encode_group
-from trajectory.tasks import load_tasks
 
 from autotraj.errors import Stalled
 from autotraj.grpo_config import GRPOConfig
 from autotraj.runner_pool import Failed, Outcome, RunnerPool
+from autotraj.scoring import score_group
 from autotraj.step_metrics import describe_groups
 from autotraj.training_batch import TrainingBatch, assemble
 from learners.advantages import has_variance
-from rewards import combine
+from learners.group import LearnerGroup, Pending, StepResult
 from trajectory import ledger as ledgers
 from trajectory.ledger import Ledger
+from trajectory.store import TrajectoryLog, decode_group, encode_group
+from trajectory.tasks import load_tasks
 from trajectory.types import Group, Task
 
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.25
+SCORE_WAIT_S = 0.01
+NUM_SCORERS = 4
 STATE_FILE = "autotraj_state.msgpack"
 
 
@@ -62,6 +65,8 @@ class GRPO(Algorithm):
         self._tasks: list[Task] = load_tasks(run.data)
         self._ledger = Ledger(self._tasks, seed=run.seed, max_attempts=run.grpo.max_attempts)
         self._buffer: list[Group] = []  # scored, in order of arrival
+        self._scorers = futures.ThreadPoolExecutor(NUM_SCORERS, thread_name_prefix="score")
+        self._scoring: set[futures.Future[Group]] = set()
         self._pending: tuple[Pending[StepResult], TrainingBatch, float] | None = None
         self._num_leases = 0
         self._tokens_since_step = 0
@@ -82,6 +87,7 @@ class GRPO(Algorithm):
     def _publish(self) -> None:
         """Gives the learners' weights to the engines and waits for the first to have them."""
         current = self.learner_group.publish()
+        assert current.probe is not None, "the learner group was made with a probe"
         self.policy_version = current.policy_version
         self.runners.push(current.update, current.probe)
         self.runners.wait_ready(everyone=False)
@@ -94,6 +100,7 @@ class GRPO(Algorithm):
         self._begin_step()
         for outcome in self.runners.poll(POLL_S, self._pending[0].refs if self._pending else []):
             self._take(outcome)
+        self._collect_scored()
         if self._pending and (result := self._pending[0].poll()) is not None:
             self._finish_step(result, *self._pending[1:])
         self._check_deadlines()
@@ -135,17 +142,23 @@ class GRPO(Algorithm):
             self._ledger.hand_back(lease_id, f"episode_{broken[0].finish_reason}")
             return
         self._ledger.finish(lease_id)
-        run = self.config.run_config
-        rewards = tuple(combine.score(group.task, t, run.reward) for t in group.trajectories)
-        group = Group(lease_id=lease_id, task=group.task, trajectories=group.trajectories, rewards=rewards)
-        self._ledger.score(lease_id)
         self._tokens_since_step += sum(t.num_generated_tokens for t in group.trajectories)
-        if self._log:
-            self._log.append(group)
-        if run.grpo.dynamic_sampling and not has_variance(np.array([r.total for r in rewards])):
-            self._ledger.drop(lease_id, "no_variance")
-            return
-        self._buffer.append(group)
+        # In a thread: comparing two hostile LaTeX answers may take `reward.math_timeout_s`.
+        self._scoring.add(self._scorers.submit(score_group, group, self.config.run_config.reward))
+
+    def _collect_scored(self) -> None:
+        """Moves what has its rewards into the buffer. Most answers take microseconds and are there at once."""
+        done, self._scoring = futures.wait(self._scoring, timeout=SCORE_WAIT_S if self._scoring else 0)
+        for future in done:
+            group = future.result()
+            self._ledger.score(group.lease_id)
+            if self._log:
+                self._log.append(group)
+            varied = has_variance(np.array([r.total for r in group.rewards]))
+            if self.config.run_config.grpo.dynamic_sampling and not varied:
+                self._ledger.drop(group.lease_id, "no_variance")
+            else:
+                self._buffer.append(group)
 
     def _begin_step(self) -> None:
         """Sweeps what went stale, and hands a full step to the learners if they are free."""
@@ -159,6 +172,8 @@ class GRPO(Algorithm):
                 self._ledger.hand_back(group.lease_id, "stale")
             else:
                 fresh.append(group)
+        # Oldest first: what a long tool call held up would otherwise be overtaken until it is too stale to train on.
+        fresh.sort(key=lambda g: g.min_policy_version or 0)
         self._buffer = fresh
         if len(fresh) < run.grpo.groups_per_step:
             return
@@ -177,6 +192,7 @@ class GRPO(Algorithm):
         metrics = describe_groups(batch.groups, self.policy_version)
         self.policy_version = result.policy_version
         self._ledger.train([group.lease_id for group in batch.groups], step=self.policy_version)
+        assert result.probe is not None, "the learner group was made with a probe"
         self.runners.push(result.update, result.probe)
         counts = self._ledger.counts()
         elapsed = now - self._last_step_at
@@ -263,6 +279,7 @@ class GRPO(Algorithm):
         self._publish()
 
     def cleanup(self) -> None:
+        self._scorers.shutdown(wait=False, cancel_futures=True)
         if self._log:
             self._log.close()
         super().cleanup()

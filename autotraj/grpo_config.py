@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from actors.config import RolloutSettings
-from actors.rollout import RolloutActor
-from learners.group import LearnerGroup
-from trajectory.chat import encode, load_tokenizer, render_prompt
 from pydantic import SecretStr
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 
+from actors.config import RolloutSettings
+from actors.rollout import RolloutActor
 from autotraj.config import RunConfig
+from learners.group import LearnerGroup
+from trajectory.chat import encode, load_tokenizer, render_prompt
 
 PROBE = (
     "Leo has 631 stamps and buys 98 bags of 4 stamps each. How many stamps does Leo have now?",
@@ -95,5 +95,8 @@ class GRPOConfig(AlgorithmConfig):
 
     def build_learner_group(self, **_: Any) -> LearnerGroup:
         tokenizer = load_tokenizer(self.run_config.model)
-        probe = [*render_prompt(tokenizer, PROBE[0], self.run_config.episode.system_prompt), *encode(tokenizer, PROBE[1])]
+        probe = [
+            *render_prompt(tokenizer, PROBE[0], self.run_config.episode.system_prompt),
+            *encode(tokenizer, PROBE[1]),
+        ]
         return LearnerGroup(self.run_config.learner, self.run_config.loss, probe_ids=probe)

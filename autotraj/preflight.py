@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-from trajectory.tasks import assert_disjoint, load_tasks
 
 from autotraj.config import RunConfig
 from autotraj.errors import UserError
 from tool_sandbox import build
+from trajectory.tasks import assert_disjoint, load_tasks
 from trajectory.types import Task
 
 GIB = 1 << 30

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import random
+from typing import Any
+
+from actors.rollout import RolloutActor
+from trajectory.types import ToolCall, ToolResult
 
 MEDIAN_S, SIGMA, LONGEST_S = 0.5, 1.0, 5.0
 """Log-normal: median 0.5 s, one call in a hundred over 5 s, cut there."""
@@ -14,5 +18,13 @@ def draw(rng: random.Random) -> float:
     return min(MEDIAN_S * rng.lognormvariate(0.0, SIGMA), LONGEST_S)
 
 
-async def wait(rng: random.Random) -> None:
-    await asyncio.sleep(draw(rng))
+class SlowToolActor(RolloutActor):
+    """`RolloutActor` whose every tool call first waits for a drawn latency; the sandbox call itself is real."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._rng = random.Random(self.worker_index)
+
+    async def _call_tool(self, call: ToolCall, timeout_s: float) -> ToolResult:
+        await asyncio.sleep(draw(self._rng))
+        return await super()._call_tool(call, timeout_s)

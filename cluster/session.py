@@ -28,19 +28,22 @@ def ray_session(*, num_cpus: float, num_gpus: float) -> Iterator[None]:
         return
     # Ray's own default would export the usage statistics over the network.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # RLlib reads it when imported; without it every actor prints a deprecation banner.
+    # Without it every actor prints a deprecation banner.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(logging_level=logging.WARNING)
+        ray.init(logging_level=logging.ERROR)
         _require(num_cpus, num_gpus)
     else:
+        # RLlib hands its actors their configuration by reference, which Ray's core reports as an error at every start
+        # (ray#53727); RLlib keeps the reference alive. A local run's real errors come as exceptions.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         cores = os.cpu_count() or 1
         if num_cpus > cores:
             logger.warning("the plan asks for %g CPUs, this machine has %d: actors will share cores", num_cpus, cores)
         ray.init(
             num_cpus=max(cores, int(-(-num_cpus // 1))),
             include_dashboard=False,
-            logging_level=logging.WARNING,
+            logging_level=logging.ERROR,
             log_to_driver=False,
         )
         _require(0, num_gpus)

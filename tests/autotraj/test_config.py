@@ -71,7 +71,9 @@ def test_missing_and_broken_files(tmp_path: Path) -> None:
 
 
 def test_resolved_toml_reads_back_to_the_same_configuration(tmp_path: Path) -> None:
-    config = parse(MINIMAL | {"episode": {"system_prompt": 'say "hi"\n\tto \\boxed{}'}, "grpo": {"gate_tolerance": 1e-5}})
+    config = parse(
+        MINIMAL | {"episode": {"system_prompt": 'say "hi"\n\tto \\boxed{}'}, "grpo": {"gate_tolerance": 1e-5}}
+    )
     path = tmp_path / "config.toml"
     path.write_text(to_toml(config))
     assert load(path) == config

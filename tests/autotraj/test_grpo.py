@@ -12,7 +12,7 @@ from autotraj.grpo import GRPO
 from autotraj.run import build, measure, train
 from autotraj.run_folder import RunFolder, latest_checkpoint
 from autotraj.sandbox import Gateway
-from trajectory.store import TrajectoryLog
+from trajectory.store import read_log
 from trajectory.tasks import load_tasks
 
 pytestmark = [pytest.mark.ray, pytest.mark.engine, pytest.mark.docker, pytest.mark.timeout(600)]
@@ -60,7 +60,7 @@ def test_train_die_checkpoint_resume(gateway: Gateway, tmp_path: Path) -> None:
             assert result.tool_call_rate > 0.3
         finally:
             algo.stop()
-        logged = list(TrajectoryLog.read(folder.trajectory_log))
+        logged = list(read_log(folder.trajectory_log))
         assert len(logged) >= 3 * config.grpo.groups_per_step
         assert len((folder.path / "metrics.jsonl").read_text().splitlines()) == 3
 

@@ -33,9 +33,7 @@ def group(name: str, rewards: list[float], trajectories: list[Trajectory]) -> Gr
         lease_id=name,
         task=Task(id="t", question="q", golds=("1",)),
         trajectories=tuple(trajectories),
-        rewards=tuple(
-            Reward(total=r, parts={"outcome": r}, correct=r >= 1.0, format_ok=True) for r in rewards
-        ),
+        rewards=tuple(Reward(total=r, parts={"outcome": r}, correct=r >= 1.0, format_ok=True) for r in rewards),
     )
 
 
