@@ -221,6 +221,12 @@ class DeepSpeedEngine:
             fused=True,
         )
         engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
+        if self.config.zero_stage == 0 and not bf16:
+            # In this mode alone DeepSpeed 0.19 clips without keeping the norm that it has computed.
+            def clip_and_keep_norm() -> None:
+                engine._global_grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), self.config.max_grad_norm)
+
+            engine.clip_fp32_gradients = clip_and_keep_norm
         return engine
 
     def _pack(self, samples: Sequence[Sample]) -> list[Batch]:

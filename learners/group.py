@@ -80,7 +80,7 @@ class Pending(Generic[T]):
                 if time.monotonic() >= self._deadline:
                     self._group._abandon()
                     ranks = sorted(self._waiting.values())
-                    raise LearnerTimeout(f"{self._what}: no answer from ranks {ranks} within {self._timeout_s:.0f} s")
+                    raise LearnerTimeout(f"{self._what}: no answer from ranks {ranks} within {self._timeout_s:.3g} s")
                 return None
         return self._convert()
 
@@ -204,6 +204,13 @@ class LearnerGroup:
             self._placement = None
 
     def _start(self) -> None:
+        try:
+            self._place_and_load()
+        except BaseException:
+            self.shutdown()  # else the bundles stay reserved by a group that nobody holds
+            raise
+
+    def _place_and_load(self) -> None:
         config = self.config
         bundle = {"CPU": config.num_cpus_per_learner} | (
             {"GPU": config.num_gpus_per_learner} if config.num_gpus_per_learner else {}
@@ -212,9 +219,8 @@ class LearnerGroup:
         self._placement = placement
         start = time.monotonic()
         if not placement.wait(config.start_timeout_s):
-            self.shutdown()
             raise LearnerTimeout(
-                f"no room for {config.num_learners} learners of {bundle} within {config.start_timeout_s:.0f} s; "
+                f"no room for {config.num_learners} learners of {bundle} within {config.start_timeout_s:g} s; "
                 f"free in the cluster: {ray.available_resources()}"
             )
         actor = ray.remote(Learner)

@@ -1,0 +1,55 @@
+"""What the engine must equal: plain transformers and torch, one sample at a time, written from the definitions."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from learners.batching import Sample
+from learners.config import LearnerConfig, LossConfig
+
+
+def token_logprobs(model: torch.nn.Module, ids: NDArray[np.int32], temperature: float = 1.0) -> Tensor:
+    tokens = torch.from_numpy(ids.astype(np.int64))
+    logits = model(input_ids=tokens[None]).logits[0, :-1].float() / temperature
+    return logits.log_softmax(-1).gather(-1, tokens[1:, None])[:, 0]
+
+
+def plain_logprobs(path: Path, ids: NDArray[np.int32], temperature: float = 1.0) -> NDArray[np.float32]:
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    with torch.no_grad():
+        return token_logprobs(model, ids, temperature).numpy()
+
+
+def plain_policy_training(
+    path: Path, samples: Sequence[Sample], config: LearnerConfig, loss: LossConfig, num_steps: int
+) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
+    """On-policy DAPO with TIS: ratio 1, so the loss is −mean of w·A over the tokens, with gradient −w·A·∇log π."""
+    assert loss.algorithm == "dapo"
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay
+    )
+    num_tokens = sum(int(s.mask.sum()) for s in samples)
+    metrics = []
+    for _ in range(num_steps):
+        total = 0.0
+        for sample in samples:
+            mask = torch.from_numpy(sample.mask)
+            logprobs = token_logprobs(model, sample.ids)[sample.prompt_len - 1 :][mask]
+            assert sample.behaviour_logprobs is not None
+            behaviour = torch.from_numpy(sample.behaviour_logprobs)[mask]
+            weight = (logprobs.detach() - behaviour).exp().clamp(max=loss.is_max)
+            ratio = (logprobs - logprobs.detach()).exp()
+            part = -(weight * sample.advantage * ratio).sum() / num_tokens
+            part.backward()
+            total += part.item()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        metrics.append({"loss": total, "grad_norm": norm.item()})
+    return {name: p.detach() for name, p in model.named_parameters()}, metrics

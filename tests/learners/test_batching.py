@@ -1,0 +1,97 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from learners.batching import MicroBatch, Sample, collate, minibatches, pack
+
+
+def sample(length: int, prompt_len: int = 1) -> Sample:
+    return Sample(
+        ids=np.arange(100, 100 + length, dtype=np.int32),
+        prompt_len=prompt_len,
+        mask=np.ones(length - prompt_len, dtype=np.bool_),
+    )
+
+
+def cost(batch: MicroBatch, padded: bool) -> int:
+    return len(batch) * max(map(len, batch)) if padded else sum(map(len, batch))
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    lengths=st.lists(st.integers(2, 60), min_size=1, max_size=40),
+    budget=st.integers(60, 300),
+    world_size=st.integers(1, 5),
+    padded=st.booleans(),
+)
+def test_packing_keeps_its_promises(lengths: list[int], budget: int, world_size: int, padded: bool) -> None:
+    samples = [sample(n) for n in lengths]
+    ranks = pack(samples, budget, world_size, padded=padded)
+    assert len(ranks) == world_size
+    assert len({len(r) for r in ranks}) == 1, "ZeRO's collectives need as many micro-batches on every rank"
+    assert len(ranks[0]) >= 1
+    batches = [b for r in ranks for b in r]
+    assert all(len(b) > 0 and cost(b, padded) <= budget for b in batches)
+    originals = {id(s) for s in samples}
+    placed = Counter(id(s) for b in batches for s in b if id(s) in originals)
+    assert placed == Counter(dict.fromkeys(originals, 1)), "each sample exactly once"
+    fillers = [s for b in batches for s in b if id(s) not in originals]
+    assert all(s.num_loss_tokens == 0 for s in fillers)
+    assert sum(s.num_loss_tokens for b in batches for s in b) == sum(n - 1 for n in lengths)
+    loads = [sum(len(s) for b in r for s in b if id(s) in originals) for r in ranks]
+    assert max(loads) - min(loads) <= max(lengths)
+
+
+def test_first_fit_decreasing_fills_bins() -> None:
+    """12 + 8 and 9 + 6 + 5: two full bins of 20, where filling up in order of arrival would take three."""
+    (bins,) = pack([sample(n) for n in (5, 6, 8, 9, 12)], 20, padded=False)
+    assert [[len(s) for s in b] for b in bins] == [[12, 8], [9, 6, 5]]
+
+
+def test_padded_batches_join_neighbours_in_length() -> None:
+    (bins,) = pack([sample(n) for n in (3, 10, 9, 2, 10, 3)], 30)
+    assert [[len(s) for s in b] for b in bins] == [[10, 10, 9], [3, 3, 2]]
+
+
+def test_too_long_a_sample_names_the_setting() -> None:
+    with pytest.raises(ValueError, match="micro_batch_tokens=8"):
+        pack([sample(9)], 8)
+    with pytest.raises(ValueError, match="no samples"):
+        pack([], 8)
+
+
+def test_minibatches_spread_siblings() -> None:
+    """Two groups of four siblings, two minibatches: each gets two of both."""
+    samples = [sample(5) for _ in range(8)]
+    first, second = minibatches(samples, 2)
+    assert [samples.index(s) for s in first] == [0, 2, 4, 6]
+    assert [samples.index(s) for s in second] == [1, 3, 5, 7]
+    with pytest.raises(ValueError, match="num_minibatches=9"):
+        minibatches(samples, 9)
+
+
+def test_layouts_by_hand() -> None:
+    """Prompt 10 11 with response 12 [13] 14 (the middle one a tool's), and prompt 20 with response 21."""
+    a = Sample(
+        ids=np.array([10, 11, 12, 13, 14], dtype=np.int32),
+        prompt_len=2,
+        mask=np.array([True, False, True]),
+        behaviour_logprobs=np.array([-1.0, 0.0, -3.0], dtype=np.float32),
+        advantage=2.0,
+    )
+    b = Sample(ids=np.array([20, 21], dtype=np.int32), prompt_len=1, mask=np.array([True]), advantage=-1.0)
+    padded, packed = collate((a, b), padded=True), collate((a, b), padded=False)
+    assert padded.input_ids.tolist() == [[10, 11, 12, 13, 14], [20, 21, 0, 0, 0]]
+    assert padded.position_ids.tolist() == [[0, 1, 2, 3, 4]]
+    assert padded.source.tolist() == [1, 3, 5]  # the positions before 12, 14 and 21
+    assert packed.input_ids.tolist() == [[10, 11, 12, 13, 14, 20, 21]]
+    assert packed.position_ids.tolist() == [[0, 1, 2, 3, 4, 0, 1]]
+    assert packed.source.tolist() == [1, 3, 5]
+    for batch in (padded, packed):
+        assert batch.targets.tolist() == [12, 14, 21]
+        assert batch.mask.tolist() == [[True, False, True], [True, False, False]]
+        assert batch.behaviour_logprobs.tolist() == [[-1.0, 0.0, -3.0], [0.0, 0.0, 0.0]]
+        assert batch.advantages.tolist() == [2.0, -1.0]

@@ -1,0 +1,173 @@
+"""One rank of DeepSpeed against plain torch and plain transformers."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from plain_reference import plain_logprobs, plain_policy_training
+
+from learners.batching import Sample, collate
+from learners.config import LearnerConfig, LossConfig
+from learners.engine import DeepSpeedEngine
+from learners.model import load_model
+from learners.schedule import learning_rate
+from learners.weight_sync import host_update
+
+pytestmark = pytest.mark.usefixtures("single_rank")
+
+
+def config(model: Path, **settings: Any) -> LearnerConfig:
+    # A large Adam ε keeps the update smooth in the gradient, so that float noise isn't blown up to ±lr.
+    return LearnerConfig(model=str(model), lr=1e-2, eps=1e-3, micro_batch_tokens=4096, **settings)
+
+
+def weights(engine: DeepSpeedEngine) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in engine.full_weights()}
+
+
+def assert_same_weights(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], atol: float) -> None:
+    assert actual.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(actual[name], tensor, atol=atol, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_logprobs_equal_plain_transformers(tiny_model: Path, samples: list[Sample]) -> None:
+    for temperature in (1.0, 0.7):
+        engine = DeepSpeedEngine(config(tiny_model, temperature=temperature))
+        expected = plain_logprobs(tiny_model, samples[0].ids, temperature)
+        np.testing.assert_allclose(engine.logprobs(samples[0].ids), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 2])
+def test_training_equals_plain_torch(tiny_model: Path, samples: list[Sample], zero_stage: int) -> None:
+    loss = LossConfig(algorithm="dapo", is_max=1.5)
+    engine = DeepSpeedEngine(config(tiny_model, zero_stage=zero_stage), loss)
+    metrics = [engine.policy_step(samples) for _ in range(3)]
+    expected_weights, expected = plain_policy_training(tiny_model, samples, engine.config, loss, num_steps=3)
+    for ours, theirs in zip(metrics, expected, strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
+        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4)
+    assert_same_weights(weights(engine), expected_weights, atol=1e-5)
+    assert (engine.num_steps, engine.policy_version) == (3, 3)
+
+
+def test_micro_batches_checkpointing_and_blocks_of_logits_change_nothing(
+    tiny_model: Path, samples: list[Sample]
+) -> None:
+    """One rectangle; the smallest micro-batches; recomputed activations with the logits in blocks of 3 rows."""
+    results = []
+    for settings in ({}, {"micro_batch_tokens": 60}, {"gradient_checkpointing": True}):
+        engine = DeepSpeedEngine(config(tiny_model).model_copy(update=settings), LossConfig(algorithm="gspo"))
+        if settings.get("gradient_checkpointing"):
+            engine._module.chunk_bytes = 3 * 4 * 330
+        metrics = engine.policy_step(samples)
+        results.append((metrics, weights(engine)))
+    for metrics, after in results[1:]:
+        assert metrics == pytest.approx(results[0][0], abs=1e-5)
+        assert_same_weights(after, results[0][1], atol=1e-5)
+
+
+def test_packed_layout_gives_the_same_logprobs_as_the_padded_one(tiny_model: Path, samples: list[Sample]) -> None:
+    model = load_model(str(tiny_model), config(tiny_model), torch.device("cpu"))
+    outputs = []
+    for padded in (True, False):
+        batch = collate(tuple(samples), padded=padded)
+        with torch.no_grad():
+            outputs.append(model(batch.input_ids, batch.position_ids, batch.source, batch.targets))
+    torch.testing.assert_close(outputs[0][0], outputs[1][0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(outputs[0][1], outputs[1][1], atol=1e-5, rtol=0)
+
+
+def test_second_minibatch_sees_the_proximal_policy_of_before_the_first(tiny_model: Path, samples: list[Sample]) -> None:
+    engine = DeepSpeedEngine(config(tiny_model, num_minibatches=2))
+    metrics = engine.policy_step(samples)
+    assert engine.num_steps == 2
+    assert engine.policy_version == 1
+    assert metrics["ratio_max"] > 1.01  # the first update has moved the policy away from it
+    single = DeepSpeedEngine(config(tiny_model)).policy_step(samples)
+    assert single["ratio_max"] == pytest.approx(1.0, abs=1e-6)
+    assert metrics["engine_kl"] == pytest.approx(single["engine_kl"], rel=0.5)
+
+
+def test_kl_to_the_frozen_reference_starts_at_zero_and_grows(tiny_model: Path, samples: list[Sample]) -> None:
+    engine = DeepSpeedEngine(config(tiny_model), LossConfig(kl_estimator="k3", kl_coef=0.1))
+    kls = [engine.policy_step(samples)["kl_ref"] for _ in range(3)]
+    assert kls[0] == pytest.approx(0.0, abs=1e-6)
+    assert kls[0] < kls[1] < kls[2]
+
+
+def test_sft_learns_only_what_is_unmasked(tiny_model: Path, samples: list[Sample]) -> None:
+    engine = DeepSpeedEngine(config(tiny_model))
+    expected = np.concatenate([plain_logprobs(tiny_model, s.ids)[s.prompt_len - 1 :][s.mask] for s in samples]).mean()
+    losses = [engine.sft_step(samples)["loss"] for _ in range(15)]
+    assert losses[0] == pytest.approx(-expected, abs=1e-5)
+    assert losses[-1] < 0.5 * losses[0]
+    assert engine.policy_version == 0
+
+
+def test_bfloat16_has_float32_master_weights(tiny_model: Path, samples: list[Sample]) -> None:
+    """A learning rate far below bfloat16's resolution still adds up."""
+    engine = DeepSpeedEngine(config(tiny_model, dtype="bfloat16").model_copy(update={"lr": 1e-5, "eps": 1e-8}))
+    before = weights(engine)
+    assert {t.dtype for t in before.values()} == {torch.bfloat16}
+    first = engine.sft_step(samples)["loss"]
+    for _ in range(59):
+        last = engine.sft_step(samples)["loss"]
+    assert last < first - 0.02
+    update = host_update(engine)
+    assert update is not None
+    array, dtype = update.payload["lm_head.weight"]
+    assert (array.dtype, dtype) == (np.uint16, "bfloat16")
+    restored = torch.from_numpy(array).view(torch.bfloat16)
+    assert torch.equal(restored, weights(engine)["lm_head.weight"])
+
+
+@pytest.mark.parametrize("zero_stage", [0, 2])
+def test_checkpoint_continues_as_if_never_stopped(
+    tiny_model: Path, samples: list[Sample], tmp_path: Path, zero_stage: int
+) -> None:
+    settings = config(tiny_model, zero_stage=zero_stage, schedule="cosine", total_steps=5, warmup_steps=1)
+    engine = DeepSpeedEngine(settings)
+    engine.policy_step(samples)
+    engine.save(tmp_path / "checkpoint")
+    engine.policy_step(samples)
+    expected = weights(engine)
+    resumed = DeepSpeedEngine(settings)
+    resumed.load(tmp_path / "checkpoint")
+    assert (resumed.num_steps, resumed.policy_version) == (1, 1)
+    resumed.policy_step(samples)
+    assert_same_weights(weights(resumed), expected, atol=1e-6)
+    (tmp_path / "checkpoint" / "learner.json").unlink()
+    with pytest.raises(ValueError, match="no complete learner checkpoint"):
+        resumed.load(tmp_path / "checkpoint")
+
+
+def test_export_loads_in_plain_transformers(tiny_model: Path, samples: list[Sample], tmp_path: Path) -> None:
+    engine = DeepSpeedEngine(config(tiny_model))
+    engine.sft_step(samples)
+    for _ in range(2):  # the second replaces the first
+        engine.export_hf(tmp_path / "exported")
+    expected = engine.logprobs(samples[1].ids)
+    np.testing.assert_allclose(plain_logprobs(tmp_path / "exported", samples[1].ids), expected, atol=1e-5)
+    assert np.abs(plain_logprobs(tiny_model, samples[1].ids) - expected).max() > 1e-3
+    assert list(tmp_path.glob("*.tmp")) == []
+
+
+def test_host_update_is_a_copy(tiny_model: Path, samples: list[Sample]) -> None:
+    engine = DeepSpeedEngine(config(tiny_model))
+    update = host_update(engine)
+    assert update is not None
+    before = update.payload["lm_head.weight"][0].copy()
+    engine.sft_step(samples)
+    np.testing.assert_array_equal(update.payload["lm_head.weight"][0], before)
+    assert update.names[0] == "model.embed_tokens.weight"
+    assert update.shapes[0] == (330, 64)
+    assert set(update.dtypes) == {"float32"}
+
+
+def test_learning_rate_by_hand() -> None:
+    settings = LearnerConfig(model="m", lr=8.0, schedule="cosine", warmup_steps=2, total_steps=6)
+    assert [learning_rate(s, settings) for s in (0, 1, 2, 4, 6, 9)] == pytest.approx([4, 8, 8, 4, 0, 0])
+    assert learning_rate(7, LearnerConfig(model="m", lr=8.0)) == 8.0

@@ -1,0 +1,139 @@
+"""Two real ranks over gloo, started by Ray: same update as plain torch, resume at another size, death and rebirth."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+import torch
+from plain_reference import plain_logprobs, plain_policy_training
+
+from learners.batching import Sample
+from learners.config import LearnerConfig, LossConfig
+from learners.engine import DeepSpeedEngine
+from learners.errors import LearnerDied, LearnerError, LearnerFailed, LearnerTimeout
+from learners.group import LearnerGroup
+from trajectory.weights import WeightUpdate
+
+pytestmark = pytest.mark.ray
+
+LOSS = LossConfig(algorithm="dapo", is_max=1.5)
+
+
+@pytest.fixture(scope="module")
+def ray_cluster() -> Iterator[None]:
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+def config(model: Path, **settings: Any) -> LearnerConfig:
+    return LearnerConfig(
+        model=str(model),
+        lr=1e-2,
+        eps=1e-3,
+        micro_batch_tokens=150,  # several micro-batches on each rank
+        start_timeout_s=120,
+        step_timeout_s=60,
+        **settings,
+    )
+
+
+@pytest.fixture(scope="module", params=[2, 3], ids=["zero2", "zero3"])
+def gang(request: pytest.FixtureRequest, ray_cluster: None, tiny_model: Path) -> Iterator[LearnerGroup]:
+    group = LearnerGroup(config(tiny_model, num_learners=2, zero_stage=request.param), LOSS, probe_ids=range(5, 25))
+    yield group
+    group.shutdown()
+
+
+def pids(group: LearnerGroup) -> list[int]:
+    return ray.get([rank.__ray_call__.remote(lambda _: os.getpid()) for rank in group._ranks], timeout=30)
+
+
+def assert_update_equals(update: WeightUpdate, expected: dict[str, torch.Tensor], atol: float) -> None:
+    assert set(update.names) == expected.keys() == set(update.payload)
+    for name, dtype, shape in zip(update.names, update.dtypes, update.shapes, strict=True):
+        array, payload_dtype = update.payload[name]
+        assert payload_dtype == dtype == "float32"
+        assert array.shape == shape == tuple(expected[name].shape)
+        np.testing.assert_allclose(array, expected[name].numpy(), atol=atol, rtol=0, err_msg=name)
+
+
+def test_two_ranks_train_save_resume_at_one_die_and_come_back(
+    gang: LearnerGroup, tiny_model: Path, samples: list[Sample], tmp_path: Path, single_rank: None
+) -> None:
+    # Two steps of two ranks are two steps of plain torch on the whole batch.
+    results = [gang.train_step(samples) for _ in range(2)]
+    reference, metrics = plain_policy_training(tiny_model, samples, gang.config, LOSS, num_steps=2)
+    for result, expected in zip(results, metrics, strict=True):
+        assert result.metrics["loss"] == pytest.approx(expected["loss"], abs=1e-5)
+        assert result.metrics["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4)
+    assert [r.policy_version for r in results] == [1, 2]
+    update = ray.get(results[-1].update, timeout=30)
+    assert update.policy_version == 2
+    assert_update_equals(update, reference, atol=1e-5)
+
+    # What it exports is what the probe was taken from.
+    gang.export_hf(tmp_path / "exported")
+    probe = results[-1].probe
+    assert probe is not None
+    assert probe.token_ids == tuple(range(5, 25))
+    np.testing.assert_allclose(
+        plain_logprobs(tmp_path / "exported", np.arange(5, 25, dtype=np.int32)), probe.logprobs, atol=1e-5
+    )
+
+    # One rank, in this process, goes on from the two ranks' checkpoint exactly as they do.
+    gang.save_to_path(tmp_path / "checkpoint")
+    third = gang.train_step(samples)
+    resumed = DeepSpeedEngine(config(tiny_model, zero_stage=gang.config.zero_stage), LOSS)
+    resumed.load(tmp_path / "checkpoint")
+    assert resumed.policy_version == 2
+    assert resumed.policy_step(samples)["loss"] == pytest.approx(third.metrics["loss"], abs=1e-5)
+    assert_update_equals(ray.get(third.update, timeout=30), dict(resumed.full_weights()), atol=1e-5)
+
+    # A rank is killed in the middle of a step: named within seconds, then a new gang continues from the checkpoint.
+    victim = pids(gang)[1]
+    step = gang.start_step(samples * 20)
+    assert step.poll() is None
+    os.kill(victim, signal.SIGKILL)
+    start = time.monotonic()
+    with pytest.raises(LearnerDied, match="train_step: rank 1 of 2 died"):
+        step.result()
+    assert time.monotonic() - start < 10
+    assert not gang.alive
+    with pytest.raises(LearnerError, match="call recreate"):
+        gang.train_step(samples)
+    if gang.config.zero_stage == 3:  # one rebirth is enough for this test's time
+        return
+    gang.recreate(tmp_path / "checkpoint")
+    assert gang.policy_version == 2
+    again = gang.train_step(samples)
+    assert again.metrics["loss"] == pytest.approx(third.metrics["loss"], abs=1e-5)
+    assert again.policy_version == 3
+
+    # The weights of a dead gang can still be fetched: they are not lost with the rank that made them.
+    assert ray.get(third.update, timeout=30).policy_version == 3
+
+    # A rank's own exception is named too.
+    bad = Sample(ids=np.full(10, 10**6, dtype=np.int32), prompt_len=2, mask=np.ones(8, dtype=np.bool_))
+    with pytest.raises(LearnerFailed, match=r"train_step: rank \d raised IndexError: index out of range"):
+        gang.train_step([bad, bad])
+
+
+def test_waits_end_at_their_deadline_and_name_what_was_waited_for(ray_cluster: None, tiny_model: Path) -> None:
+    free = ray.available_resources()["CPU"]
+    for num_learners, message in (
+        (9, r"no room for 9 learners of {'CPU': 1} within 1 s; free in the cluster: .*'CPU'"),
+        (1, r"(address|start): no answer from ranks \[0\] within"),  # a rank can't import torch in a second
+    ):
+        with pytest.raises(LearnerTimeout, match=message):
+            LearnerGroup(config(tiny_model, num_learners=num_learners).model_copy(update={"start_timeout_s": 1.0}))
+    until = time.monotonic() + 20
+    while ray.available_resources().get("CPU", 0.0) < free and time.monotonic() < until:
+        time.sleep(0.1)
+    assert ray.available_resources()["CPU"] == free, "a group that failed to start must give back what it reserved"
