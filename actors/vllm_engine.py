@@ -7,6 +7,7 @@ imported when an engine starts, because it reads its environment at import.
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import time
 from collections.abc import AsyncIterator, Coroutine, Sequence
@@ -84,7 +85,9 @@ class VLLMEngine:
         """Stop the engine's processes. Requests in flight fail."""
         if self._llm is not None:
             await self._die("it was shut down")
-            self._llm = None  # vLLM's finalizer fails if the interpreter gets to it first
+            # vLLM's finalizer fails if the interpreter's own end gets to it first, and it sits in reference cycles.
+            self._llm = None
+            gc.collect()
 
     # --- requests -----------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,233 @@
+"""One real vLLM engine against Hugging Face: logprobs, stop strings, and weights that change in flight.
+
+The tests run in order on one engine, as it takes half a minute to start; the last one leaves it dead.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import pytest_asyncio
+import torch
+from conftest import build_model, build_tokenizer
+from numpy.typing import NDArray
+from transformers import Qwen3ForCausalLM
+
+from actors import host_weights
+from actors.checkpoint import check_update, refuse_tied_embeddings, tensor_shapes
+from actors.config import EngineConfig
+from actors.engine import EngineDead, Generation, Sampling
+from actors.vllm_engine import VLLMEngine
+from trajectory.types import Segment
+from trajectory.weights import WeightUpdate
+
+VOCAB_SIZE = len(build_tokenizer())
+OLD = build_model(VOCAB_SIZE, seed=0)
+NEW = build_model(VOCAB_SIZE, seed=1)
+PROMPT = [int(i) for i in np.random.default_rng(0).integers(0, 256, 70)]
+"""Two whole blocks of 32, and some."""
+
+
+def reference(model: Qwen3ForCausalLM, token_ids: Sequence[int], temperature: float = 1.0) -> NDArray[np.float32]:
+    """log p(token_ids[i + 1] | token_ids[: i + 1]) by transformers, (len − 1,)."""
+    ids = torch.tensor([list(token_ids)])
+    with torch.no_grad():
+        logprobs = torch.log_softmax(model(ids).logits[0, :-1] / temperature, dim=-1)
+    return logprobs.gather(1, ids[0, 1:, None])[:, 0].numpy()
+
+
+def sampled_reference(model: Qwen3ForCausalLM, prompt: Sequence[int], sampled: Generation, temperature: float = 1.0):
+    return reference(model, [*prompt, *sampled.token_ids], temperature)[len(prompt) - 1 :]
+
+
+def update_of(model: Qwen3ForCausalLM, policy_version: int) -> WeightUpdate:
+    state = model.state_dict()
+    return WeightUpdate(
+        policy_version=policy_version,
+        backend="host",
+        names=tuple(state),
+        dtypes=("float32",) * len(state),
+        shapes=tuple(tuple(tensor.shape) for tensor in state.values()),
+        payload={name: (tensor.numpy(), "float32") for name, tensor in state.items()},
+    )
+
+
+def core_processes() -> list[psutil.Process]:
+    return [p for p in psutil.Process().children(recursive=True) if p.name().startswith("VLLM")]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def engine(model_path: Path) -> AsyncIterator[VLLMEngine]:
+    engine = VLLMEngine(EngineConfig(model=str(model_path), max_model_len=1024, cpu_kv_cache_gib=1))
+    await engine.start()
+    yield engine
+    await engine.shutdown()
+    assert core_processes() == []
+
+
+on_one_engine = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module")]
+
+
+class TestOneEngine:
+    pytestmark = on_one_engine
+
+    @pytest.mark.parametrize("temperature", [1.0, 0.6])
+    async def test_sampled_logprobs_equal_transformers(self, engine: VLLMEngine, temperature: float) -> None:
+        for seed in range(4):
+            sampling = Sampling(max_tokens=40, temperature=temperature, seed=seed)
+            sampled = await engine.generate(PROMPT[:20], sampling, f"logprobs-{temperature}-{seed}")
+            expected = sampled_reference(OLD, PROMPT[:20], sampled, temperature)
+            np.testing.assert_allclose(sampled.logprobs, expected, atol=1e-4)
+            assert sampled.segments == (Segment(start=0, end=len(sampled.token_ids), policy_version=0),)
+
+    async def test_a_seed_repeats_whatever_else_is_sampled(self, engine: VLLMEngine) -> None:
+        alone = await engine.generate(PROMPT, Sampling(max_tokens=30, seed=7), "alone")
+        busy = asyncio.gather(*(engine.generate(PROMPT, Sampling(max_tokens=30), f"busy-{i}") for i in range(40)))
+        among = await engine.generate(PROMPT, Sampling(max_tokens=30, seed=7), "among")
+        others = await busy
+        assert among.token_ids == alone.token_ids
+        assert len({tuple(other.token_ids) for other in others}) == 40
+
+    async def test_a_stop_string_cuts_the_text_and_leaves_the_tokens(self, engine: VLLMEngine) -> None:
+        """`</co` ends inside the token `</code>`."""
+        tokenizer = build_tokenizer()
+        code = tokenizer.convert_tokens_to_ids("</code>")
+        sampling = [Sampling(max_tokens=300, stop=("</co",), seed=seed) for seed in range(32)]
+        sampled = await asyncio.gather(*(engine.generate(PROMPT, s, f"stop-{s.seed}") for s in sampling))
+        stopped = [s for s in sampled if s.finish_reason == "stop_string"]
+        assert stopped
+        for generation in stopped:
+            assert generation.text.endswith("</co")
+            assert generation.token_ids[-1] == code
+            assert len(generation.logprobs) == len(generation.token_ids)
+        ended = [s for s in sampled if s.finish_reason == "eos"]
+        assert ended
+        assert all(s.token_ids[-1] == tokenizer.eos_token_id and "<|im_end|>" not in s.text for s in ended)
+        assert all(len(s.token_ids) == 300 for s in sampled if s.finish_reason == "length")
+
+    async def test_scores_equal_transformers_and_ignore_the_prefix_cache(self, engine: VLLMEngine) -> None:
+        await engine.generate(PROMPT, Sampling(max_tokens=1), "fill the cache")
+        for _ in range(2):
+            np.testing.assert_allclose(await engine.score(PROMPT), reference(OLD, PROMPT), atol=1e-4)
+        assert (await engine.score([5])).shape == (0,)
+
+    async def test_a_cancelled_request_is_freed(self, engine: VLLMEngine) -> None:
+        request = asyncio.create_task(engine.generate(PROMPT, Sampling(max_tokens=900), "cancelled"))
+        await asyncio.sleep(0.05)
+        assert engine.num_requests == 1
+        request.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await request
+        assert engine.num_requests == 0
+        assert engine._llm.get_num_unfinished_requests() == 0
+
+    async def test_weights_of_another_model_are_refused_and_change_nothing(self, engine: VLLMEngine) -> None:
+        other = update_of(build_model(VOCAB_SIZE + 1, seed=0), 1)
+        with pytest.raises(ValueError, match=r"new weights of shape \(262, 64\)"):
+            await engine.update_weights(other)
+        np.testing.assert_allclose(await engine.score(PROMPT), reference(OLD, PROMPT), atol=1e-4)
+        assert engine.policy_version == 0
+
+    async def test_new_weights_in_flight(self, engine: VLLMEngine) -> None:
+        """Requests go on, every token is stamped by the policy that sampled it, and nothing old is left in the cache."""
+        prompts = [[*PROMPT[:30], i] for i in range(24)]
+        requests = [
+            asyncio.create_task(engine.generate(prompt, Sampling(max_tokens=300), f"flight-{i}"))
+            for i, prompt in enumerate(prompts)
+        ]
+        cached = await engine.generate(PROMPT, Sampling(max_tokens=60), "cached")
+        assert cached.num_cached_tokens == 64
+
+        report = await engine.update_weights(update_of(NEW, 1))
+        assert engine.policy_version == report.policy_version == 1
+        late = await engine.generate(PROMPT, Sampling(max_tokens=20), "late")
+        sampled = await asyncio.gather(*requests)
+
+        assert late.num_cached_tokens == 0
+        assert late.segments == (Segment(start=0, end=len(late.token_ids), policy_version=1),)
+        np.testing.assert_allclose(late.logprobs, sampled_reference(NEW, PROMPT, late), atol=1e-4)
+        np.testing.assert_allclose(await engine.score(PROMPT), reference(NEW, PROMPT), atol=1e-4)
+
+        crossed = [(p, s) for p, s in zip(prompts, sampled, strict=True) if len(s.segments) == 2]
+        assert len(crossed) == report.num_kept > 0
+        for prompt, generation in crossed:
+            before, after = generation.segments
+            assert (before.start, before.policy_version, after.policy_version) == (0, 0, 1)
+            assert before.end == after.start
+            assert after.end == len(generation.token_ids)
+            by_old = sampled_reference(OLD, prompt, generation)
+            np.testing.assert_allclose(generation.logprobs[: before.end], by_old[: before.end], atol=1e-4)
+        # The boundary is exact: the first token after it isn't the old policy's.
+        first_after = [
+            abs(s.logprobs[s.segments[1].start] - sampled_reference(OLD, p, s)[s.segments[1].start]) for p, s in crossed
+        ]
+        assert np.median(first_after) > 0.1
+
+    async def test_a_failed_update_ends_the_engine_and_all_requests_at_once(
+        self, engine: VLLMEngine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        broken = tmp_path / "broken.safetensors"
+        broken.write_bytes(b"not tensors")
+        monkeypatch.setattr(host_weights, "write", lambda payload: broken)
+        requests = [
+            asyncio.create_task(engine.generate(PROMPT, Sampling(max_tokens=900), f"doomed-{i}")) for i in range(8)
+        ]
+        await asyncio.sleep(0.05)
+        with pytest.raises(Exception, match="load new weights"):
+            await engine.update_weights(update_of(OLD, 2))
+        started = time.monotonic()
+        outcomes = await asyncio.gather(*requests, return_exceptions=True)
+        assert time.monotonic() - started < 5.0
+        dead = [o for o in outcomes if isinstance(o, EngineDead)]
+        assert dead
+        assert "update to policy version 2 failed" in str(dead[0])
+        assert all(isinstance(o, EngineDead | Generation) for o in outcomes)
+        with pytest.raises(EngineDead, match="policy version 2"):
+            await engine.generate(PROMPT, Sampling(max_tokens=1), "after")
+        assert not broken.exists()
+
+
+def test_tied_embeddings_are_refused_with_the_remedy(tmp_path: Path) -> None:
+    build_model(VOCAB_SIZE, seed=0, tied=True).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="tie_word_embeddings = False"):
+        refuse_tied_embeddings(str(tmp_path))
+
+
+async def test_an_engine_does_not_start_on_tied_embeddings(tmp_path: Path) -> None:
+    build_model(VOCAB_SIZE, seed=0, tied=True).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="ties lm_head"):
+        await VLLMEngine(EngineConfig(model=str(tmp_path))).start()
+
+
+async def test_asked_before_it_started() -> None:
+    with pytest.raises(EngineDead, match="was not started"):
+        await VLLMEngine(EngineConfig(model="nowhere")).generate([1], Sampling(max_tokens=1), "early")
+
+
+def test_updates_are_checked_against_the_checkpoint(model_path: Path) -> None:
+    expected = tensor_shapes(str(model_path))
+    assert expected["lm_head.weight"] == (VOCAB_SIZE, 64)
+    check_update(update_of(NEW, 1), expected, backend="host")
+    with pytest.raises(ValueError, match="takes weights by 'nccl'"):
+        check_update(update_of(NEW, 1), expected, backend="nccl")
+    with pytest.raises(ValueError, match=r"missing \['bias'\], unknown \[\]"):
+        check_update(update_of(NEW, 1), expected | {"bias": (1,)}, backend="host")
+
+
+def test_the_file_carries_every_bit() -> None:
+    """bfloat16 as its uint16 bits; strided and read-only arrays as Ray hands them out."""
+    matrix = np.arange(12, dtype=np.float32).reshape(3, 4)
+    matrix.flags.writeable = False
+    bits = np.array([0x3F80, 0xC000], np.uint16)  # 1.0 and −2.0
+    path = host_weights.write({"a": (matrix.T, "float32"), "b": (bits, "bfloat16")})
+    try:
+        tensors = dict(host_weights.read(str(path)))
+    finally:
+        path.unlink()
+    assert tensors["a"].tolist() == matrix.T.tolist()
+    assert tensors["b"].dtype == torch.bfloat16
+    assert tensors["b"].tolist() == [1.0, -2.0]
