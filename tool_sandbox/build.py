@@ -1,0 +1,179 @@
+"""The container image: built where it is missing, from a registry's Python or, without one, from Debian packages.
+
+The tag is a hash of `image/`, so an image of other sources is never used. Packages come as wheels and are unpacked on this
+machine: `docker build` needs no network, which on many nodes it hasn't got.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from tool_sandbox.config import SandboxConfig
+from tool_sandbox.errors import EngineError, ImageError
+
+logger = logging.getLogger(__name__)
+
+SOURCES = Path(__file__).resolve().parent / "image"
+REPOSITORY = "autotraj-sandbox"
+REGISTRY_BASE = "python:3.11-slim"
+DEBIAN_BASE = "autotraj-sandbox-base:debian"
+DEBIAN_PACKAGES = ("python3", "dash", "coreutils", "base-files", "libstdc++6")
+"""What a container needs: Python with its standard library, a shell and files for code that calls them, C++ for wheels."""
+
+PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
+COMMAND_TIMEOUT_S = 600.0
+PULL_TIMEOUT_S = 120.0
+
+
+def image_tag() -> str:
+    """`autotraj-sandbox:HASH` of the sources in `image/`."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in SOURCES.iterdir() if p.is_file()):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return f"{REPOSITORY}:{digest.hexdigest()[:12]}"
+
+
+def resolve_image(config: SandboxConfig) -> str:
+    """The image that `config` means: its own, or the one built from `image/`."""
+    return config.image or image_tag()
+
+
+def check_engine() -> None:
+    """EngineError, with the remedy, unless a Docker engine answers."""
+    try:
+        done = subprocess.run(
+            ["docker", "version", "--format", "{{.Server.Version}}"], capture_output=True, text=True, timeout=20
+        )
+    except FileNotFoundError:
+        raise EngineError(
+            "sandbox: the `docker` command is missing; `make setup` installs it, as root on Debian"
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise EngineError("sandbox: the Docker engine did not answer within 20 s; restart dockerd") from None
+    if done.returncode != 0:
+        reason = (done.stderr.strip().splitlines() or ["no answer"])[-1]
+        raise EngineError(f"sandbox: no Docker engine is reachable ({reason}); start dockerd, or run `make setup`")
+
+
+def image_exists(image: str) -> bool:
+    return _run(["docker", "image", "inspect", image], check=False).returncode == 0
+
+
+def check_ready(config: SandboxConfig) -> None:
+    """EngineError or ImageError, with the remedy, unless the gateway could start its containers."""
+    check_engine()
+    image = resolve_image(config)
+    if not image_exists(image):
+        remedy = f"docker pull {image}" if config.image else "`python -m autotraj sandbox build`, or `make setup`"
+        raise ImageError(f"sandbox: the container image {image} is not there; get it with {remedy}")
+
+
+def ensure_image(config: SandboxConfig) -> str:
+    """Build the image unless it is there; returns its name. Errors: EngineError, ImageError."""
+    check_engine()
+    image = resolve_image(config)
+    if image_exists(image):
+        return image
+    if config.image:
+        raise ImageError(
+            f"sandbox.image: {image} is not there and is not ours to build; get it with docker pull {image}"
+        )
+    base = _base_image()
+    with tempfile.TemporaryDirectory(prefix="autotraj-image-") as folder:
+        context = Path(folder)
+        for path in SOURCES.iterdir():
+            if path.is_file():
+                shutil.copy(path, context)
+        print(f"==> sandbox image {image} from {base}: packages", flush=True)
+        _install_packages(context, _python_version(base))
+        print(f"==> sandbox image {image}: docker build", flush=True)
+        _run(["docker", "build", "--quiet", "--build-arg", f"BASE_IMAGE={base}", "--tag", image, folder])
+    return image
+
+
+def _base_image() -> str:
+    """The registry's Python if it is here or can be pulled, else one made from Debian packages; prints which."""
+    if image_exists(REGISTRY_BASE):
+        return REGISTRY_BASE
+    if image_exists(DEBIAN_BASE):
+        return DEBIAN_BASE
+    try:
+        _run(["docker", "pull", "--quiet", REGISTRY_BASE], timeout_s=PULL_TIMEOUT_S)
+        return REGISTRY_BASE
+    except ImageError as error:
+        print(f"==> {REGISTRY_BASE} can't be pulled ({str(error).splitlines()[-1][:120]}): a base from Debian packages")
+    if shutil.which("apt-get") is None:
+        raise ImageError(
+            f"sandbox: {REGISTRY_BASE} can't be pulled and this is no Debian; docker load an image of it here"
+        )
+    _make_debian_base()
+    return DEBIAN_BASE
+
+
+def _make_debian_base() -> None:
+    """`docker import` of the unpacked closure of `DEBIAN_PACKAGES`: nothing of them is run or configured."""
+    with tempfile.TemporaryDirectory(prefix="autotraj-base-") as folder:
+        packages, root = Path(folder, "packages"), Path(folder, "root")
+        packages.mkdir()
+        packages.chmod(0o777)  # apt downloads as a user of its own
+        names = _closure(DEBIAN_PACKAGES)
+        _run(["apt-get", "download", "--quiet", *names], cwd=packages)
+        for name in ("bin", "sbin", "lib", "lib64"):  # merged /usr, which debootstrap would have made
+            (root / "usr" / name).mkdir(parents=True)
+            (root / name).symlink_to(f"usr/{name}")
+        for package in sorted(packages.glob("*.deb")):
+            unpack = 'dpkg-deb --fsys-tarfile "$1" | tar --extract --keep-directory-symlink --directory "$2"'
+            _run(["bash", "-o", "pipefail", "-c", unpack, "bash", str(package), str(root)])
+        shutil.rmtree(root / "usr/share/doc", ignore_errors=True)
+        (root / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n")
+        (root / "etc/group").write_text("root:x:0:\nnogroup:x:65534:\n")
+        (root / "tmp").mkdir(exist_ok=True)
+        load = 'tar --create --directory "$1" . | docker import --change "ENV LANG=C.UTF-8" - "$2"'
+        _run(["bash", "-o", "pipefail", "-c", load, "bash", str(root), DEBIAN_BASE])
+
+
+def _closure(names: Sequence[str]) -> list[str]:
+    """All packages that `names` need, themselves included; virtual ones left out."""
+    quiet = [f"--no-{kind}" for kind in ("recommends", "suggests", "conflicts", "breaks", "replaces", "enhances")]
+    lines = _run(["apt-cache", "depends", "--recurse", *quiet, *names]).stdout.splitlines()
+    found = sorted({line.strip() for line in lines if line and not line[0].isspace() and not line.startswith("<")})
+    if not set(names) <= set(found):
+        raise ImageError("sandbox: apt does not know the packages of the base image; run apt-get update")
+    return found
+
+
+def _python_version(base: str) -> str:
+    code = "import sys; print('%d.%d' % sys.version_info[:2])"
+    return _run(["docker", "run", "--rm", "--network", "none", base, "python3", "-c", code]).stdout.strip()
+
+
+def _install_packages(context: Path, python_version: str) -> None:
+    """Unpack the wheels of requirements.txt, for the container's Python, into `site-packages`."""
+    platforms = [argument for platform in PLATFORMS for argument in ("--platform", platform)]
+    target = ["--target", str(context / "site-packages"), "--only-binary=:all:", "--no-deps", "--no-compile"]
+    _run(
+        [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *target]
+        + [*platforms, "--python-version", python_version, "--implementation", "cp"]
+        + ["--requirement", str(SOURCES / "requirements.txt")]
+    )
+
+
+def _run(
+    command: Sequence[str], *, cwd: Path | None = None, check: bool = True, timeout_s: float = COMMAND_TIMEOUT_S
+) -> subprocess.CompletedProcess[str]:
+    """Run a command; ImageError with the end of what it said if it fails or takes longer than `timeout_s`."""
+    try:
+        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        raise ImageError(f"sandbox image: {' '.join(command[:3])} took longer than {timeout_s:.0f} s") from None
+    if check and done.returncode != 0:
+        said = "\n".join((done.stderr or done.stdout).strip().splitlines()[-5:])
+        raise ImageError(f"sandbox image: {' '.join(command[:3])} failed:\n{said}")
+    return done
