@@ -41,16 +41,5 @@ def has_variance(rewards: NDArray[np.floating]) -> bool:
     return bool(np.ptp(rewards) > 1e-8) if len(rewards) else False
 
 
-def overlong_penalty(num_tokens: int, max_tokens: int, buffer_tokens: int) -> float:
-    """DAPO's soft overlong punishment, to be added to the reward: in [−1, 0].
-
-    0 up to `max_tokens − buffer_tokens`, falling linearly to −1 at `max_tokens`; −1 beyond (arXiv 2503.14476, eq. 13).
-    """
-    if buffer_tokens == 0:
-        return 0.0
-    excess = num_tokens - (max_tokens - buffer_tokens)
-    return -min(max(excess / buffer_tokens, 0.0), 1.0)
-
-
 def _std(values: NDArray[np.float64]) -> float:
     return float(values.std(ddof=1)) if len(values) > 1 else 0.0

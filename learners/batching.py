@@ -133,8 +133,8 @@ class Batch:
     """A micro-batch as tensors. B sequences, T = longest response, N = True entries of `mask`.
 
     Padded: `input_ids` is (B, L), padded on the right; under causal attention no real token sees the padding, so no
-    attention mask is needed. Packed: (1, ΣL) with `position_ids` that restart at 0 at each sequence, from which
-    variable-length attention finds the borders.
+    attention mask is needed. Packed: (1, ΣL), with `position_ids` that restart at 0 at each sequence and the `borders`
+    between sequences for variable-length attention.
     """
 
     input_ids: Tensor  # (B, L) or (1, ΣL)
@@ -144,6 +144,8 @@ class Batch:
     mask: Tensor  # (B, T)
     behaviour_logprobs: Tensor  # (B, T)
     advantages: Tensor  # (B,)
+    borders: Tensor | None  # packed: (B + 1,) int32, 0 and the running sum of lengths; padded: None
+    longest: int  # most tokens in a sequence
 
 
 def collate(samples: MicroBatch, *, padded: bool, device: torch.device | str = "cpu") -> Batch:
@@ -182,4 +184,6 @@ def collate(samples: MicroBatch, *, padded: bool, device: torch.device | str = "
         mask=tensor(mask, torch.bool),
         behaviour_logprobs=tensor(behaviour, torch.float32),
         advantages=tensor(np.array([s.advantage for s in samples]), torch.float32),
+        borders=None if padded else tensor(np.cumsum([0, *lengths]), torch.int32),
+        longest=max(lengths),
     )

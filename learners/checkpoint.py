@@ -21,7 +21,10 @@ META_FILE = "learner.json"
 
 def save(engine: Any, path: Path, counters: Mapping[str, int], *, zero_stage: int) -> None:
     """Write below `path`, on all ranks; `learner.json` comes last and marks the checkpoint as complete."""
-    (path / META_FILE).unlink(missing_ok=True)
+    if dist.get_rank() == 0:
+        (path / META_FILE).unlink(missing_ok=True)
+        shutil.rmtree(path / TAG, ignore_errors=True)  # shards of another world size would be taken for ours
+    dist.barrier()
     engine.save_checkpoint(str(path), tag=TAG)
     dist.barrier()
     if dist.get_rank() == 0:

@@ -33,18 +33,11 @@ class LossConfig(Section):
     """The ratio is clipped above 1 + eps_high. None: the algorithm's published value."""
 
     max_response_tokens: PositiveInt | None = None
-    """The constant length that `dr_grpo` divides by, and the limit that overlong shaping refers to."""
-
-    overlong_buffer_tokens: NonNegativeInt = 0
-    """DAPO's soft overlong punishment: over the last so many tokens before `max_response_tokens` the reward falls
-    linearly by 1. 0: off."""
+    """The constant length that `dr_grpo` divides by, and nothing else needs."""
 
     advantage_scale: Literal["auto", "std", "none", "batch"] = "auto"
     """What rewards less their group's mean are divided by: the group's standard deviation, nothing, or the whole
     batch's. `auto`: nothing with `dr_grpo`, otherwise the group's."""
-
-    drop_zero_variance: bool = True
-    """DAPO's dynamic sampling: groups whose rewards are all equal carry no gradient and are left out of the batch."""
 
     is_correction: Literal["none", "tis", "mis"] = "tis"
     """Importance-sampling correction between the engine that sampled (behaviour) and the learner (proximal policy):
@@ -72,13 +65,8 @@ class LossConfig(Section):
             raise ValueError(
                 f"kl_estimator={self.kl_estimator!r} contradicts kl_coef={self.kl_coef}: set both, or neither"
             )
-        needs_length = self.algorithm == "dr_grpo" or self.overlong_buffer_tokens > 0
-        if needs_length and self.max_response_tokens is None:
-            raise ValueError("algorithm='dr_grpo' and overlong_buffer_tokens need max_response_tokens")
-        if not needs_length and self.max_response_tokens is not None:
-            raise ValueError("max_response_tokens has no effect without algorithm='dr_grpo' or overlong_buffer_tokens")
-        if self.max_response_tokens is not None and self.overlong_buffer_tokens > self.max_response_tokens:
-            raise ValueError("overlong_buffer_tokens exceeds max_response_tokens")
+        if (self.algorithm == "dr_grpo") != (self.max_response_tokens is not None):
+            raise ValueError("algorithm='dr_grpo' needs max_response_tokens; no other algorithm uses it")
         if self.algorithm == "gspo" and self.is_level == "token" and self.is_correction != "none":
             raise ValueError("gspo has one ratio a sequence: is_level='token' would bring token weights back in")
         if self.is_min is not None and self.is_correction != "mis":
@@ -132,8 +120,9 @@ class LearnerConfig(Section):
     zero_stage: Literal[0, 1, 2, 3] = 2
     """What DeepSpeed ZeRO shards over the ranks: nothing, optimizer, + gradients, + parameters."""
 
-    attention: Literal["auto", "sdpa", "flash_attention_2"] = "auto"
-    """`flash_attention_2` trains on packed sequences, no padding. `auto`: that, if installed on a GPU; else SDPA."""
+    attention: Literal["auto", "sdpa", "varlen"] = "auto"
+    """`varlen` trains on concatenated sequences without padding, `sdpa` on rectangles padded on the right. `auto`: varlen
+    where the GPU has PyTorch's variable-length kernel for this model, else sdpa."""
 
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
@@ -195,8 +184,6 @@ class LearnerConfig(Section):
         if self.num_gpus_per_learner > 1:
             raise ValueError("a rank drives one GPU: raise num_learners instead of num_gpus_per_learner")
         on_gpu = self.num_gpus_per_learner == 1
-        if not on_gpu and self.attention == "flash_attention_2":
-            raise ValueError("attention='flash_attention_2' needs num_gpus_per_learner=1")
         if not on_gpu and self.weight_sync == "nccl":
             raise ValueError("weight_sync='nccl' needs num_gpus_per_learner=1")
         return self

@@ -28,7 +28,7 @@ from learners import checkpoint, schedule
 from learners.batching import Batch, MicroBatch, Sample, collate, minibatches, pack
 from learners.config import LearnerConfig, LossConfig
 from learners.losses import Metrics, policy_loss, sft_loss
-from learners.model import LM_PREFIX, TokenLogprobs, attention_implementation, load_model, training_dtype
+from learners.model import LM_PREFIX, TokenLogprobs, load_model, training_dtype
 
 GATHER_BYTES = 256 << 20  # ZeRO-3 parameters are gathered for reading in blocks of about this size
 
@@ -59,8 +59,8 @@ class DeepSpeedEngine:
         self.policy_version = 0  # batches trained on by policy_step
         torch.manual_seed(config.seed)
         np.random.seed(config.seed)
-        self._padded = attention_implementation(config, self.device) == "sdpa"
         model = load_model(config.model, config, self.device)
+        self._padded = not model.varlen
         if config.gradient_checkpointing:
             model.lm.gradient_checkpointing_enable({"use_reentrant": False})
         self._deepspeed = self._wrap(model)
@@ -238,7 +238,9 @@ class DeepSpeedEngine:
 
     def _forward(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         """(B, T) logprobs and entropies of one micro-batch; 0 where the mask is False."""
-        logprobs, entropies = model(batch.input_ids, batch.position_ids, batch.source, batch.targets)
+        logprobs, entropies = model(
+            batch.input_ids, batch.position_ids, batch.source, batch.targets, batch.borders, batch.longest
+        )
         blank = torch.zeros_like(batch.mask, dtype=torch.float32)
         return blank.masked_scatter(batch.mask, logprobs), blank.masked_scatter(batch.mask, entropies)
 

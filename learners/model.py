@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM
-from transformers.utils import is_flash_attn_2_available
 
+from learners import attention
 from learners.config import LearnerConfig
 
 LM_PREFIX = "lm."  # parameter names of TokenLogprobs, less this, are Hugging Face's
@@ -23,7 +23,7 @@ def load_model(path: str, config: LearnerConfig, device: torch.device) -> TokenL
     """A causal language model from a directory or hub name, in the training dtype, without dropout.
 
     Raises:
-        ValueError: the model post-processes its logits, or the attention asked for isn't available.
+        ValueError: the model post-processes its logits, or `config.attention` isn't available for it here.
     """
     hf_config = AutoConfig.from_pretrained(path)
     for name in _LOGIT_TRANSFORMS:
@@ -32,11 +32,16 @@ def load_model(path: str, config: LearnerConfig, device: torch.device) -> TokenL
     for name, value in hf_config.to_dict().items():
         if isinstance(value, float) and ("dropout" in name or "pdrop" in name):
             setattr(hf_config, name, 0.0)  # logprobs of learner and engine must be of the same function
-    attention = attention_implementation(config, device)
+    varlen = _use_varlen(config, hf_config.get_text_config(), device)
+    attention.register()
     lm = AutoModelForCausalLM.from_pretrained(
-        path, config=hf_config, dtype=training_dtype(config, device), attn_implementation=attention
+        path,
+        config=hf_config,
+        dtype=training_dtype(config, device),
+        attn_implementation=attention.NAME if varlen else "sdpa",
     )
-    return TokenLogprobs(lm, temperature=config.temperature, chunk_bytes=config.logit_chunk_mib << 20).to(device)
+    model = TokenLogprobs(lm, varlen=varlen, temperature=config.temperature, chunk_bytes=config.logit_chunk_mib << 20)
+    return model.to(device)
 
 
 def training_dtype(config: LearnerConfig, device: torch.device) -> torch.dtype:
@@ -46,34 +51,54 @@ def training_dtype(config: LearnerConfig, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
 
 
-def attention_implementation(config: LearnerConfig, device: torch.device) -> str:
-    """`config.attention` with `auto` resolved: variable-length kernels where the hardware has them, else SDPA."""
-    usable = device.type == "cuda" and is_flash_attn_2_available() and training_dtype(config, device) != torch.float32
-    if config.attention == "flash_attention_2" and not usable:
-        raise ValueError("attention='flash_attention_2' needs a GPU, the flash-attn package and dtype bfloat16")
-    if config.attention == "auto":
-        return "flash_attention_2" if usable else "sdpa"
-    return config.attention
+def _use_varlen(config: LearnerConfig, hf_config: Any, device: torch.device) -> bool:
+    """`config.attention` with `auto` resolved: the variable-length kernel where the hardware has it, else SDPA."""
+    if config.attention == "sdpa":
+        return False
+    if device.type == "cpu":
+        return config.attention == "varlen"
+    available = attention.is_available(
+        device,
+        training_dtype(config, device),
+        num_heads=hf_config.num_attention_heads,
+        num_kv_heads=getattr(hf_config, "num_key_value_heads", None) or hf_config.num_attention_heads,
+        head_dim=getattr(hf_config, "head_dim", None) or hf_config.hidden_size // hf_config.num_attention_heads,
+    )
+    if config.attention == "varlen" and not available:
+        raise ValueError("attention='varlen': this GPU has no such kernel for this model and dtype; set 'auto'")
+    return available
 
 
 class TokenLogprobs(nn.Module):
-    """Wraps a causal language model so that logits exist only where they are needed, and only a block at a time."""
+    """Wraps a causal language model so that logits exist only where they are needed, and only a block at a time.
 
-    def __init__(self, lm: nn.Module, *, temperature: float, chunk_bytes: int) -> None:
+    `varlen`: batches must be packed, else padded.
+    """
+
+    def __init__(self, lm: nn.Module, *, varlen: bool, temperature: float, chunk_bytes: int) -> None:
         super().__init__()
         self.lm: Any = lm
+        self.varlen = varlen
         self.temperature = temperature
         self.chunk_bytes = chunk_bytes
 
     def forward(
-        self, input_ids: Tensor, position_ids: Tensor, source: Tensor, targets: Tensor
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        source: Tensor,
+        targets: Tensor,
+        borders: Tensor | None,
+        longest: int,
     ) -> tuple[Tensor, Tensor]:
         """Log p(targets[i]) at position source[i] of the flattened (B·L) batch, and that distribution's entropy.
 
-        Both (N,) float32; the entropy carries no gradient. Shapes as in `batching.Batch`.
+        Both (N,) float32; the entropy carries no gradient. Arguments are those of `batching.Batch`.
         """
+        assert (borders is not None) == self.varlen
+        packed = {"cu_seq_lens_q": borders, "max_length_q": longest} if self.varlen else {}
         hidden = self.lm.base_model(
-            input_ids=input_ids, position_ids=position_ids, attention_mask=None, use_cache=False
+            input_ids=input_ids, position_ids=position_ids, attention_mask=None, use_cache=False, **packed
         ).last_hidden_state
         hidden = hidden.reshape(-1, hidden.shape[-1])[source]
         num_rows = max(self.chunk_bytes // (4 * self.lm.config.get_text_config().vocab_size), 1)

@@ -1,7 +1,6 @@
 import numpy as np
-import pytest
 
-from learners.advantages import group_relative, has_variance, overlong_penalty
+from learners.advantages import group_relative, has_variance
 
 GROUPS = [np.array([1.0, 0.0, 0.0, 1.0]), np.array([0.5, 0.5]), np.array([3.0])]
 
@@ -29,11 +28,3 @@ def test_zero_variance_groups_are_recognised() -> None:
     assert [has_variance(g) for g in GROUPS] == [True, False, False]
     assert not has_variance(np.array([]))
     assert not has_variance(np.full(4, 0.1 + 0.2))
-
-
-@pytest.mark.parametrize(
-    ("num_tokens", "penalty"), [(10, 0.0), (80, 0.0), (85, -0.25), (90, -0.5), (100, -1.0), (400, -1.0)]
-)
-def test_overlong_penalty_falls_linearly_over_the_buffer(num_tokens: int, penalty: float) -> None:
-    assert overlong_penalty(num_tokens, max_tokens=100, buffer_tokens=20) == pytest.approx(penalty)
-    assert overlong_penalty(num_tokens, max_tokens=100, buffer_tokens=0) == 0.0

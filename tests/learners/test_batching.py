@@ -90,6 +90,9 @@ def test_layouts_by_hand() -> None:
     assert packed.input_ids.tolist() == [[10, 11, 12, 13, 14, 20, 21]]
     assert packed.position_ids.tolist() == [[0, 1, 2, 3, 4, 0, 1]]
     assert packed.source.tolist() == [1, 3, 5]
+    assert packed.borders is not None
+    assert packed.borders.tolist() == [0, 5, 7]
+    assert padded.borders is None
     for batch in (padded, packed):
         assert batch.targets.tolist() == [12, 14, 21]
         assert batch.mask.tolist() == [[True, False, True], [True, False, False]]

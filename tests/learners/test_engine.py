@@ -8,10 +8,9 @@ import pytest
 import torch
 from plain_reference import plain_logprobs, plain_policy_training
 
-from learners.batching import Sample, collate
+from learners.batching import Sample
 from learners.config import LearnerConfig, LossConfig
 from learners.engine import DeepSpeedEngine
-from learners.model import load_model
 from learners.schedule import learning_rate
 from learners.weight_sync import host_update
 
@@ -69,15 +68,14 @@ def test_micro_batches_checkpointing_and_blocks_of_logits_change_nothing(
         assert_same_weights(after, results[0][1], atol=1e-5)
 
 
-def test_packed_layout_gives_the_same_logprobs_as_the_padded_one(tiny_model: Path, samples: list[Sample]) -> None:
-    model = load_model(str(tiny_model), config(tiny_model), torch.device("cpu"))
-    outputs = []
-    for padded in (True, False):
-        batch = collate(tuple(samples), padded=padded)
-        with torch.no_grad():
-            outputs.append(model(batch.input_ids, batch.position_ids, batch.source, batch.targets))
-    torch.testing.assert_close(outputs[0][0], outputs[1][0], atol=1e-5, rtol=0)
-    torch.testing.assert_close(outputs[0][1], outputs[1][1], atol=1e-5, rtol=0)
+def test_packed_sequences_train_as_padded_ones_do(tiny_model: Path, samples: list[Sample]) -> None:
+    results = []
+    for attention in ("sdpa", "varlen"):
+        engine = DeepSpeedEngine(config(tiny_model, attention=attention))
+        results.append((engine.policy_step(samples), weights(engine), engine.logprobs(samples[0].ids)))
+    assert results[1][0] == pytest.approx(results[0][0], abs=1e-5)
+    assert_same_weights(results[1][1], results[0][1], atol=1e-5)
+    np.testing.assert_allclose(results[1][2], results[0][2], atol=1e-5)
 
 
 def test_second_minibatch_sees_the_proximal_policy_of_before_the_first(tiny_model: Path, samples: list[Sample]) -> None:
