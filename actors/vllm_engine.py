@@ -7,8 +7,6 @@ imported when an engine starts, because it reads its environment at import.
 from __future__ import annotations
 
 import asyncio
-import gc
-import os
 import time
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
@@ -17,7 +15,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from actors import checkpoint, host_weights
+from actors import checkpoint, host_weights, vllm_setup
 from actors.config import EngineConfig
 from actors.engine import EngineDead, EngineError, EngineTimeout, Generation, RequestFailed, Sampling, UpdateReport
 from trajectory.types import Segment
@@ -66,12 +64,13 @@ class VLLMEngine:
         self._expected = checkpoint.tensor_shapes(self._config.model)
         if self._config.device == "cpu":
             checkpoint.refuse_tied_embeddings(self._config.model)
-        _set_environment(self._config)
+        vllm_setup.set_environment(self._config)
         try:
             # In a thread: loading takes half a minute, and whoever probes this actor meanwhile wants an answer.
             async with asyncio.timeout(self._config.start_timeout_s):
-                self._llm = await asyncio.to_thread(_build, self._config, self._seed)
+                await asyncio.to_thread(self._load)
         except TimeoutError:
+            self._cause_of_death = "it did not come up in time"
             raise EngineTimeout(
                 f"vLLM did not come up within engine.start_timeout_s = {self._config.start_timeout_s:g} s"
             ) from None
@@ -81,13 +80,16 @@ class VLLMEngine:
         await self._run_request([0], _sampling_params(Sampling(max_tokens=1)), "warm-up")
         await self._call(self._llm.update_weight_version(str(self._policy_version)), "take its first policy version")
 
+    def _load(self) -> None:
+        # Assigned here and not returned: an import error that some library keeps would hold this call's frames, and with
+        # them the engine, until the interpreter ends, where vLLM's finalizer fails.
+        self._llm = vllm_setup.build(self._config, self._seed)
+
     async def shutdown(self) -> None:
         """Stop the engine's processes. Requests in flight fail."""
         if self._llm is not None:
             await self._die("it was shut down")
-            # vLLM's finalizer fails if the interpreter's own end gets to it first, and it sits in reference cycles.
             self._llm = None
-            gc.collect()
 
     # --- requests -----------------------------------------------------------------------------------------------------
 
@@ -253,62 +255,6 @@ class VLLMEngine:
         for deadline in self._in_flight:
             deadline.reschedule(asyncio.get_running_loop().time())
         await asyncio.to_thread(self._llm.shutdown, SHUTDOWN_TIMEOUT_S)
-
-
-def _set_environment(config: EngineConfig) -> None:
-    """What vLLM reads from the environment, here and in the processes it spawns; set before its import."""
-    values = {
-        # At WARNING a start on CPU alone says a dozen things that nobody can act on.
-        "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
-        "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # this process has threads (gRPC, Ray) that don't survive a fork
-        "HF_HUB_OFFLINE": "1",  # models are local folders
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-    if config.device == "cpu":
-        values |= {
-            "VLLM_CPU_KVCACHE_SPACE": str(config.cpu_kv_cache_gib),
-            # Pinning is the scheduler's business: several engines would all be bound to the same first cores.
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            "OMP_NUM_THREADS": str(config.cpu_threads),
-            # Without this vLLM's CPU platform puts the worker into a third process, to set OpenMP's environment there; we
-            # have set it. `AsyncLLM` keeps its core process all the same. Saves a third of the start (vllm 0.32).
-            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        }
-    os.environ.update(values)
-
-
-def _build(config: EngineConfig, seed: int) -> Any:
-    from vllm.config import WeightTransferConfig
-    from vllm.engine.arg_utils import AsyncEngineArgs
-    from vllm.v1.engine.async_llm import AsyncLLM
-
-    on_cpu = config.device == "cpu"
-    arguments = AsyncEngineArgs(
-        model=config.model,
-        dtype="float32" if on_cpu and config.dtype == "auto" else config.dtype,
-        seed=seed,
-        max_model_len=config.max_model_len,
-        max_num_seqs=config.max_num_seqs,
-        tensor_parallel_size=config.tensor_parallel_size,
-        gpu_memory_utilization=config.gpu_memory_utilization,
-        block_size=config.block_size,
-        enforce_eager=on_cpu if config.enforce_eager is None else config.enforce_eager,
-        enable_prefix_caching=True,
-        # A prompt split over two steps rewinds its request's generator, which torch's CPU generators can't do: with a
-        # per-request seed that ends the core process (vllm 0.32: "CPU Generator does not use offset").
-        enable_chunked_prefill=not on_cpu,
-        max_num_batched_tokens=max(2048, config.max_model_len) if on_cpu else None,
-        # One device: the core process does the work itself instead of through one more process.
-        distributed_executor_backend="uni" if config.tensor_parallel_size == 1 else "mp",
-        logprobs_mode="processed_logprobs",  # of the distribution that is sampled from, temperature included
-        weight_transfer_config=WeightTransferConfig(backend=config.weight_transfer),
-        worker_extension_cls="actors.weight_transfer.WorkerExtension",
-        disable_log_stats=True,
-        use_tqdm_on_load=False,
-    )
-    return AsyncLLM.from_engine_args(arguments)
 
 
 def _sampling_params(sampling: Sampling) -> Any:
