@@ -136,7 +136,7 @@ class LearnerGroup:
         for the second: both sides meet in the same call."""
         from learners.weight_sync import engine_init_info
 
-        address, port = ray.get(self._ranks[0].address.remote(), timeout=self.config.start_timeout_s)
+        address, port = self._rendezvous(self.config.start_timeout_s)
         refs = self._refs("open_broadcast", address, port, num_engine_workers)
         pending = Pending(self, "open_broadcast", refs, self.config.start_timeout_s, lambda: True)
         return engine_init_info(address, port, num_engine_workers), pending
@@ -235,14 +235,23 @@ class LearnerGroup:
             for rank in range(config.num_learners)
         ]
         left = config.start_timeout_s - (time.monotonic() - start)
-        first = self._ranks[0].address.remote()
-        address, port = Pending(self, "address", [first], left, lambda: ray.get(first)).result()
+        address, port = self._rendezvous(left)
         left = config.start_timeout_s - (time.monotonic() - start)
         Pending(self, "start", self._refs("start", address, port), left, lambda: True).result()
 
-    def _refs(self, method: str, *args: Any) -> list[Any]:
+    def _rendezvous(self, timeout_s: float) -> tuple[str, int]:
+        """Where a process group with rank 0 as its first member may meet."""
+        self._check_alive("address")
+        ref = self._ranks[0].address.remote()
+        found: tuple[str, int] = Pending(self, "address", [ref], timeout_s, lambda: ray.get(ref)).result()
+        return found
+
+    def _check_alive(self, what: str) -> None:
         if not self._ranks:
-            raise LearnerError(f"{method}: the learners are down; call recreate() first")
+            raise LearnerError(f"{what}: the learners are down; call recreate() first")
+
+    def _refs(self, method: str, *args: Any) -> list[Any]:
+        self._check_alive(method)
         return [getattr(rank, method).remote(*args) for rank in self._ranks]
 
     def _call(self, method: str, *args: Any) -> Any:
@@ -252,8 +261,7 @@ class LearnerGroup:
         return Pending(self, method, refs, self.config.step_timeout_s, lambda: (ray.get(refs[0]),)).result()[0]
 
     def _start_published(self, method: str, *args: Any) -> Pending[StepResult]:
-        if not self._ranks:
-            raise LearnerError(f"{method}: the learners are down; call recreate() first")
+        self._check_alive(method)
         pairs = [getattr(rank, method).options(num_returns=2).remote(*args) for rank in self._ranks]
         report, update = pairs[0]
 

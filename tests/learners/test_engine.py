@@ -39,7 +39,7 @@ def test_logprobs_equal_plain_transformers(tiny_model: Path, samples: list[Sampl
         np.testing.assert_allclose(engine.logprobs(samples[0].ids), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("zero_stage", [0, 2])
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
 def test_training_equals_plain_torch(tiny_model: Path, samples: list[Sample], zero_stage: int) -> None:
     loss = LossConfig(algorithm="dapo", is_max=1.5)
     engine = DeepSpeedEngine(config(tiny_model, zero_stage=zero_stage), loss)
@@ -55,9 +55,11 @@ def test_training_equals_plain_torch(tiny_model: Path, samples: list[Sample], ze
 def test_micro_batches_checkpointing_and_blocks_of_logits_change_nothing(
     tiny_model: Path, samples: list[Sample]
 ) -> None:
-    """One rectangle; the smallest micro-batches; recomputed activations with the logits in blocks of 3 rows."""
+    """One rectangle; the smallest micro-batches; recomputed activations with the logits in blocks of 3 rows, and the
+    same with parameters that come and go."""
+    recomputed = {"gradient_checkpointing": True}
     results = []
-    for settings in ({}, {"micro_batch_tokens": 60}, {"gradient_checkpointing": True}):
+    for settings in ({}, {"micro_batch_tokens": 60}, recomputed, recomputed | {"zero_stage": 3}):
         engine = DeepSpeedEngine(config(tiny_model).model_copy(update=settings), LossConfig(algorithm="gspo"))
         if settings.get("gradient_checkpointing"):
             engine._module.chunk_bytes = 3 * 4 * 330
@@ -105,9 +107,11 @@ def test_sft_learns_only_what_is_unmasked(tiny_model: Path, samples: list[Sample
     assert engine.policy_version == 0
 
 
-def test_bfloat16_has_float32_master_weights(tiny_model: Path, samples: list[Sample]) -> None:
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_bfloat16_has_float32_master_weights(tiny_model: Path, samples: list[Sample], zero_stage: int) -> None:
     """A learning rate far below bfloat16's resolution still adds up."""
-    engine = DeepSpeedEngine(config(tiny_model, dtype="bfloat16").model_copy(update={"lr": 1e-5, "eps": 1e-8}))
+    settings = config(tiny_model, dtype="bfloat16", zero_stage=zero_stage)
+    engine = DeepSpeedEngine(settings.model_copy(update={"lr": 1e-5, "eps": 1e-8}))
     before = weights(engine)
     assert {t.dtype for t in before.values()} == {torch.bfloat16}
     first = engine.sft_step(samples)["loss"]
@@ -122,7 +126,7 @@ def test_bfloat16_has_float32_master_weights(tiny_model: Path, samples: list[Sam
     assert torch.equal(restored, weights(engine)["lm_head.weight"])
 
 
-@pytest.mark.parametrize("zero_stage", [0, 2])
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
 def test_checkpoint_continues_as_if_never_stopped(
     tiny_model: Path, samples: list[Sample], tmp_path: Path, zero_stage: int
 ) -> None:

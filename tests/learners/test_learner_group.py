@@ -96,6 +96,9 @@ def test_two_ranks_train_save_resume_at_one_die_and_come_back(
     assert resumed.policy_step(samples)["loss"] == pytest.approx(third.metrics["loss"], abs=1e-5)
     assert_update_equals(ray.get(third.update, timeout=30), dict(resumed.full_weights()), atol=1e-5)
 
+    # With less samples than ranks one of them trains on a filler, which changes nothing.
+    assert gang.train_step(samples[:1]).metrics == pytest.approx(resumed.policy_step(samples[:1]), abs=1e-5)
+
     # A rank is killed in the middle of a step: named within seconds, then a new gang continues from the checkpoint.
     victim = pids(gang)[1]
     step = gang.start_step(samples * 20)
