@@ -140,4 +140,10 @@ class RolloutSettings(Section):
                 f"episode.max_prompt_tokens + episode.max_response_tokens = {longest} exceeds "
                 f"engine.max_model_len = {self.engine.max_model_len}"
             )
+        num_gpus = self.engine.tensor_parallel_size if self.engine.device == "gpu" else 0
+        if self.rollout.num_gpus != num_gpus:
+            raise ValueError(
+                f"rollout.num_gpus = {self.rollout.num_gpus}, but engine.device = {self.engine.device!r} with "
+                f"engine.tensor_parallel_size = {self.engine.tensor_parallel_size} uses {num_gpus}"
+            )
         return self

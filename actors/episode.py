@@ -15,7 +15,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -133,32 +133,23 @@ async def _converse(
 
         call = trailing_tool_call(generation.text)
         refusal = _refusal(generation, call, num_turns=len(response.turns) + 1, num_calls=num_tool_calls, config=config)
-        if call is None or refusal is not None:
-            response.turns.append(
-                Turn(text=generation.text, start=start, end=end, result_end=end, generate_s=generate_s)
-            )
+        wanted = call if refusal is None else None
+        turn = Turn(text=generation.text, start=start, end=end, result_end=end, tool_call=wanted, generate_s=generate_s)
+        response.turns.append(turn)
+        if wanted is None:
             return refusal or _ending(generation)
 
         num_tool_calls += 1
-        response.waiting_for, begun = f"the tool {call.tool}", time.monotonic()
-        result = await call_tool(call, config.tool_timeout_s)
+        response.waiting_for, begun = f"the tool {wanted.tool}", time.monotonic()
+        result = await call_tool(wanted, config.tool_timeout_s)
         result_text = render_result(_shown(result), config.max_result_chars)
         result_ids = encode(result_text)
         # A result that leaves no room for a reply is of no use to the model, and half a `<result>` breaks the grammar.
         fits = end + len(result_ids) < config.max_response_tokens
         if fits:
             response.append_result(result_text, result_ids)
-        response.turns.append(
-            Turn(
-                text=generation.text,
-                start=start,
-                end=end,
-                result_end=len(response.token_ids),
-                tool_call=call,
-                tool_result=result,
-                generate_s=generate_s,
-                tool_s=time.monotonic() - begun,
-            )
+        response.turns[-1] = replace(
+            turn, result_end=len(response.token_ids), tool_result=result, tool_s=time.monotonic() - begun
         )
         if not fits:
             return "length"

@@ -48,6 +48,7 @@ class RolloutActor(EnvRunner):
         self._sandbox: AsyncSandboxClient | None = None
         self._sampler: Sampler | None = None
         self._starting: asyncio.Task[None] | None = None
+        self._ending = False
 
     def __repr__(self) -> str:
         return f"RolloutActor({self.worker_index})"
@@ -94,7 +95,10 @@ class RolloutActor(EnvRunner):
             self._follow_engine()
 
     async def init_weight_transfer(self, init_info: dict[str, Any]) -> None:
-        """Join the learner's NCCL group; `init_info` as vLLM's `NCCLWeightTransferInitInfo`."""
+        """Join the learner's NCCL group; `init_info` as vLLM's `NCCLWeightTransferInitInfo`.
+
+        Each actor has a `rank_offset` of its own: 1 (the learner is rank 0) plus the workers of the actors before it.
+        """
         self._running()
         await self._engine.init_weight_transfer(init_info)
 
@@ -118,6 +122,7 @@ class RolloutActor(EnvRunner):
 
     async def shutdown(self) -> None:
         """Stop the engine and hang up on the sandbox."""
+        self._ending = True
         await self._engine.shutdown()
         if self._sandbox is not None:
             await self._sandbox.close()
@@ -176,6 +181,7 @@ class RolloutActor(EnvRunner):
 
     def _follow_engine(self) -> None:
         """End this process soon if its engine is dead."""
-        if self._engine.cause_of_death:
+        if self._engine.cause_of_death and not self._ending:
+            self._ending = True
             logger.error("%r ends: the engine is dead: %s", self, self._engine.cause_of_death)
             asyncio.get_running_loop().call_later(EXIT_DELAY_S, os._exit, 1)

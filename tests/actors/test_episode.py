@@ -214,6 +214,9 @@ async def test_the_deadline_says_who_was_waited_for() -> None:
     assert trajectory.finish_reason == "deadline"
     assert trajectory.error == "episode waited on the tool python at its deadline of 0.05 s"
     assert trajectory.response_ids.tolist() == [10, 11]  # the turn that was cut off counts as sampled
+    assert [(t.end, t.result_end, t.tool_call, t.tool_result) for t in trajectory.turns] == [
+        (2, 2, ToolCall(tool="python", content="x"), None)
+    ]
 
 
 async def test_cancellation_is_not_data() -> None:
