@@ -2,16 +2,18 @@
 
     python -m benchmarks.trl_side {none,tools,rollout_func} [--threads 2] [--steps 4]
 
-- `none`: no tools; TRL stops at our stop strings, as each is one token of the tiny model.
+- `none`: no tools; completions end where our episodes do: each stop string is one token of the tiny model.
 - `tools`: the documented way, `GRPOTrainer(tools=[...])`, with an async tool. TRL 1.16 gathers the async calls of *one
   completion* only and waits for them before it looks at the next completion, so the latencies of a batch add up
   (`_tool_call_loop`); a sync tool gives the same figures for one call a turn.
 - `rollout_func`: what an expert can write against the hook that TRL calls experimental: generate for all, run the calls of
   all trajectories at once, generate again for those that called. The batch waits for its slowest call in every turn.
 
-What TRL lets nobody choose here: its vLLM modes want vLLM 0.22 to 0.31 and a GPU, so sampling is transformers' `generate`
-on a padded batch, which ends with its longest completion; sampling and training take turns. What it is given: float32, one
-micro-batch, no gradient checkpointing, no logprob pass for old or reference policies, no saving.
+What TRL is given: float32, one micro-batch, no gradient checkpointing, no logprob pass for old or reference policies, no
+saving, the better of one and two threads. Sampling is transformers' `generate` on a padded batch, which ends with its
+longest completion. The other ways were tried on a CPU: `use_transformers_continuous_batching` is several times slower;
+`use_vllm` (colocate; TRL warns that vLLM 0.32 is newer than it supports) fails at its first weight sync, because
+vLLM has packed its linear layers and dropped their loaders ("'Parameter' object has no attribute 'weight_loader'").
 """
 
 from __future__ import annotations
@@ -105,9 +107,6 @@ class Tool:
 
         Args:
             code: The code to run.
-
-        Returns:
-            What the code printed.
         """
         self.num_calls += 1
         await asyncio.sleep(draw(self._rng))

@@ -166,7 +166,16 @@ def compare(way: str, *, steps: int, trl_steps: int, rounds: int, console: Conso
 def show(measured: Sequence[Measured], console: Console) -> list[dict[str, float | str]]:
     """Prints the table: medians over rounds, TRL's better thread setting. Returns its rows."""
     table = Table(title="trained trajectories per second", title_justify="left")
-    for heading in ("tools", "system", "threads", "trajectories/s", "tokens/s", "tokens each", "calls each", "ours is"):
+    for heading in (
+        "tools",
+        "system",
+        "threads",
+        "trajectories/s",
+        "tokens/s",
+        "tokens each",
+        "calls each",
+        "ours / it",
+    ):
         table.add_column(heading, justify="left" if heading in ("tools", "system") else "right")
     rows: list[dict[str, float | str]] = []
     settings: dict[tuple[str, str, int], list[Measured]] = {}
@@ -179,7 +188,7 @@ def show(measured: Sequence[Measured], console: Console) -> list[dict[str, float
             if not runs:
                 continue
             best = max(runs, key=_median)
-            rate, tokens = _median(best), statistics.mean(m.tokens_per_trajectory for m in best)
+            rate, tokens = _median(best), statistics.fmean(m.tokens_per_trajectory for m in best)
             ours = next(_median(m) for (s, w, _), m in settings.items() if (s, w) == ("AutoTraj", ours_way))
             row: dict[str, float | str] = {
                 "tools": {"none": "no", "tools": "yes", "rollout_func": "yes, own rollout_func"}[way],
@@ -187,8 +196,8 @@ def show(measured: Sequence[Measured], console: Console) -> list[dict[str, float
                 "threads": best[0].threads,
                 "trajectories_per_second": round(rate, 2),
                 "tokens_per_second": round(rate * tokens, 1),
-                "tokens_per_trajectory": round(tokens, 1),
-                "tool_calls_per_trajectory": round(statistics.mean(m.tool_calls_per_trajectory for m in best), 2),
+                "tokens_per_trajectory": round(float(tokens), 1),
+                "tool_calls_per_trajectory": round(statistics.fmean(m.tool_calls_per_trajectory for m in best), 2),
                 "ours_over_it": round(ours / rate, 2),
             }
             rows.append(row)
