@@ -156,13 +156,11 @@ def _python_version(base: str) -> str:
 
 def _install_packages(context: Path, python_version: str) -> None:
     """Unpack the wheels of requirements.txt, for the container's Python, into `site-packages`."""
-    platforms = [argument for platform in PLATFORMS for argument in ("--platform", platform)]
-    target = ["--target", str(context / "site-packages"), "--only-binary=:all:", "--no-deps", "--no-compile"]
-    _run(
-        [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *target]
-        + [*platforms, "--python-version", python_version, "--implementation", "cp"]
-        + ["--requirement", str(SOURCES / "requirements.txt")]
-    )
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    command += ["--target", str(context / "site-packages"), "--only-binary=:all:", "--no-deps", "--no-compile"]
+    command += [argument for platform in PLATFORMS for argument in ("--platform", platform)]
+    command += ["--python-version", python_version, "--implementation", "cp"]
+    _run([*command, "--requirement", str(SOURCES / "requirements.txt")])
 
 
 def _run(

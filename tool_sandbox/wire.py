@@ -46,7 +46,7 @@ def encode_request(request: CallRequest) -> bytes:
 
 def decode_request(data: bytes) -> CallRequest:
     """The request in `data`, every field checked; WireError says what is wrong with it."""
-    message = _unpack(data, {f.name for f in fields(CallRequest)}, MAX_REQUEST_BYTES)
+    message = _unpack(data, {f.name for f in fields(CallRequest)})
     tool, content = message.get("tool"), message.get("content")
     timeout_s, session_id = message.get("timeout_s"), message.get("session_id")
     if not isinstance(tool, str) or len(tool) > MAX_TOOL_CHARS:
@@ -66,7 +66,7 @@ def encode_result(result: ToolResult) -> bytes:
 
 def decode_result(data: bytes) -> ToolResult:
     """The result in `data`; WireError if it isn't one (a gateway of another version)."""
-    message = _unpack(data, {f.name for f in fields(ToolResult)}, MAX_REPLY_BYTES)
+    message = _unpack(data, {f.name for f in fields(ToolResult)})
     if message.get("status") not in _STATUSES:
         raise WireError(f"unknown status {message.get('status')!r}")
     return ToolResult(**message)
@@ -82,9 +82,9 @@ def _pack(message: dict[str, Any], limit: int) -> bytes:
     return data
 
 
-def _unpack(data: bytes, names: set[str], limit: int) -> dict[str, Any]:
+def _unpack(data: bytes, names: set[str]) -> dict[str, Any]:
     try:
-        message = msgpack.unpackb(data, max_buffer_size=limit)
+        message = msgpack.unpackb(data)  # gRPC has bounded its length, which bounds whatever it announces within
     except (ValueError, msgpack.UnpackException) as error:
         raise WireError(f"not msgpack: {error}") from error
     if not isinstance(message, dict):

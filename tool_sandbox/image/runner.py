@@ -1,0 +1,306 @@
+"""What a container runs: takes calls on stdin, has zygotes fork them, and answers on stdout.
+
+    gateway ──call, cancel──▶ runner (root, SETUID and SETGID only) ──order──▶ zygote ──fork──▶ call (a slot's uid)
+            ◀──result, free──        ◀──output pipe, wait4 status───────────────┘
+
+Frames are a 4-byte big-endian length and JSON. A result's status comes from wait4 and its output is data, read from a pipe
+of its own: code can write whatever it likes, it can't write a frame. The answer goes out first, cleaning comes after; a
+slot is free again when nothing of the call is left, and one that can't be cleaned ends the container.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import select
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+EXIT_MEMORY = 77  # zygote.py's
+MAX_FRAME_BYTES = 8 * 1024 * 1024
+PIPE_BYTES = 1024 * 1024
+CLEAN_DEADLINE_S = 10.0
+"""A slot that isn't clean by then is given up, and the container with it."""
+
+
+@dataclass(slots=True)
+class Slot:
+    """One uid and its directory. `call_id` is None between a call's answer and the end of its cleaning."""
+
+    number: int
+    kind: str = ""
+    call_id: int | None = None
+    verdict: str = ""  # why we are killing it, which is then the status
+    started: float = 0.0
+    deadline: float = float("inf")
+    output_fd: int = -1
+    output: bytearray = field(default_factory=bytearray)
+    control: socket.socket | None = None  # of an open session
+    exited: bool = True
+    cleaning_until: float = float("inf")
+    cleaned: bool = False
+
+
+class Runner:
+    """One thread, one `poll`: the gateway, the zygotes, every call's output and every session's control socket."""
+
+    def __init__(self, limits: dict[str, int]) -> None:
+        self.limits = limits
+        self.slots = [Slot(number) for number in range(limits["num_slots"])]
+        self.inbox = bytearray()
+        self.zygotes = {kind: self.spawn(kind) for kind in ("cold", "warm")}
+        self.starting = set(self.zygotes)
+
+    def spawn(self, kind: str) -> socket.socket:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        script = str(Path(__file__).with_name("zygote.py"))
+        command = [sys.executable, script, kind, json.dumps(self.limits), str(theirs.fileno())]
+        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=[theirs.fileno()])
+        theirs.close()
+        return ours
+
+    # -- the loop ---------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        while True:
+            poll = select.poll()
+            sources: dict[int, tuple[str, Slot | str | None]] = {0: ("gateway", None)}
+            for kind, zygote in self.zygotes.items():
+                sources[zygote.fileno()] = ("zygote", kind)
+            for slot in self.slots:
+                if slot.output_fd >= 0:
+                    sources[slot.output_fd] = ("output", slot)
+                if slot.control is not None:
+                    sources[slot.control.fileno()] = ("control", slot)
+            for fd in sources:
+                poll.register(fd, select.POLLIN)
+            # Output before status and control: what was printed before the end belongs to the answer.
+            ready = sorted(poll.poll(self.wait_ms()), key=lambda event: sources[event[0]][0] != "output")
+            for fd, _ in ready:
+                what, who = sources[fd]
+                if what == "gateway":
+                    self.on_gateway()
+                elif what == "zygote":
+                    assert isinstance(who, str)
+                    self.on_zygote(who)
+                elif isinstance(who, Slot) and what == "output" and who.output_fd == fd:
+                    self.drain(who)
+                elif isinstance(who, Slot) and who.control is not None and who.control.fileno() == fd:
+                    self.on_control(who)
+            self.on_time()
+
+    def wait_ms(self) -> float:
+        nearest = min(min(slot.deadline, slot.cleaning_until) for slot in self.slots)
+        return max(0.0, min(nearest - time.monotonic(), 60.0)) * 1000 + 1
+
+    def on_time(self) -> None:
+        now = time.monotonic()
+        for slot in self.slots:
+            if slot.cleaning_until < now:
+                sys.exit(f"slot {slot.number} can't be cleaned")
+            if slot.deadline < now and slot.call_id is not None:
+                slot.deadline = float("inf")
+                self.kill(slot, "timeout")
+
+    # -- the gateway ------------------------------------------------------------------------------------------------
+
+    def on_gateway(self) -> None:
+        data = os.read(0, 1 << 20)
+        if not data:
+            sys.exit(0)  # the gateway is gone
+        self.inbox += data
+        while len(self.inbox) >= 4:
+            (length,) = struct.unpack_from(">I", self.inbox)
+            if length > MAX_FRAME_BYTES:
+                sys.exit("frame too long")
+            if len(self.inbox) < 4 + length:
+                return
+            frame = json.loads(self.inbox[4 : 4 + length])
+            del self.inbox[: 4 + length]
+            slot = self.slots[frame["slot"]]
+            if frame["op"] == "call":
+                self.on_call(slot, frame)
+            elif frame["op"] == "cancel" and (slot.call_id == frame["id"] or frame["id"] is None):
+                self.kill(slot, "cancelled")
+
+    def send(self, **frame: object) -> None:
+        data = json.dumps(frame).encode()
+        view = memoryview(struct.pack(">I", len(data)) + data)
+        while view:
+            view = view[os.write(1, view) :]
+
+    # -- a call -----------------------------------------------------------------------------------------------------
+
+    def on_call(self, slot: Slot, frame: dict[str, object]) -> None:
+        slot.call_id = int(str(frame["id"]))
+        slot.started = time.monotonic()
+        slot.deadline = slot.started + float(str(frame["timeout_s"]))
+        slot.output.clear()
+        code_fd = os.memfd_create("code", os.MFD_CLOEXEC)
+        with open(code_fd, "wb", closefd=False) as file:
+            file.write(str(frame["code"]).encode("utf-8", "replace"))
+        try:
+            if slot.control is not None:
+                socket.send_fds(slot.control, [b"c"], [code_fd])
+            else:
+                self.begin(slot, str(frame["kind"]), bool(frame["session"]), code_fd)
+        except OSError:  # an open session whose process has just died: its status is on the way
+            pass
+        finally:
+            os.close(code_fd)
+
+    def begin(self, slot: Slot, kind: str, session: bool, code_fd: int) -> None:
+        slot.kind, slot.verdict, slot.exited = kind, "", False
+        slot.output_fd, write_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        os.set_blocking(write_fd, True)
+        fcntl.fcntl(write_fd, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        fds = [code_fd, write_fd]
+        theirs = None
+        if session:
+            slot.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            fds.append(theirs.fileno())
+        order = {"op": "run", "slot": slot.number, "session": session}
+        socket.send_fds(self.zygotes[kind], [json.dumps(order).encode()], fds)
+        os.close(write_fd)
+        if theirs is not None:
+            theirs.close()
+
+    def drain(self, slot: Slot) -> None:
+        """Read what the pipe holds. It must never fill up, or the code would hang on its own output."""
+        while slot.output_fd >= 0:
+            try:
+                data = os.read(slot.output_fd, PIPE_BYTES)
+            except BlockingIOError:
+                return
+            if not data:
+                self.close_output(slot)
+                return
+            room = self.limits["max_output_bytes"] - len(slot.output)
+            slot.output += data[: max(room, 0)]
+            if len(data) > room and slot.call_id is not None:
+                self.kill(slot, "output_limit")
+                return
+
+    def kill(self, slot: Slot, verdict: str) -> None:
+        """SIGKILL to all that runs under the slot's uid, by the only process that may: one that has that uid."""
+        slot.verdict = slot.verdict or verdict
+        if slot.kind and slot.cleaning_until == float("inf"):
+            self.clean(slot)
+
+    def clean(self, slot: Slot) -> None:
+        slot.cleaning_until = time.monotonic() + CLEAN_DEADLINE_S
+        order = json.dumps({"op": "clean", "slot": slot.number}).encode()
+        self.zygotes[slot.kind].send(order)
+
+    def on_zygote(self, kind: str) -> None:
+        data = self.zygotes[kind].recv(4096)
+        if not data:
+            sys.exit(f"the {kind} zygote died")
+        message = json.loads(data)
+        if message["op"] == "ready":
+            self.starting.discard(kind)
+            if not self.starting:
+                self.send(op="ready")
+            return
+        slot = self.slots[message["slot"]]
+        if message["op"] == "run":
+            self.drain(slot)
+            slot.exited = True
+            self.answer(slot, *self.judge(slot, message))
+            if slot.cleaned:
+                self.release(slot)
+            elif slot.cleaning_until == float("inf"):
+                self.clean(slot)
+        elif "error" in message or message["status"] != 0:
+            sys.exit(f"slot {slot.number} can't be cleaned: {message}")
+        elif slot.exited:
+            self.release(slot)
+        else:  # cleaned, but the status of what was killed is still to come
+            slot.cleaned = True
+
+    def judge(self, slot: Slot, message: dict[str, object]) -> tuple[str, str]:
+        """Status and explanation of a call whose process ended."""
+        if slot.verdict:
+            return slot.verdict, ""
+        if "error" in message:
+            return "unavailable", f"the container could not start a process: {message['error']}"
+        status = int(str(message["status"]))
+        if os.WIFSIGNALED(status):
+            number = os.WTERMSIG(status)
+            # Nobody but the kernel's out-of-memory killer sends it unasked; code that kills itself slanders itself.
+            if number == signal.SIGKILL:
+                return "memory", "the memory limit was reached"
+            return "error", f"the code was ended by {signal.Signals(number).name}"
+        code = os.waitstatus_to_exitcode(status)
+        if code == EXIT_MEMORY:
+            return "memory", "the memory limit of a call was reached"
+        return ("ok", "") if code == 0 else ("error", f"exit code {code}")
+
+    def on_control(self, slot: Slot) -> None:
+        """A session's cell ended; its process waits for the next one."""
+        assert slot.control is not None
+        try:
+            data = slot.control.recv(1)
+        except OSError:
+            data = b""
+        if not data:
+            self.close_control(slot)  # the process ended: its status comes from wait4
+            return
+        self.drain(slot)
+        if slot.call_id is None:
+            self.kill(slot, "error")  # it answered what nobody asked
+            return
+        status = {0: "ok", EXIT_MEMORY: "memory"}.get(data[0], "error")
+        if slot.verdict:
+            return  # killed at the last moment: the status of its process answers
+        self.answer(slot, status, "")
+
+    def answer(self, slot: Slot, status: str, message: str) -> None:
+        if slot.call_id is None:
+            return
+        self.send(
+            op="result",
+            id=slot.call_id,
+            slot=slot.number,
+            status=status,
+            message=message,
+            output=slot.output.decode("utf-8", "replace"),
+            duration_s=time.monotonic() - slot.started,
+            ended=slot.exited,  # of a session: its state is gone
+        )
+        slot.call_id, slot.deadline = None, float("inf")
+        slot.output.clear()
+
+    def release(self, slot: Slot) -> None:
+        self.close_output(slot)
+        self.close_control(slot)
+        slot.kind, slot.verdict, slot.cleaning_until, slot.cleaned = "", "", float("inf"), False
+        self.send(op="free", slot=slot.number)
+
+    def close_output(self, slot: Slot) -> None:
+        if slot.output_fd >= 0:
+            os.close(slot.output_fd)
+            slot.output_fd = -1
+
+    def close_control(self, slot: Slot) -> None:
+        if slot.control is not None:
+            slot.control.close()
+            slot.control = None
+
+
+def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with contextlib.suppress(BrokenPipeError):
+        Runner(json.loads(sys.argv[1])).run()
+
+
+if __name__ == "__main__":
+    main()
