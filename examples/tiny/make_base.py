@@ -1,7 +1,15 @@
 """Makes examples/tiny/base, the model that the default configurations train: `python -m examples.tiny.make_base`.
 
 A Qwen3 of 4 layers × 128 learns from scratch to imitate a mix of good and bad trajectories (recipe.py), by the same
-supervised step on the same DeepSpeed engine that the pipeline uses.
+supervised step on the same DeepSpeed engine that the pipeline uses. The committed base (seed 0, 600 steps of 32; ten
+minutes on one busy core; 2.0 MB) on 500 unseen problems:
+
+    sampled at temperature 1    57.6 % right, 76 % call the tool, 40 tokens
+    greedy                      65 % right, 78 % call the tool
+    started on a plan           99.8 % right: what it gets wrong is a choice that GRPO can change, not inability
+
+A plain GRPO sketch (16 problems × 8, lr 3e-4, AdamW, clip 0.2/0.28) took the batch reward to 0.97 in 20 steps and 300
+unseen problems, sampled, to 0.990 after 60.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from examples.tiny import recipe
+from examples.tiny.probe import run_sum
 from trajectory.chat import check_append_only, encode, render_prompt
 from trajectory.markup import STOP_STRINGS, final_answer, render_result, trailing_tool_call, validate
 from trajectory.word_problems import generate
@@ -115,6 +116,20 @@ def test_it_copies_the_numbers_into_the_code(model: PreTrainedModel, tokenizer: 
     text = tokenizer.decode(second[len(prompt) :])
     assert validate(text) == ()
     assert final_answer(text) == "1023"
+
+
+@pytest.mark.parametrize(
+    ("code", "printed"),
+    [
+        ("\nprint(631+98*4)\n", "1023\n"),
+        ("print((318-936)*33)", "-20394\n"),
+        ("print(__import__('os').getcwd())", "SyntaxError: invalid syntax\n"),
+        ("print(9**9**9)", "SyntaxError: invalid syntax\n"),
+        ("print(98*4", "SyntaxError: invalid syntax\n"),
+    ],
+)
+def test_the_probes_tool_does_sums_and_nothing_else(code: str, printed: str) -> None:
+    assert run_sum(code) == printed
 
 
 def test_the_base_is_free_of_evaluation_problems() -> None:
