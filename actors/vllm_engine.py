@@ -254,6 +254,8 @@ class VLLMEngine:
         self._cause_of_death = self._cause_of_death or cause
         for deadline in self._in_flight:
             deadline.reschedule(asyncio.get_running_loop().time())
+        if self._llm.output_handler is not None:
+            self._llm.output_handler.cancel()  # it would report the end that we are bringing about as a failure
         await asyncio.to_thread(self._llm.shutdown, SHUTDOWN_TIMEOUT_S)
 
 

@@ -60,7 +60,10 @@ async def compare(call_tool: episode.CallTool, *, rounds: int, num_groups: int, 
         group = await sampler.sample_group(task, lease_id=f"{next(serial)}", group_size=GROUP_SIZE, seed=number)
         failed = [t.error for t in group.trajectories if t.error]
         assert not failed, failed[0]
-        calls.extend(turn for t in group.trajectories for turn in t.turns if turn.tool_call)
+        results = [turn.tool_result for t in group.trajectories for turn in t.turns if turn.tool_result]
+        unavailable = [result.message for result in results if result.status == "unavailable"]
+        assert not unavailable, unavailable[0]
+        results_seen.extend(results)
         return sum(t.num_generated_tokens for t in group.trajectories)
 
     async def plain(task: Task, number: int) -> int:
@@ -73,14 +76,14 @@ async def compare(call_tool: episode.CallTool, *, rounds: int, num_groups: int, 
     try:
         for i in range(rounds + 1):
             tasks = generate("train", num_groups, seed=i)  # new ones, so that no round finds its prompts in the cache
-            calls: list[object] = []
+            results_seen: list[ToolResult] = []
             raw_tokens, raw_s = await keep_in_flight(tasks, in_flight, plain)
             tokens, seconds = await keep_in_flight(tasks, in_flight, episodes)
             if i == 0:
                 continue  # warm-up
             ratios.append((tokens / seconds) / (raw_tokens / raw_s))
             print(
-                f"round {i}: episodes {tokens / seconds:6.0f} tokens/s ({tokens} tokens, {len(calls)} tool calls, "
+                f"round {i}: episodes {tokens / seconds:6.0f} tokens/s ({tokens} tokens, {len(results_seen)} tool calls, "
                 f"{seconds:.1f} s), plain vLLM {raw_tokens / raw_s:6.0f} tokens/s ({raw_tokens} tokens), "
                 f"ratio {ratios[-1]:.2f}"
             )

@@ -66,7 +66,8 @@ async def engine(model_path: Path) -> AsyncIterator[VLLMEngine]:
     await engine.start()
     yield engine
     await engine.shutdown()
-    assert core_processes() == []
+    _, left = psutil.wait_procs(core_processes(), timeout=15)
+    assert left == []
 
 
 on_one_engine = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module")]
