@@ -32,7 +32,8 @@ def main(*, seed: int, run_dir: str) -> int:
     with RunFolder.create(config) as folder, parts(config) as gateway:
         console.print(
             f"[bold]AutoTraj demo[/bold]: {config.model}, {len(tasks)} unseen problems, {config.grpo.num_steps} steps of "
-            f"{config.grpo.groups_per_step} problems × {config.rollout.group_size} trajectories; run folder {folder.path}"
+            f"{config.grpo.groups_per_step} problems × {config.rollout.group_size} trajectories; run folder {folder.path}",
+            soft_wrap=True,
         )
         console.print("starting vLLM, DeepSpeed and the sandbox …")
         algo = build(config, gateway, trajectory_log=folder.trajectory_log)

@@ -250,6 +250,8 @@ class GRPO(Algorithm):
         return [("learner_group", self.learner_group)]
 
     def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> dict[str, Any]:
+        if components == "learner_group":  # RLlib asks component by component; this one's is on disk
+            return {"learner_group": self.learner_group.get_state()}
         return {"training_iteration": self.training_iteration}
 
     def set_state(self, state: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 
 from rich.console import Console
@@ -48,7 +48,7 @@ class ProgressView:
         if self._live:
             self._live.start()
         else:
-            self.console.print("step  " + "  ".join(f"{heading:>8}" for heading, _, _ in COLUMNS))
+            self._line("step", [heading for heading, _, _ in COLUMNS])
         return self
 
     def __exit__(
@@ -57,11 +57,14 @@ class ProgressView:
         if self._live:
             self._live.stop()
 
+    def _line(self, step: str, cells: Sequence[str]) -> None:
+        self.console.print(f"{step:>4}  " + " ".join(f"{cell:>8}" for cell in cells), soft_wrap=True)
+
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         cells = [layout.format(metrics.get(name, 0.0)) for _, name, layout in COLUMNS]
         if not self._live:
             if step % self._every == 0 or step in (1, self._num_steps):
-                self.console.print(f"{step:>4}  " + "  ".join(f"{cell:>8}" for cell in cells))
+                self._line(str(step), cells)
             return
         self._rows = [*self._rows, [str(step), *cells]][-self._max_rows :]
         self._bar.update(self._task, completed=step)
