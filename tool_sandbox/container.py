@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from tool_sandbox import left_behind
 from tool_sandbox.config import SandboxConfig
 from tool_sandbox.errors import RunnerError
 
@@ -26,7 +27,6 @@ MIB = 1 << 20
 MAX_FRAME_BYTES = 64 * MIB
 SPARE_PROCESSES = 16  # supervisor, zygotes and cleaners, besides the calls' own
 BASELINE_MIB = 256  # supervisor and zygotes
-LABEL = "autotraj.sandbox"
 STOP_TIMEOUT_S = 10.0
 # RLIMIT_NPROC counts a uid's processes over all containers of the kernel: every container has uids of its own.
 UID_STRIDE = 32
@@ -44,13 +44,15 @@ class Reply:
     ended: bool  # of a session's cell: the process, and with it the state, is gone
 
 
+class SessionLost(Exception):
+    """The session to resume ended by itself before its next cell arrived; nothing was run."""
+
+
 class Container:
     """Started by `start`; `call` until `dead`; `stop`."""
 
-    def __init__(
-        self, name: str, image: str, config: SandboxConfig, on_change: Callable[[], None] = lambda: None
-    ) -> None:
-        """`on_change` is called when a slot became free, and when the container died."""
+    def __init__(self, name: str, image: str, config: SandboxConfig, on_free: Callable[[Container, int], None]) -> None:
+        """`on_free` is called when a slot that was in use is clean again."""
         self.name = name
         self._image = image
         self._config = config
@@ -60,29 +62,32 @@ class Container:
         self._calls: dict[int, asyncio.Future[Reply]] = {}
         self._ids = itertools.count()
         self.free: set[int] = set()  # none before it is ready
-        self._on_change = on_change
+        self._on_free = on_free
+        self._death = asyncio.Event()
         self.cause_of_death = ""
 
     def __repr__(self) -> str:
         return f"container {self.name}"
 
     @property
-    def was_ready(self) -> bool:
-        return self._ready.is_set()
-
-    @property
     def dead(self) -> bool:
         return bool(self.cause_of_death)
 
+    async def wait_dead(self) -> None:
+        await self._death.wait()
+
     async def start(self) -> None:
         """Run the container and wait until its zygotes are up; RunnerError after `start_timeout_s`."""
-        self._process = await asyncio.create_subprocess_exec(
-            *docker_command(self.name, self._image, self._config),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C is for the gateway, which stops its containers in order
-        )
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                *docker_command(self.name, self._image, self._config),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                start_new_session=True,  # Ctrl-C is for the gateway, which stops its containers in order
+            )
+        except OSError as error:
+            raise RunnerError(f"{self!r} did not start: {error}") from error
         self._tasks = [asyncio.create_task(self._read_frames()), asyncio.create_task(self._read_errors())]
         ready = asyncio.create_task(self._ready.wait())
         await asyncio.wait(
@@ -94,13 +99,19 @@ class Container:
             await self.stop()
             raise RunnerError(f"{self!r} did not start: {cause}")
 
-    async def call(self, slot: int, kind: str, code: str, timeout_s: float, *, session: bool) -> Reply:
-        """Run `code` in `slot`. Cancelling kills it. RunnerError if the container dies, or misses its own deadline."""
+    async def call(
+        self, slot: int, kind: str, code: str, timeout_s: float, *, session: bool = False, resume: bool = False
+    ) -> Reply:
+        """Run `code` in `slot`, as a call of its own, as the first cell of a session or as a further one (`resume`).
+        Cancelling kills it. RunnerError if the container dies or misses the deadline, SessionLost if there is no session
+        to resume."""
         call_id = next(self._ids)
         future = self._calls[call_id] = asyncio.get_running_loop().create_future()
-        self.free.discard(slot)
         try:
-            self._send(op="call", id=call_id, slot=slot, kind=kind, code=code, timeout_s=timeout_s, session=session)
+            if self.dead:
+                raise RunnerError(f"{self!r} died: {self.cause_of_death}")
+            order = {"kind": kind, "code": code, "timeout_s": timeout_s, "session": session, "resume": resume}
+            self._send(op="call", id=call_id, slot=slot, **order)
             # The runner kills at `timeout_s`; if it doesn't answer well after, it hangs.
             return await asyncio.wait_for(asyncio.shield(future), timeout_s + STOP_TIMEOUT_S)
         except TimeoutError:
@@ -149,7 +160,8 @@ class Container:
             if not future.done():
                 future.set_exception(RunnerError(f"{self!r} died: {cause}"))
                 future.exception()  # retrieved: a cancelled caller won't
-        self._on_change()
+        self.free.clear()
+        self._death.set()
 
     async def _read_frames(self) -> None:
         assert self._process is not None
@@ -171,7 +183,12 @@ class Container:
             self._ready.set()
         elif frame["op"] == "free":
             self.free.add(frame["slot"])
-            self._on_change()
+            self._on_free(self, frame["slot"])
+        elif frame["op"] == "lost":
+            future = self._calls.get(frame["id"])
+            if future is not None and not future.done():
+                future.set_exception(SessionLost())
+                future.exception()
         elif frame["op"] == "result":
             future = self._calls.get(frame["id"])
             if future is not None and not future.done():
@@ -189,7 +206,6 @@ class Container:
 def docker_command(name: str, image: str, config: SandboxConfig) -> list[str]:
     """`docker run` with everything off that a call doesn't need."""
     uid_base = 1_000_000 + (next(_uid_blocks) % (1 << 20)) * UID_STRIDE
-    slots = range(config.slots_per_container)
     limits = {
         "num_slots": config.slots_per_container,
         "uid_base": uid_base,
@@ -200,10 +216,10 @@ def docker_command(name: str, image: str, config: SandboxConfig) -> list[str]:
     }
     memory_mib = BASELINE_MIB + config.slots_per_container * (config.memory_mib + config.scratch_mib)
     tmpfs = [
-        f"/w/{slot}:size={config.scratch_mib}m,nr_inodes=4096,uid={uid_base + slot},gid={uid_base + slot},mode=0700,nosuid,nodev"
-        for slot in slots
+        f"/w/{slot}:size={config.scratch_mib}m,nr_inodes=4096,nosuid,nodev,mode=0700,uid={uid},gid={uid}"
+        for slot, uid in enumerate(range(uid_base, uid_base + config.slots_per_container))
     ]
-    command = ["docker", "run", "--rm", "--interactive", "--init", "--name", name, "--label", LABEL]
+    command = ["docker", "run", "--rm", "--interactive", "--init", "--name", name, "--label", left_behind.own_label()]
     command += ["--network", "none", "--ipc", "private", "--shm-size", "16m", "--read-only", "--log-driver", "none"]
     command += ["--tmpfs", "/tmp:size=16m,nr_inodes=4096,nosuid,nodev"]
     for mount in tmpfs:
@@ -213,6 +229,7 @@ def docker_command(name: str, image: str, config: SandboxConfig) -> list[str]:
     command += ["--pids-limit", str(config.slots_per_container * config.max_processes + SPARE_PROCESSES)]
     command += ["--memory", f"{memory_mib}m", "--memory-swap", f"{memory_mib}m", "--cpus", str(config.cpus)]
     command += ["--ulimit", "nofile=4096", "--ulimit", "core=0"]
-    for setting in ("kernel.shmmni=0", "kernel.msgmni=0", "fs.mqueue.queues_max=0"):
+    # System V objects and message queues would outlive the processes that made them.
+    for setting in ("kernel.shmmni=0", "kernel.msgmni=0", "kernel.sem=250 32000 32 0", "fs.mqueue.queues_max=0"):
         command += ["--sysctl", setting]
     return [*command, image, json.dumps(limits)]

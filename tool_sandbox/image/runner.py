@@ -46,7 +46,7 @@ class Slot:
     control: socket.socket | None = None  # of an open session
     exited: bool = True
     cleaning_until: float = float("inf")
-    cleaned: bool = False
+    clean_again: bool = False
 
 
 class Runner:
@@ -140,6 +140,9 @@ class Runner:
     # -- a call -----------------------------------------------------------------------------------------------------
 
     def on_call(self, slot: Slot, frame: dict[str, object]) -> None:
+        if frame["resume"] and (slot.control is None or slot.cleaning_until < float("inf")):
+            self.send(op="lost", id=frame["id"])  # the session ended by itself while this cell was on its way
+            return
         slot.call_id = int(str(frame["id"]))
         slot.started = time.monotonic()
         slot.deadline = slot.started + float(str(frame["timeout_s"]))
@@ -152,13 +155,14 @@ class Runner:
                 socket.send_fds(slot.control, [b"c"], [code_fd])
             else:
                 self.begin(slot, str(frame["kind"]), bool(frame["session"]), code_fd)
-        except OSError:  # an open session whose process has just died: its status is on the way
-            pass
+        except OSError:  # an open session whose process has just died
+            slot.call_id, slot.deadline = None, float("inf")
+            self.send(op="lost", id=frame["id"])
         finally:
             os.close(code_fd)
 
     def begin(self, slot: Slot, kind: str, session: bool, code_fd: int) -> None:
-        slot.kind, slot.verdict, slot.exited = kind, "", False
+        slot.kind, slot.verdict, slot.exited, slot.clean_again = kind, "", False, False
         slot.output_fd, write_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         os.set_blocking(write_fd, True)
         fcntl.fcntl(write_fd, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
@@ -197,6 +201,9 @@ class Runner:
 
     def clean(self, slot: Slot) -> None:
         slot.cleaning_until = time.monotonic() + CLEAN_DEADLINE_S
+        self.order_clean(slot)
+
+    def order_clean(self, slot: Slot) -> None:
         order = json.dumps({"op": "clean", "slot": slot.number}).encode()
         self.zygotes[slot.kind].send(order)
 
@@ -215,16 +222,18 @@ class Runner:
             self.drain(slot)
             slot.exited = True
             self.answer(slot, *self.judge(slot, message))
-            if slot.cleaned:
-                self.release(slot)
-            elif slot.cleaning_until == float("inf"):
+            if slot.cleaning_until == float("inf"):
                 self.clean(slot)
+            else:
+                slot.clean_again = True
         elif "error" in message or message["status"] != 0:
             sys.exit(f"slot {slot.number} can't be cleaned: {message}")
-        elif slot.exited:
+        elif slot.exited and not slot.clean_again:
             self.release(slot)
-        else:  # cleaned, but the status of what was killed is still to come
-            slot.cleaned = True
+        else:
+            # A child that had yet to take the slot's uid escaped this cleaning: only one that began after its end counts.
+            slot.clean_again = False
+            self.order_clean(slot)
 
     def judge(self, slot: Slot, message: dict[str, object]) -> tuple[str, str]:
         """Status and explanation of a call whose process ended."""
@@ -282,7 +291,7 @@ class Runner:
     def release(self, slot: Slot) -> None:
         self.close_output(slot)
         self.close_control(slot)
-        slot.kind, slot.verdict, slot.cleaning_until, slot.cleaned = "", "", float("inf"), False
+        slot.kind, slot.verdict, slot.cleaning_until = "", "", float("inf")
         self.send(op="free", slot=slot.number)
 
     def close_output(self, slot: Slot) -> None:

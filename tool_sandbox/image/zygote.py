@@ -12,6 +12,7 @@ Root here has SETUID and SETGID only: it can't even signal a slot's processes ex
 from __future__ import annotations
 
 import atexit
+import contextlib
 import ctypes
 import gc
 import importlib
@@ -30,6 +31,7 @@ import threading
 import time
 import traceback
 import types
+from typing import Literal
 
 EXIT_MEMORY = 77
 """Exit code, and a cell's reply, of code that ended with MemoryError. Code that fakes it only slanders itself."""
@@ -67,11 +69,11 @@ def main() -> None:
     orders.send(b'{"op": "ready"}')
     children: dict[int, tuple[str, int]] = {}
     while True:
-        readable, _, _ = select.select([orders, wake_r], [], [])
+        readable, _, _ = select.select([orders.fileno(), wake_r], [], [])
         if wake_r in readable:
             os.read(wake_r, 4096)
             reap(orders, children)
-        if orders in readable:
+        if orders.fileno() in readable:
             data, fds, _, _ = socket.recv_fds(orders, 4096, 3)
             if not data:
                 return  # the supervisor is gone, and with it the container
@@ -81,8 +83,7 @@ def main() -> None:
 
 def warm_up() -> None:
     """Run what people ask for first, so that lazy imports and caches are filled before the first fork."""
-    import sympy
-
+    sympy = importlib.import_module("sympy")
     x = sympy.Symbol("x")
     sympy.solve(x**2 - 3 * x + 2, x)
     sympy.simplify(sympy.sin(x) ** 2 + sympy.cos(x) ** 2)
@@ -114,7 +115,6 @@ def fork(
     except OSError as error:  # the container's process limit
         orders.send(json.dumps({"op": op, "slot": slot, "error": str(error)}).encode())
         return
-    finally_close = fds
     if pid == 0:
         code = 1
         try:
@@ -125,7 +125,7 @@ def fork(
             traceback.print_exc()
         finally:
             os._exit(code)
-    for fd in finally_close:
+    for fd in fds:
         os.close(fd)
     children[pid] = (op, slot)
 
@@ -147,18 +147,16 @@ def clean(slot: int, limits: dict[str, int]) -> int:
     become(uid)
     deadline = time.monotonic() + CLEAN_TIMEOUT_S
     while True:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.kill(-1, signal.SIGKILL)  # the kernel spares the caller; forks can't outrun it
-        except ProcessLookupError:
-            pass
         if not alive(uid):
             break
         if time.monotonic() > deadline:
             return 1
         time.sleep(0.001)
-    home = os.fsencode(limits_dir(slot))
+    sys.setrecursionlimit(20_000)  # shutil.rmtree goes down by recursion, and code may have gone far
     left = False
-    for directory in (home, *SHARED_DIRS):
+    for directory in (os.fsencode(home_of(slot)), *SHARED_DIRS):
         left |= not empty(directory, uid)
     return int(left)
 
@@ -204,11 +202,12 @@ def empty(directory: bytes, uid: int) -> bool:
 
 
 def unlock(top: bytes) -> None:
-    """Undo `chmod 000` on directories."""
+    """Undo `chmod 000` on directories, and on nothing that a symbolic link points to."""
     os.chmod(top, 0o700)
     for path, names, _ in os.walk(top):
         for name in names:
-            os.chmod(os.path.join(path, name), 0o700, follow_symlinks=True)
+            if not os.path.islink(below := os.path.join(path, name)):
+                os.chmod(below, 0o700)
 
 
 # -- in a forked child: a call --------------------------------------------------------------------------------------
@@ -217,8 +216,7 @@ def unlock(top: bytes) -> None:
 def run(slot: int, session: bool, fds: list[int], limits: dict[str, int]) -> int:
     os.setsid()
     code_fd, output_fd = fds[0], fds[1]
-    null_fd = os.open("/dev/null", os.O_RDWR)
-    os.dup2(null_fd, 0)
+    os.dup2(os.open("/dev/null", os.O_RDWR), 0)
     os.dup2(output_fd, 1)
     os.dup2(output_fd, 2)
     control = socket.socket(fileno=fds[2]) if session else None
@@ -227,7 +225,7 @@ def run(slot: int, session: bool, fds: list[int], limits: dict[str, int]) -> int
         file.write("1000")  # before the supervisor, always
     limit(limits)
     become(limits["uid_base"] + slot)
-    home = limits_dir(slot)
+    home = home_of(slot)
     os.umask(0o077)
     os.chdir(home)
     os.environ.update(HOME=home, TMPDIR=home, PWD=home, USER="sandbox", LOGNAME="sandbox")
@@ -236,11 +234,10 @@ def run(slot: int, session: bool, fds: list[int], limits: dict[str, int]) -> int
     sys.path.insert(0, home)
     # A line at a time, so that what was printed is there when the call is killed at its deadline.
     # Opened anew, as those of the zygote believe that they write to a file.
-    sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", closefd=False)  # type: ignore[misc]
-    sys.stdout = sys.__stdout__ = stream(1)  # type: ignore[misc]
-    sys.stderr = sys.__stderr__ = stream(2)  # type: ignore[misc]
-    module = types.ModuleType("__main__")
-    sys.modules["__main__"] = module
+    sys.stdin = sys.__stdin__ = stream(0, "r")  # type: ignore[misc]
+    sys.stdout = sys.__stdout__ = stream(1, "w")  # type: ignore[misc]
+    sys.stderr = sys.__stderr__ = stream(2, "w")  # type: ignore[misc]
+    module = sys.modules["__main__"] = types.ModuleType("__main__")
     if control is None:
         return leave(execute(take(code_fd), "main.py", module.__dict__))
     cell = 0
@@ -258,8 +255,8 @@ def run(slot: int, session: bool, fds: list[int], limits: dict[str, int]) -> int
         code_fd = cells[0]
 
 
-def stream(fd: int) -> io.TextIOWrapper:
-    return open(fd, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)
+def stream(fd: int, mode: Literal["r", "w"]) -> io.TextIOWrapper:
+    return open(fd, mode, encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)
 
 
 def close_all_but(keep: set[int]) -> None:
@@ -344,7 +341,7 @@ def leave(code: int) -> int:
     return code
 
 
-def limits_dir(slot: int) -> str:
+def home_of(slot: int) -> str:
     return f"/w/{slot}"
 
 

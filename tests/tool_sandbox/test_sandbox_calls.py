@@ -1,0 +1,139 @@
+"""What a well-meant call gets back: each status, and output as `python main.py` would print it."""
+
+import time
+
+import pytest
+
+from tool_sandbox.client import SandboxClient
+
+pytestmark = pytest.mark.docker
+
+
+def test_ok(client: SandboxClient) -> None:
+    result = client.call("python", "print(2 + 2)")
+    assert (result.status, result.output) == ("ok", "4\n")
+    assert result.fresh
+    assert 0 < result.duration_s < 5
+
+
+def test_the_last_expression_is_not_printed(client: SandboxClient) -> None:
+    assert client.call("python", "2 + 2").output == ""
+
+
+def test_warm_libraries(client: SandboxClient) -> None:
+    code = (
+        "import sympy, numpy, scipy.optimize\n"
+        "x = sympy.Symbol('x')\n"
+        "print(sympy.solve(x**2 - 5*x + 6, x), numpy.arange(3).sum(), scipy.optimize.brentq(lambda v: v - 2, 0, 5))"
+    )
+    assert client.call("python", code, timeout_s=20).output == "[2, 3] 3 2.0\n"
+
+
+def test_error_shows_the_users_frames_only(client: SandboxClient) -> None:
+    result = client.call("python", "def f(n):\n    return 1 / n\nprint('before')\nf(0)")
+    assert result.status == "error"
+    assert result.output == (
+        "before\n"
+        "Traceback (most recent call last):\n"
+        '  File "main.py", line 4, in <module>\n'
+        "    f(0)\n"
+        '  File "main.py", line 2, in f\n'
+        "    return 1 / n\n"
+        "           ~~^~~\n"
+        "ZeroDivisionError: division by zero\n"
+    )
+
+
+def test_syntax_error(client: SandboxClient) -> None:
+    result = client.call("python", "print('a'")
+    assert result.status == "error"
+    assert "SyntaxError" in result.output
+    assert "/opt" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "output"),
+    [
+        ("import sys; print('a'); sys.exit(0)", "ok", "a\n"),
+        ("import sys; sys.exit(3)", "error", ""),
+        ("import sys; sys.exit('bye')", "error", "bye\n"),
+        ("if __name__ == '__main__': print('main')", "ok", "main\n"),
+        ("import threading; threading.Thread(target=lambda: print('thread')).start()", "ok", "thread\n"),
+        ("import atexit; atexit.register(print, 'last'); print('first')", "ok", "first\nlast\n"),
+        ("import subprocess; print(subprocess.run(['echo', 'x'], capture_output=True).stdout)", "ok", "b'x\\n'\n"),
+        ("open('f', 'w').write('kept'); print(open('f').read())", "ok", "kept\n"),
+        ("print('é∑😀')", "ok", "é∑😀\n"),
+        ("import os; os.write(1, b'\\xff')", "ok", "�"),
+    ],
+)
+def test_it_behaves_as_python_does(client: SandboxClient, code: str, status: str, output: str) -> None:
+    result = client.call("python", code)
+    assert (result.status, result.output) == (status, output)
+
+
+def test_input_is_empty(client: SandboxClient) -> None:
+    assert "EOFError" in client.call("python", "input()").output
+
+
+@pytest.mark.parametrize("code", ["while True: pass", "import time; time.sleep(60)"])
+def test_timeout_is_kept_and_keeps_what_was_printed(client: SandboxClient, code: str) -> None:
+    start = time.monotonic()
+    result = client.call("python", "print('so far')\n" + code, timeout_s=0.5)
+    assert (result.status, result.output) == ("timeout", "so far\n")
+    assert "0.5 s" in result.message
+    assert 0.5 <= result.duration_s < 1.0
+    assert time.monotonic() - start < 2.0
+
+
+def test_code_cannot_catch_its_deadline(client: SandboxClient) -> None:
+    code = (
+        "import signal\n"
+        "for n in range(1, 32):\n"
+        "    try: signal.signal(n, signal.SIG_IGN)\n"
+        "    except OSError: pass\n"
+        "while True:\n"
+        "    try:\n"
+        "        while True: pass\n"
+        "    except BaseException: pass"
+    )
+    assert client.call("python", code, timeout_s=0.5).status == "timeout"
+
+
+def test_large_output_arrives_whole(client: SandboxClient) -> None:
+    """190 KB is what made wait-then-read designs hang."""
+    result = client.call("python", "print('x' * 190_000)")
+    assert (result.status, len(result.output)) == ("ok", 190_001)
+
+
+def test_output_limit(client: SandboxClient) -> None:
+    result = client.call("python", "while True: print('x' * 10_000)")
+    assert result.status == "output_limit"
+    assert len(result.output) == 1_000_000
+
+
+def test_memory(client: SandboxClient) -> None:
+    result = client.call("python", "a = bytearray(10**9)")
+    assert result.status == "memory"
+
+
+def test_unknown_tool_is_rejected(client: SandboxClient) -> None:
+    result = client.call("calculator", "1+1")
+    assert result.status == "rejected"
+    assert "calculator" in result.message
+    assert "python" in result.message
+
+
+def test_oversized_code_is_rejected(client: SandboxClient) -> None:
+    result = client.call("python", "#" * (256 * 1024 + 1))
+    assert result.status == "rejected"
+    assert "max_content_bytes" in result.message
+    assert client.call("python", "#" * 3_000_000).status == "rejected"  # more than gRPC takes
+
+
+def test_code_that_is_no_unicode_is_rejected(client: SandboxClient) -> None:
+    assert client.call("python", "print('\ud800')").status == "rejected"
+
+
+def test_siblings_draw_different_random_numbers(client: SandboxClient) -> None:
+    for code in ("import random; print(random.random())", "import numpy; print(numpy.random.rand())"):
+        assert len({client.call("python", code).output for _ in range(4)}) == 4
