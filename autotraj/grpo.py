@@ -74,14 +74,15 @@ class GRPO(Algorithm):
         self.policy_version = 0
         self.step_metrics: dict[str, float] = {}
         self._log = TrajectoryLog(config.trajectory_log) if config.trajectory_log else None
-        super().setup(config)  # creates the rollout actors, then (build_learner_group) the learners
+        super().setup(config)  # creates the rollout actors and the learner group, starts neither
         self.runners = RunnerPool(
             self.env_runner_group,
             start_timeout_s=run.grpo.start_timeout_s,
             sync_timeout_s=run.grpo.sync_timeout_s,
             gate_tolerance=config.gate_tolerance,
         )
-        self.runners.start()
+        self.runners.start()  # in the background, while the learners come up
+        self.learner_group.start()
         self._publish()  # the gate holds before the first token, too
 
     def _publish(self) -> None:

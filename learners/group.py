@@ -1,6 +1,7 @@
 """The gang of learner ranks, as the controller sees it: one object, every wait with a deadline, every failure named.
 
     group = LearnerGroup(LearnerConfig(model=…, num_learners=2), LossConfig(), probe_ids=[…])
+    group.start()                               # places the ranks and loads the model
     step = group.start_step(samples)            # or group.train_step(samples), which waits
     while (result := step.poll(0.25)) is None:
         …                                       # the controller goes on with rollouts
@@ -93,11 +94,7 @@ class Pending(Generic[T]):
 
 
 class LearnerGroup:
-    """`num_learners` ranks on a placement group. Needs `ray.init` to have been called.
-
-    Raises:
-        LearnerError: the ranks could not be placed, started or loaded in `start_timeout_s`.
-    """
+    """`num_learners` ranks on a placement group. Call `start` first; it needs `ray.init` to have been called."""
 
     def __init__(
         self, config: LearnerConfig, loss: LossConfig | None = None, *, probe_ids: Sequence[int] | None = None
@@ -108,7 +105,6 @@ class LearnerGroup:
         self.policy_version = 0
         self._ranks: list[Any] = []
         self._placement: PlacementGroup | None = None
-        self._start()
 
     # -- training ------------------------------------------------------------------------------------------------
 
@@ -192,7 +188,7 @@ class LearnerGroup:
         """Replace the gang by a new one, restored from `checkpoint` or, without one, from the model."""
         self.shutdown()
         self.policy_version = 0
-        self._start()
+        self.start()
         if checkpoint is not None:
             self.restore_from_path(checkpoint)
 
@@ -203,7 +199,12 @@ class LearnerGroup:
             remove_placement_group(self._placement)
             self._placement = None
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Place the ranks, start them and load the model; waits.
+
+        Raises:
+            LearnerError: that was not done in `start_timeout_s`.
+        """
         try:
             self._place_and_load()
         except BaseException:
@@ -248,7 +249,7 @@ class LearnerGroup:
 
     def _check_alive(self, what: str) -> None:
         if not self._ranks:
-            raise LearnerError(f"{what}: the learners are down; call recreate() first")
+            raise LearnerError(f"{what}: the learners are not up; call start(), or recreate() after a failure")
 
     def _refs(self, method: str, *args: Any) -> list[Any]:
         self._check_alive(method)
