@@ -113,4 +113,6 @@ def _failed(error: WireError | grpc.RpcError, address: str, deadline_s: float) -
         message = f"client waited {deadline_s:.1f} s on sandbox gateway {address}, which didn't answer"
         return ToolResult(status="unavailable", message=message)
     message = f"sandbox gateway {address}: {code.name}: {error.details()}"
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED:  # gRPC's word for a message that is too long: it stays so
+        return ToolResult(status="rejected", message=message)
     return ToolResult(status="unavailable", message=message, retry_after_s=1.0)

@@ -11,13 +11,13 @@ import contextlib
 import itertools
 import json
 import logging
+import os
 import random
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tool_sandbox import left_behind
 from tool_sandbox.config import SandboxConfig
 from tool_sandbox.errors import RunnerError
 
@@ -27,6 +27,7 @@ MIB = 1 << 20
 MAX_FRAME_BYTES = 64 * MIB
 SPARE_PROCESSES = 16  # supervisor, zygotes and cleaners, besides the calls' own
 BASELINE_MIB = 256  # supervisor and zygotes
+LABEL = "autotraj.sandbox"
 STOP_TIMEOUT_S = 10.0
 # RLIMIT_NPROC counts a uid's processes over all containers of the kernel: every container has uids of its own.
 UID_STRIDE = 32
@@ -44,26 +45,26 @@ class Reply:
     ended: bool  # of a session's cell: the process, and with it the state, is gone
 
 
-class SessionLost(Exception):
-    """The session to resume ended by itself before its next cell arrived; nothing was run."""
-
-
 class Container:
     """Started by `start`; `call` until `dead`; `stop`."""
 
-    def __init__(self, name: str, image: str, config: SandboxConfig, on_free: Callable[[Container, int], None]) -> None:
-        """`on_free` is called when a slot that was in use is clean again."""
+    def __init__(
+        self, name: str, image: str, config: SandboxConfig, on_change: Callable[[Container, int | None], None]
+    ) -> None:
+        """`on_change` is called with the slot that became free, and with None when the container died."""
         self.name = name
         self._image = image
         self._config = config
         self._process: asyncio.subprocess.Process | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._ready = asyncio.Event()
+        self._died = asyncio.Event()
         self._calls: dict[int, asyncio.Future[Reply]] = {}
         self._ids = itertools.count()
         self.free: set[int] = set()  # none before it is ready
-        self._on_free = on_free
-        self._death = asyncio.Event()
+        self.closing: set[int] = set()  # slots whose session was told to end, and which aren't free yet
+        self._last_error = ""
+        self._on_change = on_change
         self.cause_of_death = ""
 
     def __repr__(self) -> str:
@@ -73,50 +74,45 @@ class Container:
     def dead(self) -> bool:
         return bool(self.cause_of_death)
 
-    async def wait_dead(self) -> None:
-        await self._death.wait()
-
     async def start(self) -> None:
         """Run the container and wait until its zygotes are up; RunnerError after `start_timeout_s`."""
-        try:
-            self._process = await asyncio.create_subprocess_exec(
-                *docker_command(self.name, self._image, self._config),
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-                start_new_session=True,  # Ctrl-C is for the gateway, which stops its containers in order
-            )
-        except OSError as error:
-            raise RunnerError(f"{self!r} did not start: {error}") from error
-        self._tasks = [asyncio.create_task(self._read_frames()), asyncio.create_task(self._read_errors())]
-        ready = asyncio.create_task(self._ready.wait())
-        await asyncio.wait(
-            {ready, self._tasks[0]}, timeout=self._config.start_timeout_s, return_when=asyncio.FIRST_COMPLETED
+        self._process = await asyncio.create_subprocess_exec(
+            *docker_command(self.name, self._image, self._config),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C is for the gateway, which stops its containers in order
         )
-        ready.cancel()
-        if not self._ready.is_set():
-            cause = self.cause_of_death or f"it was not ready within {self._config.start_timeout_s:.0f} s"
-            await self.stop()
-            raise RunnerError(f"{self!r} did not start: {cause}")
+        self._tasks = [asyncio.create_task(self._read_frames()), asyncio.create_task(self._read_errors())]
+        try:
+            async with asyncio.timeout(self._config.start_timeout_s):
+                await self._ready.wait()
+        except TimeoutError:
+            self._die(f"it was not ready within {self._config.start_timeout_s:.0f} s")
+        if self.dead:
+            raise RunnerError(f"{self!r} did not start: {self.cause_of_death}")
 
     async def call(
-        self, slot: int, kind: str, code: str, timeout_s: float, *, session: bool = False, resume: bool = False
+        self, slot: int, kind: str, code: str, timeout_s: float, *, session: bool = False, fresh: bool = True
     ) -> Reply:
-        """Run `code` in `slot`, as a call of its own, as the first cell of a session or as a further one (`resume`).
-        Cancelling kills it. RunnerError if the container dies or misses the deadline, SessionLost if there is no session
-        to resume."""
+        """Run `code` in `slot`; unless `fresh`, in the process of the session that is open there. Cancelling kills it.
+
+        RunnerError if the container dies, or misses its own deadline."""
+        if self.dead:
+            raise RunnerError(f"{self!r} died: {self.cause_of_death}")
         call_id = next(self._ids)
-        future = self._calls[call_id] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self._calls[call_id] = future
+        self._send(
+            op="call", id=call_id, slot=slot, kind=kind, code=code, timeout_s=timeout_s, session=session, fresh=fresh
+        )
         try:
-            if self.dead:
-                raise RunnerError(f"{self!r} died: {self.cause_of_death}")
-            order = {"kind": kind, "code": code, "timeout_s": timeout_s, "session": session, "resume": resume}
-            self._send(op="call", id=call_id, slot=slot, **order)
             # The runner kills at `timeout_s`; if it doesn't answer well after, it hangs.
-            return await asyncio.wait_for(asyncio.shield(future), timeout_s + STOP_TIMEOUT_S)
+            async with asyncio.timeout(timeout_s + STOP_TIMEOUT_S):
+                return await future
         except TimeoutError:
             self._die(f"its runner did not answer a call {STOP_TIMEOUT_S:.0f} s after the call's deadline")
-            raise RunnerError(f"{self!r}: {self.cause_of_death}") from None
+            raise RunnerError(f"{self!r} died: {self.cause_of_death}") from None
         except asyncio.CancelledError:
             self._send(op="cancel", id=call_id, slot=slot)
             raise
@@ -125,7 +121,13 @@ class Container:
 
     def end_session(self, slot: int) -> None:
         """Kill what runs in `slot`; it becomes free when it is clean."""
-        self._send(op="cancel", id=None, slot=slot)
+        if not self.dead:
+            self.closing.add(slot)
+            self._send(op="cancel", id=None, slot=slot)
+
+    async def wait_dead(self) -> None:
+        """Returns when the container has died, of whatever cause."""
+        await self._died.wait()
 
     async def stop(self) -> None:
         """End the container; SIGKILL if it hasn't gone in time."""
@@ -134,12 +136,13 @@ class Container:
             try:
                 await asyncio.wait_for(self._process.wait(), STOP_TIMEOUT_S)
             except TimeoutError:
-                self._process.kill()
                 killer = await asyncio.create_subprocess_exec(
                     "docker", "kill", self.name, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL
                 )
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(killer.wait(), STOP_TIMEOUT_S)
+                with contextlib.suppress(ProcessLookupError):
+                    self._process.kill()
         for task in self._tasks:
             task.cancel()
 
@@ -160,8 +163,9 @@ class Container:
             if not future.done():
                 future.set_exception(RunnerError(f"{self!r} died: {cause}"))
                 future.exception()  # retrieved: a cancelled caller won't
-        self.free.clear()
-        self._death.set()
+        self._died.set()
+        self._ready.set()  # whoever waits for it shall look at `dead`
+        self._on_change(self, None)
 
     async def _read_frames(self) -> None:
         assert self._process is not None
@@ -173,7 +177,8 @@ class Container:
                     raise RunnerError(f"{self!r} sent a frame of {length} bytes")
                 self._on_frame(json.loads(await self._process.stdout.readexactly(length)))
         except (asyncio.IncompleteReadError, ConnectionError):
-            self._die("its runner ended")
+            await asyncio.wait(self._tasks[1:], timeout=1.0)  # what Docker or the runner complained of
+            self._die(f"its runner ended{self._last_error and f' ({self._last_error})'}")
         except (RunnerError, ValueError, KeyError) as error:
             self._die(f"it broke the protocol: {error}")
 
@@ -183,12 +188,8 @@ class Container:
             self._ready.set()
         elif frame["op"] == "free":
             self.free.add(frame["slot"])
-            self._on_free(self, frame["slot"])
-        elif frame["op"] == "lost":
-            future = self._calls.get(frame["id"])
-            if future is not None and not future.done():
-                future.set_exception(SessionLost())
-                future.exception()
+            self.closing.discard(frame["slot"])
+            self._on_change(self, frame["slot"])
         elif frame["op"] == "result":
             future = self._calls.get(frame["id"])
             if future is not None and not future.done():
@@ -200,7 +201,8 @@ class Container:
         assert self._process is not None
         assert self._process.stderr is not None
         async for line in self._process.stderr:
-            logger.warning("%r: %s", self, line.decode("utf-8", "replace").rstrip()[:500])
+            self._last_error = line.decode("utf-8", "replace").strip()[:500] or self._last_error
+            logger.warning("%r: %s", self, self._last_error)
 
 
 def docker_command(name: str, image: str, config: SandboxConfig) -> list[str]:
@@ -215,11 +217,13 @@ def docker_command(name: str, image: str, config: SandboxConfig) -> list[str]:
         "max_output_bytes": config.max_output_bytes,
     }
     memory_mib = BASELINE_MIB + config.slots_per_container * (config.memory_mib + config.scratch_mib)
+    cpus = min(config.cpus, os.cpu_count() or 1)  # Docker refuses more than there are
+    owned = "uid={0},gid={0},mode=0700,nosuid,nodev"
     tmpfs = [
-        f"/w/{slot}:size={config.scratch_mib}m,nr_inodes=4096,nosuid,nodev,mode=0700,uid={uid},gid={uid}"
-        for slot, uid in enumerate(range(uid_base, uid_base + config.slots_per_container))
+        f"/w/{slot}:size={config.scratch_mib}m,nr_inodes=4096,{owned.format(uid_base + slot)}"
+        for slot in range(config.slots_per_container)
     ]
-    command = ["docker", "run", "--rm", "--interactive", "--init", "--name", name, "--label", left_behind.own_label()]
+    command = ["docker", "run", "--rm", "--interactive", "--init", "--name", name, "--label", LABEL]
     command += ["--network", "none", "--ipc", "private", "--shm-size", "16m", "--read-only", "--log-driver", "none"]
     command += ["--tmpfs", "/tmp:size=16m,nr_inodes=4096,nosuid,nodev"]
     for mount in tmpfs:
@@ -227,9 +231,9 @@ def docker_command(name: str, image: str, config: SandboxConfig) -> list[str]:
     command += ["--cap-drop", "ALL", "--cap-add", "SETUID", "--cap-add", "SETGID"]
     command += ["--security-opt", "no-new-privileges"]
     command += ["--pids-limit", str(config.slots_per_container * config.max_processes + SPARE_PROCESSES)]
-    command += ["--memory", f"{memory_mib}m", "--memory-swap", f"{memory_mib}m", "--cpus", str(config.cpus)]
+    command += ["--memory", f"{memory_mib}m", "--memory-swap", f"{memory_mib}m", "--cpus", str(cpus)]
     command += ["--ulimit", "nofile=4096", "--ulimit", "core=0"]
-    # System V objects and message queues would outlive the processes that made them.
-    for setting in ("kernel.shmmni=0", "kernel.msgmni=0", "kernel.sem=250 32000 32 0", "fs.mqueue.queues_max=0"):
+    # No System V or message-queue objects: they would outlive the call that made them.
+    for setting in ("kernel.shmmni=0", "kernel.msgmni=0", "kernel.sem=0 0 0 0", "fs.mqueue.queues_max=0"):
         command += ["--sysctl", setting]
     return [*command, image, json.dumps(limits)]

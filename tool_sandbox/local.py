@@ -20,10 +20,13 @@ from typing import Any
 
 from tool_sandbox.client import SandboxClient
 from tool_sandbox.config import SandboxConfig
-from tool_sandbox.errors import GatewayError
+from tool_sandbox.errors import AddressError, EngineError, GatewayError, ImageError, RunnerError, SandboxError
 
 ROOT = Path(__file__).resolve().parent.parent
 STOP_TIMEOUT_S = 15.0
+_ERRORS: dict[str, type[SandboxError]] = {
+    kind.__name__: kind for kind in (AddressError, EngineError, ImageError, RunnerError)
+}
 
 
 class LocalGateway:
@@ -34,10 +37,10 @@ class LocalGateway:
     """
 
     def __init__(self, config: SandboxConfig) -> None:
-        """Start and wait until a first container is ready, `config.start_timeout_s` at most. Errors: GatewayError,
-        whose text is the gateway's own complaint and remedy."""
+        """Start and wait until a first container is ready, `config.start_timeout_s` at most. Errors: SandboxError, of
+        the kind and with the remedy that the gateway itself gave; GatewayError if it gave none."""
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tool_sandbox.server"],
+            [sys.executable, "-m", "tool_sandbox.server", str(os.getpid())],
             cwd=ROOT,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             stdin=subprocess.PIPE,
@@ -68,7 +71,7 @@ class LocalGateway:
             line += chunk
         message = json.loads(line)
         if "error" in message:
-            raise GatewayError(message["error"])
+            raise _ERRORS.get(message["kind"], GatewayError)(message["error"])
         return str(message["address"])
 
     @property

@@ -4,47 +4,51 @@
                          ▲                                    │
                          └──── slot clean again, container replaced, idle session closed
 
-A container that dies fails the calls in it, each with an explicit status, and is replaced in the background.
+A container that dies fails the calls in it, each with an explicit status, and its place in the pool is filled again for as
+long as the pool is open. A session keeps its slot between cells; it loses it, and its state, when nobody used it for
+`session_idle_s`, or when it is idle and another call has no slot. Its next cell then starts anew and says so (`fresh`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import secrets
 import time
 from collections import deque
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 from tool_sandbox import build
 from tool_sandbox.config import SandboxConfig
-from tool_sandbox.container import Container, Reply, SessionLost
+from tool_sandbox.container import Container, Reply
 from tool_sandbox.errors import RunnerError, SandboxError
-from tool_sandbox.left_behind import remove_left_behind
 from trajectory.types import ToolResult, ToolStatus
 
 logger = logging.getLogger(__name__)
 
-BACKOFF_S = 0.5
-MAX_BACKOFF_S = 30.0
+RESTART_BACKOFF_S = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+STABLE_S = 10.0
+"""A container that lived so long didn't die of how we start it: the backoff begins anew."""
 SWEEP_S = 1.0
 
 Slot = tuple[Container, int]
 
 
-class _NoSlot(Exception):
-    """The queue is full, or the wait was too long."""
+class _NoSlotError(Exception):
+    """No slot for this call: too many wait, it waited too long, or the pool closed. The text says which."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Session:
-    """One caller's interpreter: a slot that is kept between cells, or None when its state is lost."""
+    """One caller's cells, run one after another in the order they came. `slot` is None until one is open."""
 
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    num_cells: int = 0  # that run or wait for the lock
     slot: Slot | None = None
-    last_used: float = field(default_factory=time.monotonic)
+    num_cells: int = 0  # that run or wait
+    last_used: float = 0.0
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class Pool:
@@ -54,133 +58,148 @@ class Pool:
         self._config = config
         self._image = build.resolve_image(config)
         self._prefix = f"autotraj-{os.getpid()}-{secrets.token_hex(3)}"
-        self._containers: list[Container] = []  # ready ones
+        self._containers: list[Container] = []
         self._waiting: deque[asyncio.Future[Slot]] = deque()
         self._sessions: dict[str, _Session] = {}
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
         self._num_started = 0
+        self._closed = False
 
     async def start(self) -> None:
         """Returns when a first container is ready; the others follow. Raises SandboxError if none comes up."""
         await asyncio.to_thread(build.check_ready, self._config)
-        await asyncio.to_thread(remove_left_behind)
-        started: asyncio.Queue[SandboxError | None] = asyncio.Queue()
-        self._tasks = [asyncio.create_task(self._keep_one(started)) for _ in range(self._config.num_containers)]
-        self._tasks.append(asyncio.create_task(self._sweep()))
-        for _ in range(self._config.num_containers):  # each says one thing, `start_timeout_s` at the latest
-            error = await started.get()
-            if error is None:
-                return
-        assert error is not None
-        raise error
+        loop = asyncio.get_running_loop()
+        firsts: list[asyncio.Future[None]] = [loop.create_future() for _ in range(self._config.num_containers)]
+        for first in firsts:
+            self._keep(asyncio.create_task(self._fill_place(first)))
+        self._keep(asyncio.create_task(self._sweep()))
+        done: set[asyncio.Future[None]] = set()
+        pending = set(firsts)
+        async with asyncio.timeout(
+            2 * self._config.start_timeout_s
+        ):  # each keeps its own limit; this is against a defect
+            while pending and all(first.exception() for first in done):
+                more, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+                done |= more
+        errors = [error for first in done if (error := first.exception())]
+        if len(errors) == len(firsts):
+            raise errors[0]
 
     async def close(self) -> None:
-        """Stop all containers. Calls still running answer `unavailable`."""
+        """Stop all containers. Calls that run or wait are answered `unavailable`."""
+        self._closed = True
+        for future in self._waiting:
+            future.set_exception(_NoSlotError("the gateway is stopping"))
+        self._waiting.clear()
         for task in self._tasks:
             task.cancel()
-        for future in self._waiting:
-            future.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)  # each stops its container
 
     async def run(
         self, kind: str, code: str, *, timeout_s: float, queue_s: float, session_id: str | None
     ) -> ToolResult:
         """One call, or one cell of the session `session_id`; waits `queue_s` seconds at most for a slot."""
-        queued = time.monotonic()
+        started = time.monotonic()
         try:
             if session_id is not None:
-                return await self._run_cell(kind, code, timeout_s, queued + queue_s, session_id)
-            container, slot = await self._acquire(queued + queue_s)
-            waited = time.monotonic() - queued
-            reply = await container.call(slot, kind, code, timeout_s)
-            return _result(reply, timeout_s, waited, fresh=True)
-        except (_NoSlot, RunnerError) as error:
-            waited = time.monotonic() - queued
+                return await self._run_cell(kind, code, timeout_s, started + queue_s, session_id)
+            container, slot = await self._acquire(queue_s)
+            waited = time.monotonic() - started
+            return self._result(await container.call(slot, kind, code, timeout_s), timeout_s, waited, fresh=True)
+        except (_NoSlotError, RunnerError) as error:
+            waited = time.monotonic() - started
             return ToolResult(status="unavailable", message=str(error), queue_s=waited, retry_after_s=1.0)
 
     # --- sessions -----------------------------------------------------------------------------------------------------
 
-    async def _run_cell(self, kind: str, code: str, timeout_s: float, until: float, session_id: str) -> ToolResult:
+    async def _run_cell(
+        self, kind: str, code: str, timeout_s: float, queue_until: float, session_id: str
+    ) -> ToolResult:
+        started = time.monotonic()
         session = self._sessions.setdefault(session_id, _Session())
         session.num_cells += 1
-        queued = time.monotonic()
         try:
-            try:  # one cell after another: their order is the caller's
-                await asyncio.wait_for(session.lock.acquire(), until - queued)
-            except TimeoutError:
-                raise _NoSlot(f"the cell waited {until - queued:.1f} s for the one before it") from None
-            try:
-                return await self._run_locked(session, kind, code, timeout_s, queued, until)
-            finally:
-                session.last_used = time.monotonic()
-                session.lock.release()
+            async with _turn(session.lock, queue_until - started):
+                while True:
+                    if fresh := session.slot is None:
+                        session.slot = await self._acquire(queue_until - time.monotonic())
+                    assert session.slot is not None
+                    waited = time.monotonic() - started
+                    reply = await self._call_session(session, session.slot, kind, code, timeout_s, fresh)
+                    if reply.status != "gone":
+                        return self._result(reply, timeout_s, waited, fresh=fresh)
         finally:
             session.num_cells -= 1
-            if session.slot is None and not session.num_cells:
+            session.last_used = time.monotonic()
+            if session.slot is None and session.num_cells == 0:
                 self._sessions.pop(session_id, None)
 
-    async def _run_locked(
-        self, session: _Session, kind: str, code: str, timeout_s: float, queued: float, until: float
-    ) -> ToolResult:
-        while True:
-            fresh = session.slot is None
-            taken = session.slot or await self._acquire(until)
-            session.slot = taken
-            container, slot = taken
-            waited = time.monotonic() - queued
-            try:
-                reply = await container.call(slot, kind, code, timeout_s, session=True, resume=not fresh)
-            except SessionLost:
-                session.slot = None  # it becomes free by itself; once more, in another
-                continue
-            except BaseException:
-                session.slot = None  # the process is gone with its container, or killed with the cancelled cell
-                raise
-            if reply.ended:
+    @staticmethod
+    async def _call_session(
+        session: _Session, where: Slot, kind: str, code: str, timeout_s: float, fresh: bool
+    ) -> Reply:
+        container, slot = where
+        ended = True
+        try:
+            reply = await container.call(slot, kind, code, timeout_s, session=True, fresh=fresh)
+            ended = reply.ended
+            return reply
+        except asyncio.CancelledError:
+            # Also if the cell had just ended: its answer won't reach the caller, who can't know what state is there.
+            container.end_session(slot)
+            raise
+        finally:
+            if ended and session.slot == where:
                 session.slot = None
-            return _result(reply, timeout_s, waited, fresh=fresh)
+
+    def _close_session(self, session: _Session) -> None:
+        """Only of an idle one: its process is killed, its slot comes back when it is clean."""
+        assert session.slot is not None
+        container, slot = session.slot
+        session.slot = None
+        container.end_session(slot)
 
     async def _sweep(self) -> None:
-        """Closes sessions that nobody used for `session_idle_s`, and one whenever a call waited for a whole sweep."""
+        """Closes sessions that nobody used for `session_idle_s`."""
         while True:
-            first = next(iter(self._waiting), None)
             await asyncio.sleep(SWEEP_S)
-            if first is not None and first in self._waiting:
-                self._evict()
-            too_old = time.monotonic() - self._config.session_idle_s
-            for session_id, session in list(self._sessions.items()):
-                if not session.num_cells and session.last_used < too_old:
-                    self._close_session(session_id)
+            oldest = time.monotonic() - self._config.session_idle_s
+            for session in self._sessions.values():
+                if session.num_cells == 0 and session.slot is not None and session.last_used < oldest:
+                    self._close_session(session)
+            self._forget_sessions()
 
-    def _close_session(self, session_id: str) -> None:
-        session = self._sessions.pop(session_id)
-        if session.slot is not None:
-            container, slot = session.slot
-            container.end_session(slot)
+    def _forget_sessions(self) -> None:
+        for session_id in [i for i, s in self._sessions.items() if s.slot is None and s.num_cells == 0]:
+            del self._sessions[session_id]
 
     # --- slots --------------------------------------------------------------------------------------------------------
 
-    async def _acquire(self, until: float) -> Slot:
-        """A clean slot. _NoSlot if too many wait already, or at the time `until`."""
+    async def _acquire(self, timeout_s: float) -> Slot:
+        """A clean slot; _NoSlotError if too many wait already, and after `timeout_s`."""
+        if self._closed:
+            raise _NoSlotError("the gateway is stopping")
         if len(self._waiting) >= self._config.max_queue and not any(c.free for c in self._containers):
-            raise _NoSlot(f"{len(self._waiting)} calls wait for a slot already (sandbox.max_queue)")
+            raise _NoSlotError(f"{len(self._waiting)} calls wait for a slot already (sandbox.max_queue)")
         future: asyncio.Future[Slot] = asyncio.get_running_loop().create_future()
         self._waiting.append(future)
         self._dispatch()
-        timeout_s = max(0.0, until - time.monotonic())
         try:
-            return await asyncio.wait_for(asyncio.shield(future), timeout_s)
-        except BaseException as error:
-            if future in self._waiting:
+            async with asyncio.timeout(timeout_s):
+                return await asyncio.shield(future)
+        except (TimeoutError, asyncio.CancelledError) as error:
+            if not future.done():
                 self._waiting.remove(future)
-            elif not future.cancelled():  # given at the last moment: give it back
+                future.cancel()
+            elif future.exception() is None:  # given at the last moment: give it back
                 container, slot = future.result()
-                if not container.dead:
-                    container.free.add(slot)
+                container.free.add(slot)
                 self._dispatch()
             if isinstance(error, TimeoutError):
-                num = len(self._waiting)
-                raise _NoSlot(f"the call waited {timeout_s:.1f} s for a free slot, {num} others with it") from None
+                raise _NoSlotError(
+                    f"the call waited {max(timeout_s, 0.0):.1f} s for a slot of {len(self._containers)} containers, "
+                    f"as did {len(self._waiting)} others"
+                ) from None
             raise
 
     def _dispatch(self) -> None:
@@ -190,73 +209,82 @@ class Pool:
             if container is None or not container.free:
                 break
             self._waiting.popleft().set_result((container, container.free.pop()))
-        if self._waiting and len(self._idle()) == len(self._containers) * self._config.slots_per_container:
-            self._evict()  # nothing runs that could make room
+        # Someone waits and every slot is taken: the sessions that were idle longest make room, one for each who waits.
+        num_short = len(self._waiting) - sum(len(container.closing) for container in self._containers)
+        if num_short > 0:
+            idle = [s for s in self._sessions.values() if s.slot is not None and s.num_cells == 0]
+            for session in sorted(idle, key=lambda s: s.last_used)[:num_short]:
+                self._close_session(session)
 
-    def _idle(self) -> list[tuple[float, str]]:
-        """Sessions that hold a slot and run nothing: when each was last used, and its id."""
-        return [(s.last_used, name) for name, s in self._sessions.items() if s.slot is not None and not s.num_cells]
-
-    def _evict(self) -> None:
-        """The session that was idle longest makes room."""
-        if idle := self._idle():
-            self._close_session(min(idle)[1])
-
-    def _on_free(self, container: Container, slot: int) -> None:
-        """A slot is clean again. If it was a session's, the session ended by itself."""
-        for session_id, session in list(self._sessions.items()):
-            if session.slot == (container, slot):
-                session.slot = None
-                if not session.num_cells:
-                    del self._sessions[session_id]
-        self._dispatch()
+    @staticmethod
+    def _result(reply: Reply, timeout_s: float, waited: float, *, fresh: bool) -> ToolResult:
+        status: ToolStatus = reply.status  # type: ignore[assignment]  # the runner has no other
+        messages = {
+            "timeout": f"killed at its limit of {timeout_s:g} s",
+            "output_limit": "killed because it wrote too much",
+        }
+        return ToolResult(
+            status=status,
+            output=reply.output,
+            message=reply.message or messages.get(reply.status, ""),
+            duration_s=reply.duration_s,
+            queue_s=waited,
+            fresh=fresh,
+        )
 
     # --- containers ---------------------------------------------------------------------------------------------------
 
-    async def _keep_one(self, started: asyncio.Queue[SandboxError | None]) -> None:
-        """One of the containers, replaced whenever it dies, for ever; what came of the first start goes to `started`."""
-        backoff_s = BACKOFF_S
+    async def _fill_place(self, first: asyncio.Future[None]) -> None:
+        """Keeps one container alive; `first` tells how the first attempt went."""
+        num_failures = 0
         while True:
             self._num_started += 1
             name = f"{self._prefix}-{self._num_started}"
-            container = Container(name, self._image, self._config, self._on_free)
+            container = Container(name, self._image, self._config, self._on_change)
+            started = time.monotonic()
             try:
                 await container.start()
-                started.put_nowait(None)
                 self._containers.append(container)
+                if not first.done():
+                    first.set_result(None)
                 self._dispatch()
-                backoff_s = BACKOFF_S
                 await container.wait_dead()
-                logger.warning("%r died (%s); starting another", container, container.cause_of_death)
-            except SandboxError as error:
-                started.put_nowait(error)
-                logger.warning("%s; next try in %.1f s", error, backoff_s)
-                await asyncio.sleep(backoff_s)
-                backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
+            except (SandboxError, OSError) as error:
+                if not first.done():
+                    first.set_exception(error)
+                    first.exception()  # retrieved: `start` may have returned
             finally:
-                self._forget(container)
-                stopping = asyncio.create_task(container.stop())
-                await asyncio.shield(stopping)
+                if container in self._containers:
+                    self._containers.remove(container)
+                await container.stop()
+            num_failures = 0 if time.monotonic() - started > STABLE_S else num_failures + 1
+            backoff_s = RESTART_BACKOFF_S[min(num_failures, len(RESTART_BACKOFF_S) - 1)]
+            logger.warning("%r died: %s; starting another in %.1f s", container, container.cause_of_death, backoff_s)
+            await asyncio.sleep(backoff_s)
 
-    def _forget(self, container: Container) -> None:
-        if container in self._containers:
+    def _on_change(self, container: Container, slot: int | None) -> None:
+        """A slot is free again or (None) the container died: a session that was there is no more; hand out."""
+        if slot is None and container in self._containers:
             self._containers.remove(container)
-        for session_id, session in list(self._sessions.items()):
-            if session.slot is not None and session.slot[0] is container and not session.num_cells:
-                del self._sessions[session_id]
+        for session in self._sessions.values():
+            if session.slot is not None and session.slot[0] is container and slot in (None, session.slot[1]):
+                session.slot = None
+        self._dispatch()
+
+    def _keep(self, task: asyncio.Task[None]) -> None:
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
 
-def _result(reply: Reply, timeout_s: float, waited: float, *, fresh: bool) -> ToolResult:
-    status: ToolStatus = reply.status  # type: ignore[assignment]  # the runner has no other
-    messages = {
-        "timeout": f"killed at its limit of {timeout_s:g} s",
-        "output_limit": "killed because it wrote too much",
-    }
-    return ToolResult(
-        status=status,
-        output=reply.output,
-        message=reply.message or messages.get(reply.status, ""),
-        duration_s=reply.duration_s,
-        queue_s=waited,
-        fresh=fresh,
-    )
+@contextlib.asynccontextmanager
+async def _turn(lock: asyncio.Lock, timeout_s: float) -> AsyncIterator[None]:
+    """Hold `lock`; _NoSlotError if the session's earlier cells take longer than `timeout_s`."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            await lock.acquire()
+    except TimeoutError:
+        raise _NoSlotError(f"the cell waited {timeout_s:.1f} s for earlier cells of its session") from None
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,7 +1,7 @@
 """The gateway: one gRPC method in front of a pool of containers.
 
-`python -m tool_sandbox.server` is what `local_sandbox` starts: settings as JSON on stdin, one line of JSON on stdout when it
-is ready (`{"address": …}`) or can't be (`{"error": …}`), then it serves until SIGTERM or until its parent is gone.
+`python -m tool_sandbox.server PARENT_PID` is what `local_sandbox` starts: settings as JSON on stdin, one line of JSON on
+stdout when it is ready (`{"address": …}`) or can't be (`{"error": …}`); it serves until SIGTERM or its parent is gone.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ class Gateway:
         self.address = f"{host}:{port}"
 
     async def stop(self) -> None:
-        await self._server.stop(DRAIN_S)
-        await self._pool.close()
+        # Together: new calls are refused, those that run or wait are answered, and gRPC has time to send the answers.
+        await asyncio.gather(self._server.stop(DRAIN_S), self._pool.close())
 
     async def _call(self, data: bytes, context: grpc.aio.ServicerContext) -> bytes:
         """One tool call. Cancelling it, or losing the client, cancels this coroutine and kills the code."""
@@ -119,22 +119,23 @@ async def _serve(config: SandboxConfig, announce: Callable[[str], None], parent:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    gateway = Gateway(config)
-    try:
-        starting = asyncio.create_task(gateway.start())
-        stopping = asyncio.create_task(stop.wait())
-        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        if not starting.done():
-            starting.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await starting
-            return
-        await starting
-        announce(gateway.address)
+
+    async def told_to_stop() -> None:
         while not stop.is_set() and (parent is None or os.getppid() == parent):
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), PARENT_CHECK_S)
+
+    gateway = Gateway(config)
+    starting, stopping = asyncio.create_task(gateway.start()), asyncio.create_task(told_to_stop())
+    try:
+        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            await starting
+            announce(gateway.address)
+            await stopping
     finally:
+        starting.cancel()
+        await asyncio.wait({starting})
         await gateway.stop()
 
 
@@ -146,7 +147,7 @@ def run(config: SandboxConfig) -> None:
 
 def main() -> int:
     """The child process of `local_sandbox`."""
-    parent = os.getppid()
+    parent = int(sys.argv[1])
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s sandbox gateway: %(message)s")
     config = SandboxConfig.model_validate_json(sys.stdin.read())
 
@@ -156,7 +157,7 @@ def main() -> int:
     try:
         asyncio.run(_serve(config, announce, parent))
     except SandboxError as error:
-        print(json.dumps({"error": str(error)}), flush=True)
+        print(json.dumps({"error": str(error), "kind": type(error).__name__}), flush=True)
         return 1
     return 0
 

@@ -1,6 +1,7 @@
-"""One gateway with real containers for the whole room's tests."""
+"""Gateways with real containers: one that is roomy, and one whose next call always comes into the slot of the last."""
 
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -8,14 +9,49 @@ from tool_sandbox.client import SandboxClient
 from tool_sandbox.config import SandboxConfig
 from tool_sandbox.local import LocalGateway
 
+ROOMY = SandboxConfig(
+    num_containers=2,
+    slots_per_container=2,
+    memory_mib=256,
+    scratch_mib=16,
+    max_output_bytes=300_000,
+    start_timeout_s=120,
+)
+STRICT = SandboxConfig(
+    num_containers=1, slots_per_container=1, token="open sesame", max_queue=1, queue_timeout_s=3.0, start_timeout_s=120
+)
+
 
 @pytest.fixture(scope="session")
-def gateway() -> Iterator[LocalGateway]:
-    with LocalGateway(SandboxConfig(num_containers=2, slots_per_container=2, memory_mib=256)) as gateway:
+def roomy_gateway() -> Iterator[LocalGateway]:
+    with LocalGateway(ROOMY) as gateway:
         yield gateway
 
 
 @pytest.fixture(scope="session")
-def client(gateway: LocalGateway) -> Iterator[SandboxClient]:
-    with SandboxClient(gateway.address) as client:
+def roomy(roomy_gateway: LocalGateway) -> Iterator[SandboxClient]:
+    with SandboxClient(roomy_gateway.address) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def strict_gateway() -> Iterator[LocalGateway]:
+    with LocalGateway(STRICT) as gateway:
+        yield gateway
+
+
+@pytest.fixture(scope="session")
+def strict(strict_gateway: LocalGateway) -> Iterator[SandboxClient]:
+    with SandboxClient(strict_gateway.address, token=STRICT.token) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def containers_of() -> Callable[[int], list[str]]:
+    """Names of the containers of the gateway with a given pid."""
+
+    def names(pid: int) -> list[str]:
+        command = ["docker", "ps", "--filter", f"name=autotraj-{pid}-", "--format", "{{.Names}}"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.split()
+
+    return names

@@ -26,7 +26,11 @@ from pathlib import Path
 
 EXIT_MEMORY = 77  # zygote.py's
 MAX_FRAME_BYTES = 8 * 1024 * 1024
-PIPE_BYTES = 1024 * 1024
+PIPE_BYTES = 256 * 1024
+KEPT_ENVIRONMENT = ("PATH", "LANG", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
+"""All that code may see of the container's environment, where Docker may have put a proxy's password."""
+
+OOM_COUNTERS = ("/sys/fs/cgroup/memory/memory.oom_control", "/sys/fs/cgroup/memory.events")
 CLEAN_DEADLINE_S = 10.0
 """A slot that isn't clean by then is given up, and the container with it."""
 
@@ -40,13 +44,13 @@ class Slot:
     call_id: int | None = None
     verdict: str = ""  # why we are killing it, which is then the status
     started: float = 0.0
+    oom_kills: int = 0  # in the container, before the call
     deadline: float = float("inf")
     output_fd: int = -1
     output: bytearray = field(default_factory=bytearray)
     control: socket.socket | None = None  # of an open session
     exited: bool = True
     cleaning_until: float = float("inf")
-    clean_again: bool = False
 
 
 class Runner:
@@ -63,7 +67,13 @@ class Runner:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         script = str(Path(__file__).with_name("zygote.py"))
         command = [sys.executable, script, kind, json.dumps(self.limits), str(theirs.fileno())]
-        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=[theirs.fileno()])
+        subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            pass_fds=[theirs.fileno()],
+            env={name: os.environ[name] for name in KEPT_ENVIRONMENT if name in os.environ},
+        )
         theirs.close()
         return ours
 
@@ -140,32 +150,33 @@ class Runner:
     # -- a call -----------------------------------------------------------------------------------------------------
 
     def on_call(self, slot: Slot, frame: dict[str, object]) -> None:
-        if frame["resume"] and (slot.control is None or slot.cleaning_until < float("inf")):
-            self.send(op="lost", id=frame["id"])  # the session ended by itself while this cell was on its way
-            return
         slot.call_id = int(str(frame["id"]))
         slot.started = time.monotonic()
-        slot.deadline = slot.started + float(str(frame["timeout_s"]))
+        slot.oom_kills = oom_kills()
         slot.output.clear()
+        if not frame["fresh"] and (slot.control is None or slot.verdict):
+            # The session's process ended, or is being killed. The caller must hear that its state is gone.
+            self.answer(slot, "gone", "")
+            if slot.kind:
+                self.kill(slot, "cancelled")
+            return
+        slot.deadline = slot.started + float(str(frame["timeout_s"]))
         code_fd = os.memfd_create("code", os.MFD_CLOEXEC)
-        with open(code_fd, "wb", closefd=False) as file:
+        with open(code_fd, "wb") as file:
             file.write(str(frame["code"]).encode("utf-8", "replace"))
-        try:
-            if slot.control is not None:
-                socket.send_fds(slot.control, [b"c"], [code_fd])
-            else:
+            file.flush()
+            if slot.control is None:
                 self.begin(slot, str(frame["kind"]), bool(frame["session"]), code_fd)
-        except OSError:  # an open session whose process has just died
-            slot.call_id, slot.deadline = None, float("inf")
-            self.send(op="lost", id=frame["id"])
-        finally:
-            os.close(code_fd)
+            else:
+                with contextlib.suppress(OSError):  # its process has just died: the status is on the way
+                    socket.send_fds(slot.control, [b"c"], [code_fd])
 
     def begin(self, slot: Slot, kind: str, session: bool, code_fd: int) -> None:
-        slot.kind, slot.verdict, slot.exited, slot.clean_again = kind, "", False, False
+        slot.kind, slot.verdict, slot.exited = kind, "", False
         slot.output_fd, write_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         os.set_blocking(write_fd, True)
-        fcntl.fcntl(write_fd, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        with contextlib.suppress(OSError):  # the kernel bounds it for all containers together: slower, no more
+            fcntl.fcntl(write_fd, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         fds = [code_fd, write_fd]
         theirs = None
         if session:
@@ -178,15 +189,19 @@ class Runner:
             theirs.close()
 
     def drain(self, slot: Slot) -> None:
-        """Read what the pipe holds. It must never fill up, or the code would hang on its own output."""
-        while slot.output_fd >= 0:
+        """Read what the pipe holds. It must never fill up, or the code would hang on its own output.
+
+        No more than a pipe's worth at once: one that writes without end must not keep the others waiting."""
+        left = PIPE_BYTES
+        while slot.output_fd >= 0 and left > 0:
             try:
-                data = os.read(slot.output_fd, PIPE_BYTES)
+                data = os.read(slot.output_fd, left)
             except BlockingIOError:
                 return
             if not data:
                 self.close_output(slot)
                 return
+            left -= len(data)
             room = self.limits["max_output_bytes"] - len(slot.output)
             slot.output += data[: max(room, 0)]
             if len(data) > room and slot.call_id is not None:
@@ -205,7 +220,7 @@ class Runner:
 
     def order_clean(self, slot: Slot) -> None:
         order = json.dumps({"op": "clean", "slot": slot.number}).encode()
-        self.zygotes[slot.kind].send(order)
+        self.zygotes["cold"].send(order)  # whoever forked the call: this one forks faster
 
     def on_zygote(self, kind: str) -> None:
         data = self.zygotes[kind].recv(4096)
@@ -224,15 +239,12 @@ class Runner:
             self.answer(slot, *self.judge(slot, message))
             if slot.cleaning_until == float("inf"):
                 self.clean(slot)
-            else:
-                slot.clean_again = True
-        elif "error" in message or message["status"] != 0:
-            sys.exit(f"slot {slot.number} can't be cleaned: {message}")
-        elif slot.exited and not slot.clean_again:
+        elif slot.exited and message.get("status") == 0:
             self.release(slot)
         else:
-            # A child that had yet to take the slot's uid escaped this cleaning: only one that began after its end counts.
-            slot.clean_again = False
+            # The call had not yet taken its uid when the kill came, or its status is still on the way, or it killed the
+            # cleaner: once more, until `cleaning_until`.
+            time.sleep(0.001)
             self.order_clean(slot)
 
     def judge(self, slot: Slot, message: dict[str, object]) -> tuple[str, str]:
@@ -244,10 +256,9 @@ class Runner:
         status = int(str(message["status"]))
         if os.WIFSIGNALED(status):
             number = os.WTERMSIG(status)
-            # Nobody but the kernel's out-of-memory killer sends it unasked; code that kills itself slanders itself.
-            if number == signal.SIGKILL:
-                return "memory", "the memory limit was reached"
-            return "error", f"the code was ended by {signal.Signals(number).name}"
+            if number == signal.SIGKILL and oom_kills() > slot.oom_kills:
+                return "memory", "killed by the kernel: the container is out of memory"
+            return "error", f"the code was ended by signal {number} ({signal.strsignal(number)})"
         code = os.waitstatus_to_exitcode(status)
         if code == EXIT_MEMORY:
             return "memory", "the memory limit of a call was reached"
@@ -270,7 +281,7 @@ class Runner:
         status = {0: "ok", EXIT_MEMORY: "memory"}.get(data[0], "error")
         if slot.verdict:
             return  # killed at the last moment: the status of its process answers
-        self.answer(slot, status, "")
+        self.answer(slot, status, "the memory limit of a call was reached" if status == "memory" else "")
 
     def answer(self, slot: Slot, status: str, message: str) -> None:
         if slot.call_id is None:
@@ -283,7 +294,7 @@ class Runner:
             message=message,
             output=slot.output.decode("utf-8", "replace"),
             duration_s=time.monotonic() - slot.started,
-            ended=slot.exited,  # of a session: its state is gone
+            ended=slot.exited or status == "gone",  # of a session: its state is gone
         )
         slot.call_id, slot.deadline = None, float("inf")
         slot.output.clear()
@@ -303,6 +314,14 @@ class Runner:
         if slot.control is not None:
             slot.control.close()
             slot.control = None
+
+
+def oom_kills() -> int:
+    """How many processes of this container the kernel has killed for memory; cgroup v1 and v2."""
+    for path in OOM_COUNTERS:
+        with contextlib.suppress(OSError), open(path) as file:
+            return int(dict(line.split() for line in file).get("oom_kill", 0))
+    return 0
 
 
 def main() -> None:

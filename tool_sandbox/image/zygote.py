@@ -26,12 +26,12 @@ import select
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
 import traceback
 import types
-from typing import Literal
 
 EXIT_MEMORY = 77
 """Exit code, and a cell's reply, of code that ended with MemoryError. Code that fakes it only slanders itself."""
@@ -48,6 +48,7 @@ SHARED_DIRS = (b"/tmp", b"/dev/shm")
 CLEAN_TIMEOUT_S = 3.0
 MAX_FRAMES = 8
 PR_SET_CHILD_SUBREAPER = 36
+end_process = os._exit  # code may put another in its place
 
 
 def main() -> None:
@@ -68,12 +69,13 @@ def main() -> None:
     signal.set_wakeup_fd(wake_w, warn_on_full_buffer=False)
     orders.send(b'{"op": "ready"}')
     children: dict[int, tuple[str, int]] = {}
+    sources: list[socket.socket | int] = [orders, wake_r]
     while True:
-        readable, _, _ = select.select([orders.fileno(), wake_r], [], [])
+        readable, _, _ = select.select(sources, [], [])
         if wake_r in readable:
             os.read(wake_r, 4096)
             reap(orders, children)
-        if orders.fileno() in readable:
+        if orders in readable:
             data, fds, _, _ = socket.recv_fds(orders, 4096, 3)
             if not data:
                 return  # the supervisor is gone, and with it the container
@@ -114,7 +116,7 @@ def fork(
         pid = os.fork()
     except OSError as error:  # the container's process limit
         orders.send(json.dumps({"op": op, "slot": slot, "error": str(error)}).encode())
-        return
+        pid = -1
     if pid == 0:
         code = 1
         try:
@@ -124,10 +126,11 @@ def fork(
         except BaseException:  # a defect of ours: the call's output, or the container's log, shall show it
             traceback.print_exc()
         finally:
-            os._exit(code)
+            end_process(code)
     for fd in fds:
         os.close(fd)
-    children[pid] = (op, slot)
+    if pid > 0:
+        children[pid] = (op, slot)
 
 
 # -- in a forked child: cleaning ------------------------------------------------------------------------------------
@@ -154,11 +157,10 @@ def clean(slot: int, limits: dict[str, int]) -> int:
         if time.monotonic() > deadline:
             return 1
         time.sleep(0.001)
-    sys.setrecursionlimit(20_000)  # shutil.rmtree goes down by recursion, and code may have gone far
-    left = False
-    for directory in (os.fsencode(home_of(slot)), *SHARED_DIRS):
-        left |= not empty(directory, uid)
-    return int(left)
+    home = os.fsencode(home_of(slot))
+    os.chmod(home, 0o700)  # its owner may have opened it to the neighbours, or closed it to us
+    left = [directory for directory in (home, *SHARED_DIRS) if not empty(directory, uid)]
+    return len(left)
 
 
 def alive(uid: int) -> bool:
@@ -182,32 +184,28 @@ def alive(uid: int) -> bool:
 
 def empty(directory: bytes, uid: int) -> bool:
     """Remove what `uid` owns in `directory`; True if nothing of it remains."""
-    for attempt in (0, 1):
-        with os.scandir(directory) as entries:
-            mine = [entry for entry in entries if entry.stat(follow_symlinks=False).st_uid == uid]
-        if not mine:
+    for remove in (remove_fast, remove_all):
+        if not (mine := owned(directory, uid)):
             return True
-        for entry in mine:
-            try:
-                if entry.is_dir(follow_symlinks=False):
-                    if attempt:
-                        unlock(entry.path)
-                    shutil.rmtree(entry.path)
-                else:
-                    os.unlink(entry.path)
-            except (OSError, RecursionError):
-                continue  # tried once more, then told
+        remove(mine)
+    return not owned(directory, uid)
+
+
+def owned(directory: bytes, uid: int) -> list[bytes]:
     with os.scandir(directory) as entries:
-        return not any(entry.stat(follow_symlinks=False).st_uid == uid for entry in entries)
+        return [entry.path for entry in entries if entry.stat(follow_symlinks=False).st_uid == uid]
 
 
-def unlock(top: bytes) -> None:
-    """Undo `chmod 000` on directories, and on nothing that a symbolic link points to."""
-    os.chmod(top, 0o700)
-    for path, names, _ in os.walk(top):
-        for name in names:
-            if not os.path.islink(below := os.path.join(path, name)):
-                os.chmod(below, 0o700)
+def remove_fast(paths: list[bytes]) -> None:
+    for path in paths:
+        with contextlib.suppress(OSError, RecursionError):  # looked at again, and then with the tools
+            os.unlink(path) if os.path.islink(path) or not os.path.isdir(path) else shutil.rmtree(path)
+
+
+def remove_all(paths: list[bytes]) -> None:
+    """Without Python's limits of depth, and directories that were closed by `chmod 000`."""
+    for command in (["chmod", "-R", "u+rwx", "--"], ["rm", "-rf", "--"]):
+        subprocess.run([*map(os.fsencode, command), *paths], stderr=subprocess.DEVNULL, timeout=CLEAN_TIMEOUT_S)
 
 
 # -- in a forked child: a call --------------------------------------------------------------------------------------
@@ -216,7 +214,8 @@ def unlock(top: bytes) -> None:
 def run(slot: int, session: bool, fds: list[int], limits: dict[str, int]) -> int:
     os.setsid()
     code_fd, output_fd = fds[0], fds[1]
-    os.dup2(os.open("/dev/null", os.O_RDWR), 0)
+    null_fd = os.open("/dev/null", os.O_RDWR)
+    os.dup2(null_fd, 0)
     os.dup2(output_fd, 1)
     os.dup2(output_fd, 2)
     control = socket.socket(fileno=fds[2]) if session else None
@@ -231,13 +230,14 @@ def run(slot: int, session: bool, fds: list[int], limits: dict[str, int]) -> int
     os.environ.update(HOME=home, TMPDIR=home, PWD=home, USER="sandbox", LOGNAME="sandbox")
     reseed()
     sys.argv = ["main.py"]
-    sys.path.insert(0, home)
+    sys.path[0] = home  # as for a script of one's own; it was this file's directory
     # A line at a time, so that what was printed is there when the call is killed at its deadline.
     # Opened anew, as those of the zygote believe that they write to a file.
-    sys.stdin = sys.__stdin__ = stream(0, "r")  # type: ignore[misc]
-    sys.stdout = sys.__stdout__ = stream(1, "w")  # type: ignore[misc]
-    sys.stderr = sys.__stderr__ = stream(2, "w")  # type: ignore[misc]
-    module = sys.modules["__main__"] = types.ModuleType("__main__")
+    sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", closefd=False)  # type: ignore[misc]  # noqa: SIM115
+    sys.stdout = sys.__stdout__ = stream(1)  # type: ignore[misc]
+    sys.stderr = sys.__stderr__ = stream(2)  # type: ignore[misc]
+    module = types.ModuleType("__main__")
+    sys.modules["__main__"] = module
     if control is None:
         return leave(execute(take(code_fd), "main.py", module.__dict__))
     cell = 0
@@ -255,8 +255,8 @@ def run(slot: int, session: bool, fds: list[int], limits: dict[str, int]) -> int
         code_fd = cells[0]
 
 
-def stream(fd: int, mode: Literal["r", "w"]) -> io.TextIOWrapper:
-    return open(fd, mode, encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)
+def stream(fd: int) -> io.TextIOWrapper:
+    return open(fd, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)
 
 
 def close_all_but(keep: set[int]) -> None:
