@@ -136,7 +136,9 @@ def test_waits_end_at_their_deadline_and_name_what_was_waited_for(ray_cluster: N
         (1, r"(address|start): no answer from ranks \[0\] within"),  # a rank can't import torch in a second
     ):
         with pytest.raises(LearnerTimeout, match=message):
-            LearnerGroup(config(tiny_model, num_learners=num_learners).model_copy(update={"start_timeout_s": 1.0})).start()
+            LearnerGroup(
+                config(tiny_model, num_learners=num_learners).model_copy(update={"start_timeout_s": 1.0})
+            ).start()
     until = time.monotonic() + 20
     while ray.available_resources().get("CPU", 0.0) < free and time.monotonic() < until:
         time.sleep(0.1)
