@@ -5,15 +5,15 @@
 - `none`: no tools; completions end where our episodes do: each stop string is one token of the tiny model.
 - `tools`: the documented way, `GRPOTrainer(tools=[...])`, with an async tool. TRL 1.16 gathers the async calls of *one
   completion* only and waits for them before it looks at the next completion, so the latencies of a batch add up
-  (`_tool_call_loop`); a sync tool gives the same figures for one call a turn.
+  (`_tool_call_loop`); with one call a turn, sync tools wait just as long.
 - `rollout_func`: what an expert can write against the hook that TRL calls experimental: generate for all, run the calls of
   all trajectories at once, generate again for those that called. The batch waits for its slowest call in every turn.
 
-What TRL is given: float32, one micro-batch, no gradient checkpointing, no logprob pass for old or reference policies, no
-saving, the better of one and two threads. Sampling is transformers' `generate` on a padded batch, which ends with its
-longest completion. The other ways were tried on a CPU: `use_transformers_continuous_batching` is several times slower;
-`use_vllm` (colocate; TRL warns that vLLM 0.32 is newer than it supports) fails at its first weight sync, because
-vLLM has packed its linear layers and dropped their loaders ("'Parameter' object has no attribute 'weight_loader'").
+What TRL is given: float32, micro-batches that fit the cache, no gradient checkpointing, no logprob pass for old or
+reference policies, no saving, the better of one and two threads. Sampling is transformers' `generate` on a padded batch,
+which ends with its longest completion. Its other ways were tried on a CPU: `use_transformers_continuous_batching` is several
+times slower; `use_vllm` (colocate; vLLM 0.32 is newer than TRL supports) fails at its first weight sync, because vLLM has
+packed its linear layers and dropped their loaders ("'Parameter' object has no attribute 'weight_loader'").
 """
 
 from __future__ import annotations
@@ -33,12 +33,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from benchmarks.tool_latency import draw
-from benchmarks.vs_trl import GROUP_SIZE, GROUPS_PER_STEP, LR, MAX_TOOL_CALLS, MODEL, WAYS, Measured, run_config
+from benchmarks.vs_trl import GROUP_SIZE, LR, MAX_TOOL_CALLS, MODEL, TRAJECTORIES_PER_STEP, WAYS, Measured, run_config
 from rewards import outcome
 from trajectory.markup import STOP_STRINGS, final_answer, render_result, trailing_tool_call
 from trajectory.tasks import load_tasks
 from trajectory.types import Task, ToolCall
 
+MICRO_BATCH = 32  # trajectories; 16 and 128 were slower
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
     "{%- if message.role == 'tool' -%}{{ '\n<result>\n' + message.content + '\n</result>\n' }}"
@@ -204,7 +205,8 @@ def measure(way: str, *, steps: int, warmup: int, threads: int) -> Measured:
         args=GRPOConfig(
             output_dir="runs/bench/trl",
             max_steps=warmup + steps,
-            per_device_train_batch_size=GROUPS_PER_STEP * GROUP_SIZE,
+            per_device_train_batch_size=MICRO_BATCH,
+            gradient_accumulation_steps=TRAJECTORIES_PER_STEP // MICRO_BATCH,
             num_generations=GROUP_SIZE,
             max_completion_length=max_tokens,
             max_tool_calling_iterations=MAX_TOOL_CALLS,
@@ -218,9 +220,7 @@ def measure(way: str, *, steps: int, warmup: int, threads: int) -> Measured:
             use_cpu=True,
             gradient_checkpointing=False,
             logging_steps=1,
-            report_to="none",
             save_strategy="no",
-            disable_tqdm=True,
             seed=config.seed,
         ),
     )
@@ -231,7 +231,7 @@ def measure(way: str, *, steps: int, warmup: int, threads: int) -> Measured:
         threads=threads,
         step_seconds=[b - a for a, b in zip(clock.ended[warmup - 1 :], clock.ended[warmup:], strict=False)],
         tokens_per_trajectory=sum(clock.tokens_per_trajectory[warmup:]) / steps,
-        tool_calls_per_trajectory=tool.num_calls / ((warmup + steps) * GROUPS_PER_STEP * GROUP_SIZE),
+        tool_calls_per_trajectory=tool.num_calls / ((warmup + steps) * TRAJECTORIES_PER_STEP),
     )
 
 
