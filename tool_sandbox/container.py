@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from tool_sandbox import left_behind
 from tool_sandbox.config import SandboxConfig
 from tool_sandbox.errors import RunnerError
 
@@ -27,7 +28,6 @@ MIB = 1 << 20
 MAX_FRAME_BYTES = 64 * MIB
 SPARE_PROCESSES = 16  # supervisor, zygotes and cleaners, besides the calls' own
 BASELINE_MIB = 256  # supervisor and zygotes
-LABEL = "autotraj.sandbox"
 STOP_TIMEOUT_S = 10.0
 # RLIMIT_NPROC counts a uid's processes over all containers of the kernel: every container has uids of its own.
 UID_STRIDE = 32
@@ -223,7 +223,7 @@ def docker_command(name: str, image: str, config: SandboxConfig) -> list[str]:
         f"/w/{slot}:size={config.scratch_mib}m,nr_inodes=4096,{owned.format(uid_base + slot)}"
         for slot in range(config.slots_per_container)
     ]
-    command = ["docker", "run", "--rm", "--interactive", "--init", "--name", name, "--label", LABEL]
+    command = ["docker", "run", "--rm", "--interactive", "--init", "--name", name, "--label", left_behind.own_label()]
     command += ["--network", "none", "--ipc", "private", "--shm-size", "16m", "--read-only", "--log-driver", "none"]
     command += ["--tmpfs", "/tmp:size=16m,nr_inodes=4096,nosuid,nodev"]
     for mount in tmpfs:

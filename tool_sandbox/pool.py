@@ -25,6 +25,7 @@ from tool_sandbox import build
 from tool_sandbox.config import SandboxConfig
 from tool_sandbox.container import Container, Reply
 from tool_sandbox.errors import RunnerError, SandboxError
+from tool_sandbox.left_behind import remove_left_behind
 from trajectory.types import ToolResult, ToolStatus
 
 logger = logging.getLogger(__name__)
@@ -68,6 +69,7 @@ class Pool:
     async def start(self) -> None:
         """Returns when a first container is ready; the others follow. Raises SandboxError if none comes up."""
         await asyncio.to_thread(build.check_ready, self._config)
+        await asyncio.to_thread(remove_left_behind)
         loop = asyncio.get_running_loop()
         firsts: list[asyncio.Future[None]] = [loop.create_future() for _ in range(self._config.num_containers)]
         for first in firsts:

@@ -55,3 +55,15 @@ def containers_of() -> Callable[[int], list[str]]:
         return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.split()
 
     return names
+
+
+@pytest.fixture(scope="session")
+def gateway() -> Iterator[LocalGateway]:
+    with LocalGateway(SandboxConfig(num_containers=2, slots_per_container=2, memory_mib=256)) as gateway:
+        yield gateway
+
+
+@pytest.fixture(scope="session")
+def client(gateway: LocalGateway) -> Iterator[SandboxClient]:
+    with SandboxClient(gateway.address) as client:
+        yield client

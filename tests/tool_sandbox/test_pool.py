@@ -43,6 +43,7 @@ class FakeContainer(Container):
 async def pool(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Pool]:
     monkeypatch.setattr(pool_module, "Container", FakeContainer)
     monkeypatch.setattr(pool_module.build, "check_ready", lambda config: None)
+    monkeypatch.setattr(pool_module, "remove_left_behind", list)
     FakeContainer.made, FakeContainer.fail_starts = [], 0
     pool = Pool(SandboxConfig(num_containers=1, slots_per_container=2, max_queue=2))
     await pool.start()

@@ -15,7 +15,7 @@ import pytest
 
 from tool_sandbox.client import AsyncSandboxClient, SandboxClient
 from tool_sandbox.config import SandboxConfig
-from tool_sandbox.errors import GatewayError
+from tool_sandbox.errors import AddressError, ImageError
 from tool_sandbox.left_behind import LABEL, remove_left_behind
 from tool_sandbox.local import ROOT, LocalGateway
 from trajectory.types import ToolResult
@@ -57,7 +57,7 @@ def test_a_stranger_is_refused(doomed: LocalGateway) -> None:
 
 
 def test_a_taken_port_is_told(doomed: LocalGateway) -> None:
-    with pytest.raises(GatewayError, match="port is in use"):
+    with pytest.raises(AddressError, match="port is in use"):
         LocalGateway(SandboxConfig(address=doomed.address))
 
 
@@ -190,5 +190,5 @@ def test_a_silent_gateway_is_unavailable_at_the_deadline() -> None:
 
 
 def test_a_missing_image_is_told_with_its_remedy() -> None:
-    with pytest.raises(GatewayError, match="docker pull no-such-image"):
+    with pytest.raises(ImageError, match="docker pull no-such-image"):
         LocalGateway(SandboxConfig(image="no-such-image"))
