@@ -27,7 +27,7 @@ DEBIAN_BASE = "autotraj-sandbox-base:debian"
 DEBIAN_PACKAGES = ("python3", "dash", "coreutils", "base-files", "libstdc++6")
 """What a container needs: Python with its standard library, a shell and files for code that calls them, C++ for wheels."""
 
-PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
+PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014")
 COMMAND_TIMEOUT_S = 600.0
 PULL_TIMEOUT_S = 120.0
 
@@ -92,7 +92,7 @@ def ensure_image(config: SandboxConfig) -> str:
             if path.is_file():
                 shutil.copy(path, context)
         print(f"==> sandbox image {image} from {base}: packages", flush=True)
-        _install_packages(context, _python_version(base))
+        _install_packages(context, *_python_of(base))
         print(f"==> sandbox image {image}: docker build", flush=True)
         _run(["docker", "build", "--quiet", "--build-arg", f"BASE_IMAGE={base}", "--tag", image, folder])
     return image
@@ -149,16 +149,18 @@ def _closure(names: Sequence[str]) -> list[str]:
     return found
 
 
-def _python_version(base: str) -> str:
-    code = "import sys; print('%d.%d' % sys.version_info[:2])"
-    return _run(["docker", "run", "--rm", "--network", "none", base, "python3", "-c", code]).stdout.strip()
+def _python_of(base: str) -> tuple[str, str]:
+    """Version and machine of the base's Python, like 3.11 and x86_64: the engine may run on another than this one."""
+    code = "import platform as p; print(*p.python_version_tuple()[:2], sep='.', end=' '); print(p.machine())"
+    version, machine = _run(["docker", "run", "--rm", "--network", "none", base, "python3", "-c", code]).stdout.split()
+    return version, machine
 
 
-def _install_packages(context: Path, python_version: str) -> None:
+def _install_packages(context: Path, python_version: str, machine: str) -> None:
     """Unpack the wheels of requirements.txt, for the container's Python, into `site-packages`."""
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     command += ["--target", str(context / "site-packages"), "--only-binary=:all:", "--no-deps", "--no-compile"]
-    command += [argument for platform in PLATFORMS for argument in ("--platform", platform)]
+    command += [argument for platform in PLATFORMS for argument in ("--platform", f"{platform}_{machine}")]
     command += ["--python-version", python_version, "--implementation", "cp"]
     _run([*command, "--requirement", str(SOURCES / "requirements.txt")])
 
