@@ -17,6 +17,7 @@ from rich.console import Console
 
 from autotraj import preflight
 from autotraj.config import RunConfig, load
+from autotraj.errors import RunError
 from autotraj.evaluate import EvalResult
 from autotraj.evaluate import evaluate as evaluate_policy
 from autotraj.grpo import GRPO
@@ -26,6 +27,7 @@ from autotraj.run_folder import RunFolder
 from autotraj.runner_pool import RunnerPool
 from autotraj.sandbox import Gateway, sandbox_session
 from cluster.session import ray_session
+from learners.errors import LearnerError
 from trajectory.types import Task
 
 EXIT_OK, EXIT_INTERRUPTED = 0, 130
@@ -64,7 +66,10 @@ def train(
     saved_at = -1
     with graceful_interrupt() as interrupt:
         while algo.policy_version < num_steps and not interrupt.requested:
-            metrics = algo.train()["grpo"]
+            try:
+                metrics = algo.train()["grpo"]
+            except LearnerError as error:
+                raise RunError(f"{error}; continue from the last checkpoint with --resume {folder.path}") from error
             step = algo.policy_version
             folder.write_metrics(step, metrics)
             on_step(step, metrics)

@@ -117,12 +117,18 @@ class DeepSpeedEngine:
             self._pack(samples), lambda logprobs, _, batch: sft_loss(logprobs, batch.mask, num_tokens_global=num_tokens)
         )
 
-    def logprobs(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
-        """log p(token_ids[i + 1] | token_ids[: i + 1]) for all i, (len − 1,)."""
+    def logprobs(self, token_ids: Sequence[int], *, temperature: float | None = None) -> NDArray[np.float32]:
+        """log p(token_ids[i + 1] | token_ids[: i + 1]) for all i, (len − 1,); `temperature` None: training's."""
         ids = np.asarray(token_ids, dtype=np.int32)
         sample = Sample(ids=ids, prompt_len=1, mask=np.ones(len(ids) - 1, dtype=np.bool_))
         batch = collate((sample,), padded=self._padded, device=self.device)
-        return np.asarray(self._logprobs(batch)[0].cpu().numpy(), dtype=np.float32)
+        model = self._deepspeed.module
+        if temperature is not None:
+            model.temperature = temperature
+        try:
+            return np.asarray(self._logprobs(batch)[0].cpu().numpy(), dtype=np.float32)
+        finally:
+            model.temperature = self.config.temperature
 
     # -- weights and state ---------------------------------------------------------------------------------------
 

@@ -67,7 +67,8 @@ class Learner:
         version = self.engine.policy_version
         probe = None
         if probe_ids is not None:
-            logprobs = self.engine.logprobs(probe_ids)
+            # An inference engine's scores of a given text are at temperature 1, whatever it samples at.
+            logprobs = self.engine.logprobs(probe_ids, temperature=1.0)
             probe = LogprobProbe(policy_version=version, token_ids=tuple(map(int, probe_ids)), logprobs=logprobs)
         update = host_update(self.engine) if self.config.weight_sync == "host" else nccl_update(self.engine)
         return {"policy_version": version, "probe": probe, "metrics": {}}, update

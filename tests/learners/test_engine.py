@@ -37,6 +37,9 @@ def test_logprobs_equal_plain_transformers(tiny_model: Path, samples: list[Sampl
         engine = DeepSpeedEngine(config(tiny_model, temperature=temperature))
         expected = plain_logprobs(tiny_model, samples[0].ids, temperature)
         np.testing.assert_allclose(engine.logprobs(samples[0].ids), expected, atol=1e-5)
+        at_one = plain_logprobs(tiny_model, samples[0].ids, 1.0)
+        np.testing.assert_allclose(engine.logprobs(samples[0].ids, temperature=1.0), at_one, atol=1e-5)
+        np.testing.assert_allclose(engine.logprobs(samples[0].ids), expected, atol=1e-5)  # training's again
 
 
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
