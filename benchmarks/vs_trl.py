@@ -24,6 +24,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -134,7 +135,9 @@ def in_own_process(module: str, way: str, *options: str) -> Measured:
     env = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}
     with side.with_suffix(".log").open("w") as log:
         try:
-            subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=env, check=True, timeout=SIDE_TIMEOUT_S)
+            # In a session of its own: when one side's processes are ended as a group, this one isn't among them.
+            run = partial(subprocess.run, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+            run(command, env=env, check=True, timeout=SIDE_TIMEOUT_S)
         except subprocess.CalledProcessError as error:
             sys.exit(f"{' '.join(command)} ended with {error.returncode}; the last lines are in {log.name}")
     return Measured(**json.loads(side.with_suffix(".json").read_text()))
@@ -230,6 +233,7 @@ def main() -> None:
         measure_autotraj(args.way, steps=args.steps, warmup=args.warmup).report(args.out)
         return
     console = Console()
+    console.width = max(console.width, 110)  # the table's
     measured: list[Measured] = []
     for way in ("none", "tools") if args.tools is None else ("tools",) if args.tools else ("none",):
         steps = max(2, args.steps // 2)
