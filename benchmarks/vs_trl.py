@@ -24,7 +24,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -135,9 +134,7 @@ def in_own_process(module: str, way: str, *options: str) -> Measured:
     env = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}
     with side.with_suffix(".log").open("w") as log:
         try:
-            # In a session of its own: when one side's processes are ended as a group, this one isn't among them.
-            run = partial(subprocess.run, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-            run(command, env=env, check=True, timeout=SIDE_TIMEOUT_S)
+            subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=env, check=True, timeout=SIDE_TIMEOUT_S)
         except subprocess.CalledProcessError as error:
             sys.exit(f"{' '.join(command)} ended with {error.returncode}; the last lines are in {log.name}")
     return Measured(**json.loads(side.with_suffix(".json").read_text()))
