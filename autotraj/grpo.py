@@ -179,7 +179,7 @@ class GRPO(Algorithm):
         if len(fresh) < run.grpo.groups_per_step:
             return
         taken, self._buffer = fresh[: run.grpo.groups_per_step], fresh[run.grpo.groups_per_step :]
-        batch = assemble(taken, run.loss.reward_scale)
+        batch = assemble(taken, run.loss)
         if not batch.samples:  # nothing to learn from: no step, and admission replaces the groups
             for group in taken:
                 self._ledger.drop(group.lease_id, "no_variance")

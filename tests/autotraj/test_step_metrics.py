@@ -6,6 +6,7 @@ import pytest
 from autotraj.evaluate import summarize
 from autotraj.step_metrics import describe_groups
 from autotraj.training_batch import assemble
+from learners.config import LossConfig
 from trajectory.types import Group, Reward, Segment, Task, ToolCall, ToolResult, Trajectory, Turn
 
 
@@ -62,15 +63,24 @@ def test_no_groups_is_no_metrics() -> None:
     assert describe_groups([], policy_version=0) == {"num_trajectories": 0.0}
 
 
-def test_groups_without_variance_bring_no_samples(groups: list[Group]) -> None:
-    batch = assemble(groups, "none")
+@pytest.mark.parametrize(
+    ("loss", "share"),
+    [
+        (LossConfig(algorithm="dapo", advantage_scale="none"), 6 / 12),  # tokens: 4 + 2 of 4 + 2 + 3 + 3
+        (LossConfig(algorithm="grpo", advantage_scale="none"), 2 / 4),  # sequences
+    ],
+)
+def test_groups_without_variance_bring_no_samples_but_count(
+    groups: list[Group], loss: LossConfig, share: float
+) -> None:
+    batch = assemble(groups, loss)
     assert batch.num_no_variance == 1
-    assert [s.advantage for s in batch.samples] == pytest.approx([0.5, -0.5], abs=1e-3)
+    assert [s.advantage for s in batch.samples] == pytest.approx([0.5 * share, -0.5 * share], abs=1e-3)
     assert [len(s) for s in batch.samples] == [2 + 4, 2 + 2]
 
 
 def test_a_trajectory_that_sampled_nothing_is_no_sample() -> None:
-    batch = assemble([group("a", [1.0, 0.0], [trajectory(0, 2, version=0), trajectory(1, 0, version=0)])], "none")
+    batch = assemble([group("a", [1.0, 0.0], [trajectory(0, 2, version=0), trajectory(1, 0, version=0)])], LossConfig())
     assert len(batch.samples) == 1
 
 
