@@ -79,8 +79,7 @@ def main() -> None:
             data, fds, _, _ = socket.recv_fds(orders, 4096, 3)
             if not data:
                 return  # the supervisor is gone, and with it the container
-            order = json.loads(data)
-            fork(orders, order, fds, limits, children)
+            fork(orders, json.loads(data), fds, limits, children)
 
 
 def warm_up() -> None:
@@ -136,18 +135,19 @@ def fork(
 # -- in a forked child: cleaning ------------------------------------------------------------------------------------
 
 
-def become(uid: int) -> None:
+def become(uid: int, effective: int | None = None) -> None:
     """Drop to `uid` for good: capabilities go with root, and the process is not dumpable, so not traceable either."""
     os.setgroups([])
     os.setresgid(uid, uid, uid)
-    os.setresuid(uid, uid, uid)
+    os.setresuid(uid, uid if effective is None else effective, uid)
 
 
 def clean(slot: int, limits: dict[str, int]) -> int:
     """Kill all that runs under the slot's uid and empty what it can write to. 0 when nothing is left."""
     close_all_but({0, 1, 2})
     uid = limits["uid_base"] + slot
-    become(uid)
+    # A guard: it may kill `uid`, which can't kill back, as only the sender's effective uid counts.
+    become(limits["uid_base"] + limits["num_slots"], effective=uid)
     deadline = time.monotonic() + CLEAN_TIMEOUT_S
     while True:
         with contextlib.suppress(ProcessLookupError):
@@ -157,6 +157,7 @@ def clean(slot: int, limits: dict[str, int]) -> int:
         if time.monotonic() > deadline:
             return 1
         time.sleep(0.001)
+    os.setresuid(uid, uid, uid)  # with no-new-privileges `rm` would lose an effective uid that isn't the real one
     home = os.fsencode(home_of(slot))
     os.chmod(home, 0o700)  # its owner may have opened it to the neighbours, or closed it to us
     left = [directory for directory in (home, *SHARED_DIRS) if not empty(directory, uid)]
