@@ -126,11 +126,6 @@ class RunConfig(Section):
                 f"episode.max_prompt_tokens + episode.max_response_tokens = {longest} exceeds engine.max_model_len = "
                 f"{self.engine.max_model_len}: raise engine.max_model_len or shorten the episode"
             )
-        if self.engine.weight_transfer == "nccl":
-            raise ValueError(
-                "engine.weight_transfer = 'nccl': both ends are there (learners/weight_sync.py, actors/vllm_engine.py), but "
-                "the training loop doesn't drive them yet; use 'host'"
-            )
         if self.rollout.group_size < 2:
             raise ValueError("rollout.group_size must be at least 2: an advantage compares siblings")
         return self

@@ -81,6 +81,12 @@ class GRPO(Algorithm):
             sync_timeout_s=run.grpo.sync_timeout_s,
             gate_tolerance=config.gate_tolerance,
         )
+        if run.engine.weight_transfer == "nccl":
+            self.runners.use_broadcast(
+                self.learner_group,
+                workers_per_engine=run.engine.tensor_parallel_size,
+                learners_train=lambda: self._pending is not None,
+            )
         self.runners.start()  # in the background, while the learners come up
         self.learner_group.start()
         self._publish()  # the gate holds before the first token, too
@@ -164,7 +170,7 @@ class GRPO(Algorithm):
     def _begin_step(self) -> None:
         """Sweeps what went stale, and hands a full step to the learners if they are free."""
         run = self.config.run_config
-        if self._pending or len(self._buffer) < run.grpo.groups_per_step:
+        if self._pending or self.runners.broadcasting or len(self._buffer) < run.grpo.groups_per_step:
             return
         fresh = []
         for group in self._buffer:

@@ -22,6 +22,7 @@ import numpy as np
 import ray
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
+from autotraj.broadcast import BroadcastSync, LearnerSide
 from autotraj.errors import GateError, RunError, Stalled
 from trajectory.ledger import Lease
 from trajectory.types import Group
@@ -29,7 +30,7 @@ from trajectory.weights import LogprobProbe
 
 logger = logging.getLogger(__name__)
 
-CallKind = Literal["start", "rollout", "evaluate", "sync", "probe"]
+CallKind = Literal["start", "rollout", "join", "sync", "probe"]
 
 
 @dataclass(slots=True)
@@ -96,6 +97,15 @@ class RunnerPool:
         self.num_restarts = 0
         self.sync_seconds = 0.0
         self._sync_started: dict[int, float] = {}
+        self._broadcast: BroadcastSync | None = None
+
+    def use_broadcast(
+        self, learners: LearnerSide, *, workers_per_engine: int, learners_train: Callable[[], bool]
+    ) -> None:
+        """Weights come by NCCL from now on, in rounds with all engines, while `learners_train()` is False."""
+        self._broadcast = BroadcastSync(
+            learners, workers_per_engine=workers_per_engine, learners_train=learners_train, call=self._call_in_round
+        )
 
     @property
     def _manager(self) -> Any:
@@ -107,6 +117,11 @@ class RunnerPool:
     @property
     def num_ready(self) -> int:
         return sum(r.state == "ready" for r in self._runners.values())
+
+    @property
+    def broadcasting(self) -> bool:
+        """Whether the learners have to wait with their next step, see `BroadcastSync.busy`."""
+        return self._broadcast is not None and self._broadcast.busy
 
     @property
     def num_runners(self) -> int:
@@ -153,6 +168,7 @@ class RunnerPool:
         for runner_id, runner in self._runners.items():
             if runner.state == "ready":
                 self._sync(runner_id)
+        self._advance_broadcast()
 
     def poll(self, timeout_s: float, also: Sequence[Any] = ()) -> list[Outcome]:
         """Handles whatever became ready within `timeout_s` (or at once if an ObjectRef of `also` is ready)."""
@@ -169,6 +185,7 @@ class RunnerPool:
                 if (call := self._calls.pop(ref, None)) is not None:
                     outcomes.extend(self._handle(ref, call))
         outcomes.extend(self._expire())
+        self._advance_broadcast()
         return outcomes
 
     def restore(self) -> list[int]:
@@ -217,12 +234,31 @@ class RunnerPool:
             return
         runner.state = "syncing"
         self._sync_started[runner_id] = time.monotonic()
+        if self._broadcast is None:
+            self._send_update(runner_id)
+        # Else it waits for the next round.
+
+    def _send_update(self, runner_id: int) -> None:
         # In a list, so that Ray passes the reference and the runner fetches from the nearest copy.
         ref = self._actor(runner_id).update_weights.remote([self._update])
-        self._track(
-            ref,
-            _Call("sync", runner_id, time.monotonic() + self._sync_timeout_s, policy_version=self.policy_version),
-        )
+        deadline = time.monotonic() + self._sync_timeout_s
+        self._track(ref, _Call("sync", runner_id, deadline, policy_version=self.policy_version))
+
+    def _advance_broadcast(self) -> None:
+        if self._broadcast is None or self._update is None:
+            return
+        at_work = {call.runner_id for call in self._calls.values() if call.kind in ("join", "sync", "probe")}
+        waiting = [i for i, r in self._runners.items() if r.state == "syncing" and i not in at_work]
+        members = [i for i, r in self._runners.items() if r.state in ("syncing", "ready")]
+        self._broadcast.advance(waiting, members)
+
+    def _call_in_round(self, runner_id: int, kind: Literal["join", "sync"], argument: Any) -> None:
+        self._runners[runner_id].state = "syncing"
+        if kind == "sync":
+            self._send_update(runner_id)
+            return
+        ref = self._actor(runner_id).init_weight_transfer.remote(argument)
+        self._track(ref, _Call("join", runner_id, time.monotonic() + self._sync_timeout_s))
 
     def _handle(self, ref: Any, call: _Call) -> list[Outcome]:
         runner = self._runners[call.runner_id]
@@ -236,6 +272,7 @@ class RunnerPool:
             return self._bury(call, f"rollout actor {call.runner_id} failed in {call.kind}: {error}", kill=True)
         handler: dict[CallKind, Callable[[_Call, Any], list[Outcome]]] = {
             "start": self._on_started,
+            "join": self._on_joined,
             "sync": self._on_synced,
             "probe": self._on_probed,
             "rollout": lambda c, group: [Finished(c.lease_id, c.runner_id, group)],
@@ -246,8 +283,15 @@ class RunnerPool:
         self._sync(call.runner_id)
         return []
 
+    def _on_joined(self, call: _Call, _: Any) -> list[Outcome]:
+        assert self._broadcast is not None
+        self._broadcast.answered(call.runner_id)
+        return []
+
     def _on_synced(self, call: _Call, _: Any) -> list[Outcome]:
         assert self._probe is not None
+        if self._broadcast is not None:
+            self._broadcast.answered(call.runner_id)
         ref = self._actor(call.runner_id).score_probe.remote(list(self._probe.token_ids))
         deadline = time.monotonic() + self._sync_timeout_s
         self._track(ref, _Call("probe", call.runner_id, deadline, policy_version=call.policy_version))
@@ -279,6 +323,8 @@ class RunnerPool:
         logger.warning("%s", message.splitlines()[0])
         if runner.deaths > self._max_restarts:
             raise RunError(f"rollout actor {call.runner_id} died {runner.deaths} times; last: {message}")
+        if self._broadcast is not None:
+            self._broadcast.lost(call.runner_id, message.splitlines()[0])
         if kill:
             ray.kill(self._actor(call.runner_id), no_restart=False)
         self._manager.set_actor_state(call.runner_id, healthy=False)
