@@ -49,8 +49,12 @@ def render_prompt(tokenizer: Tokenizer, question: str, system_prompt: str = SYST
 
     Raises ValueError if the tokenizer has no chat template or its template refuses these messages.
     """
-    text = _render(tokenizer, _messages(question, system_prompt), add_generation_prompt=True)
-    return encode(tokenizer, text)
+    return render_messages(tokenizer, _messages(question, system_prompt))
+
+
+def render_messages(tokenizer: Tokenizer, messages: Sequence[dict[str, str]]) -> list[int]:
+    """Token ids of a conversation that the assistant is to continue (P,); raises as `render_prompt` does."""
+    return encode(tokenizer, _render(tokenizer, list(messages), add_generation_prompt=True))
 
 
 def encode(tokenizer: Tokenizer, text: str) -> list[int]:

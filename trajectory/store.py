@@ -30,8 +30,8 @@ _DTYPE = re.compile(r"[<>|][biuf][1248]")
 _log = logging.getLogger(__name__)
 
 
-class TrajectoryLog:
-    """An append-only log of groups: one writer, and readers whenever they like."""
+class RecordLog:
+    """An append-only log of byte records: one writer, and readers whenever they like."""
 
     def __init__(self, path: str | Path) -> None:
         """Open `path` to append to it; it is made if it isn't there.
@@ -48,9 +48,9 @@ class TrajectoryLog:
                 Path(f"{path}.torn").write_bytes(file.read())
             self._file.truncate(end)
 
-    def append(self, group: Group) -> None:
-        """Write one group, in a single write: it is in the file, or OSError is raised and it isn't."""
-        payload = encode_group(group)
+    def append_bytes(self, payload: bytes) -> None:
+        """Write one record, in a single write: it is in the file, or OSError is raised and it isn't."""
+        assert payload, "readers take an empty record for a torn one"
         record = _HEADER.pack(len(payload), zlib.crc32(payload)) + payload
         start = os.fstat(self._file.fileno()).st_size
         if self._file.write(record) != len(record):
@@ -61,14 +61,27 @@ class TrajectoryLog:
         self._file.close()
 
 
+class TrajectoryLog(RecordLog):
+    """An append-only log of groups."""
+
+    def append(self, group: Group) -> None:
+        """Write one group, in a single write: it is in the file, or OSError is raised and it isn't."""
+        self.append_bytes(encode_group(group))
+
+
 def read_log(path: str | Path) -> Iterator[Group]:
     """The groups of a log in order, up to a torn tail, which is reported as a warning.
 
     Raises ValueError for an intact record that isn't a group of this format.
     """
+    return map(decode_group, read_records(path))
+
+
+def read_records(path: str | Path) -> Iterator[bytes]:
+    """The records of a log in order, up to a torn tail, which is reported as a warning."""
     size, end = Path(path).stat().st_size, 0
     for payload, record_end in _records(Path(path), size):
-        yield decode_group(payload)
+        yield payload
         end = record_end
     if end < size:
         _log.warning("%s: the last %d bytes, from byte %d on, are no complete record", path, size - end, end)
