@@ -49,15 +49,15 @@ def _with_config(
 
 
 def _grpo(args: argparse.Namespace) -> int:
-    from autotraj import run
+    from autotraj import commands
 
-    return run.grpo(args.config, args.overrides, resume=args.resume)
+    return commands.grpo(args.config, args.overrides, resume=args.resume)
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    from autotraj import run
+    from autotraj import commands
 
-    return run.evaluate(args.config, args.overrides)
+    return commands.evaluate(args.config, args.overrides)
 
 
 def _demo(args: argparse.Namespace) -> int:

@@ -14,8 +14,8 @@ from rich.text import Text
 from autotraj import preflight
 from autotraj.config import load
 from autotraj.evaluate import EvalResult
+from autotraj.launch import build, measure, parts, train
 from autotraj.progress import ProgressView
-from autotraj.run import build, measure, parts, train
 from autotraj.run_folder import RunFolder
 from trajectory.types import Reward, Trajectory
 

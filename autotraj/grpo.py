@@ -136,14 +136,23 @@ class GRPO(Algorithm):
             )
             self._num_leases += 1
             seed = self.config.run_config.seed * 1_000_003 + self._num_leases
-            self.runners.submit(runner_id, lease, seed=seed, timeout_s=self.config.rollout_timeout_s)
+            self.runners.submit(
+                runner_id,
+                lease.lease_id,
+                "rollout_group",
+                timeout_s=self.config.rollout_timeout_s,
+                lease_id=lease.lease_id,
+                task=lease.task,
+                seed=seed,
+            )
 
     def _take(self, outcome: Outcome) -> None:
         """Scores a group that came back; a failure goes back to the ledger with its reason."""
+        lease_id = outcome.key
         if isinstance(outcome, Failed):
-            self._ledger.hand_back(outcome.lease_id, outcome.reason)
+            self._ledger.hand_back(lease_id, outcome.reason)
             return
-        group, lease_id = outcome.group, outcome.lease_id
+        group: Group = outcome.value
         broken = [t for t in group.trajectories if t.finish_reason in ("error", "deadline")]
         if broken:
             self._ledger.hand_back(lease_id, f"episode_{broken[0].finish_reason}")
@@ -240,7 +249,8 @@ class GRPO(Algorithm):
             learners = f"the learners train since {time.monotonic() - self._pending[2]:.0f} s"
         else:
             learners = f"the learners wait for {need - len(self._buffer)} of {need} groups"
-        return f"{learners}; {self.runners.num_rollouts} groups are being sampled; {self.runners.describe()}"
+        num_sampling = self.runners.num_in_flight("rollout_group")
+        return f"{learners}; {num_sampling} groups are being sampled; {self.runners.describe()}"
 
     def step(self) -> dict[str, Any]:
         results: dict[str, Any] = super().step()

@@ -24,13 +24,11 @@ from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
 from autotraj.broadcast import BroadcastSync, LearnerSide
 from autotraj.errors import GateError, RunError, Stalled
-from trajectory.ledger import Lease
-from trajectory.types import Group
 from trajectory.weights import LogprobProbe
 
 logger = logging.getLogger(__name__)
 
-CallKind = Literal["start", "rollout", "join", "sync", "probe"]
+CallKind = Literal["start", "work", "join", "sync", "probe"]
 
 
 @dataclass(slots=True)
@@ -46,25 +44,26 @@ class _Call:
     kind: CallKind
     runner_id: int
     deadline: float
-    lease_id: str = ""
+    method: str = ""  # of work
+    key: str = ""
     policy_version: int = -1
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A rollout that came back."""
+    """Work that came back: the method's return value."""
 
-    lease_id: str
-    runner_id: int
-    group: Group
+    method: str
+    key: str
+    value: Any
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """A rollout that didn't; `reason` is a short name for counting."""
+    """Work that didn't; `reason` is a short name for counting."""
 
-    lease_id: str
-    runner_id: int
+    method: str
+    key: str
     reason: str
 
 
@@ -127,9 +126,9 @@ class RunnerPool:
     def num_runners(self) -> int:
         return len(self._runners)
 
-    @property
-    def num_rollouts(self) -> int:
-        return sum(call.kind == "rollout" for call in self._calls.values())
+    def num_in_flight(self, method: str) -> int:
+        """How many calls of `method` are being worked on."""
+        return sum(call.method == method for call in self._calls.values())
 
     def describe(self) -> str:
         """Who is where, for messages: `runner 1 ready at version 3 with 4 calls`."""
@@ -157,10 +156,10 @@ class RunnerPool:
         ready = [(r.in_flight, i) for i, r in self._runners.items() if r.state == "ready"]
         return min(ready)[1] if ready else None
 
-    def submit(self, runner_id: int, lease: Lease, *, seed: int, timeout_s: float) -> None:
-        """Asks a runner for the group of `lease`; the outcome comes out of `poll`, whatever happens."""
-        ref = self._actor(runner_id).rollout_group.remote(lease_id=lease.lease_id, task=lease.task, seed=seed)
-        self._track(ref, _Call("rollout", runner_id, time.monotonic() + timeout_s, lease_id=lease.lease_id))
+    def submit(self, runner_id: int, key: str, method: str, *, timeout_s: float, **arguments: Any) -> None:
+        """Gives a runner work; the outcome, with `method` and `key`, comes out of `poll`, whatever happens."""
+        ref = getattr(self._actor(runner_id), method).remote(**arguments)
+        self._track(ref, _Call("work", runner_id, time.monotonic() + timeout_s, method=method, key=key))
 
     def push(self, update: Any, probe: LogprobProbe) -> None:
         """Publishes new weights (`update`: ObjectRef of a `WeightUpdate`). Runners that sample go on sampling."""
@@ -269,13 +268,15 @@ class RunnerPool:
             return self._bury(call, f"rollout actor {call.runner_id} died: {error}")
         except ray.exceptions.RayError as error:
             # Rollouts return their failures as data: an exception is a defect of the engine or of ours.
-            return self._bury(call, f"rollout actor {call.runner_id} failed in {call.kind}: {error}", kill=True)
+            return self._bury(
+                call, f"rollout actor {call.runner_id} failed in {call.method or call.kind}: {error}", kill=True
+            )
         handler: dict[CallKind, Callable[[_Call, Any], list[Outcome]]] = {
             "start": self._on_started,
             "join": self._on_joined,
             "sync": self._on_synced,
             "probe": self._on_probed,
-            "rollout": lambda c, group: [Finished(c.lease_id, c.runner_id, group)],
+            "work": lambda c, result: [Finished(c.method, c.key, result)],
         }
         return handler[call.kind](call, value)
 
@@ -331,7 +332,7 @@ class RunnerPool:
         owed = [call, *(c for c in self._calls.values() if c.runner_id == call.runner_id)]
         self._calls = {ref: c for ref, c in self._calls.items() if c.runner_id != call.runner_id}
         runner.in_flight = 0
-        return [Failed(c.lease_id, c.runner_id, "actor_died") for c in owed if c.kind == "rollout"]
+        return [Failed(c.method, c.key, "actor_died") for c in owed if c.kind == "work"]
 
     def _expire(self) -> list[Outcome]:
         """A call past its deadline means that its runner hangs: it is killed, and RLlib brings it back."""
@@ -341,6 +342,10 @@ class RunnerPool:
             if call.deadline < now and ref in self._calls:
                 del self._calls[ref]
                 outcomes.extend(
-                    self._bury(call, f"rollout actor {call.runner_id} did not answer {call.kind} in time", kill=True)
+                    self._bury(
+                        call,
+                        f"rollout actor {call.runner_id} did not answer {call.method or call.kind} in time",
+                        kill=True,
+                    )
                 )
         return outcomes

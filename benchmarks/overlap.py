@@ -14,7 +14,7 @@ import time
 
 from autotraj.config import load
 from autotraj.grpo_config import GRPOConfig
-from autotraj.run import parts
+from autotraj.launch import parts
 from autotraj.sandbox import Gateway
 from benchmarks.tool_latency import SlowToolActor
 

@@ -89,7 +89,7 @@ def measure_autotraj(way: str, *, steps: int, warmup: int) -> Measured:
 
     from autotraj import grpo
     from autotraj.grpo_config import GRPOConfig
-    from autotraj.run import parts
+    from autotraj.launch import parts
     from autotraj.scoring import score_group
     from benchmarks.tool_latency import SlowToolActor
     from rewards.config import RewardConfig

@@ -1,7 +1,7 @@
 """GRPO with tools from plain Python, without the command line: `python examples/tiny/train.py` from the repository root."""
 
 from autotraj.config import load
-from autotraj.run import build, measure, parts
+from autotraj.launch import build, measure, parts
 from trajectory.tasks import load_tasks
 
 

@@ -31,7 +31,7 @@ def tiny(tmp_path: Path, *overrides: str) -> RunConfig:
 
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    from autotraj.run import parts
+    from autotraj.launch import parts
 
     with parts(tiny(tmp_path_factory.mktemp("session"), "learner.num_learners=2")) as running:
         yield running

@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT, tiny
 
 from autotraj.grpo import GRPO
-from autotraj.run import build, measure, train
+from autotraj.launch import build, measure, train
 from autotraj.run_folder import RunFolder, latest_checkpoint
 from autotraj.sandbox import Gateway
 from trajectory.store import read_log

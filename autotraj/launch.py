@@ -1,36 +1,31 @@
-"""The commands `grpo` and `evaluate`: bring the parts up in order, run, take them down in reverse.
+"""What every stage needs: the parts brought up in order and taken down in reverse, and training that can be interrupted.
 
-configuration ▶ preflight ▶ run folder ▶ sandbox gateway ▶ Ray ▶ algorithm ▶ steps … ▶ checkpoint
+configuration ▶ preflight ▶ run folder ▶ sandbox gateway ▶ Ray ▶ engines, learners ▶ steps … ▶ checkpoint
 """
 
 from __future__ import annotations
 
 import signal
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 
-from rich.console import Console
+from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
 from autotraj import preflight
-from autotraj.config import RunConfig, load
+from autotraj.config import RunConfig
 from autotraj.errors import RunError
 from autotraj.evaluate import EvalResult
 from autotraj.evaluate import evaluate as evaluate_policy
 from autotraj.grpo import GRPO
 from autotraj.grpo_config import GRPOConfig
-from autotraj.progress import ProgressView
 from autotraj.run_folder import RunFolder
 from autotraj.runner_pool import RunnerPool
 from autotraj.sandbox import Gateway, sandbox_session
 from cluster.session import ray_session
 from learners.errors import LearnerError
 from trajectory.types import Task
-
-EXIT_OK, EXIT_INTERRUPTED = 0, 130
 
 
 @dataclass(slots=True)
@@ -119,63 +114,20 @@ def build(config: RunConfig, gateway: Gateway, *, trajectory_log: str | None = N
     return algo
 
 
-def grpo(config_path: str | None, overrides: Sequence[str], *, resume: str | None) -> int:
-    """`python -m autotraj grpo`."""
-    console = Console()
-    if resume:
-        folder, config, checkpoint = RunFolder.resume(Path(resume))
-    else:
-        config, checkpoint = load(config_path, overrides), None
-    preflight.check(config)
-    if not resume:
-        folder = RunFolder.create(config)
-    console.print(f"run folder {folder.path}; sampling and training {config.model}; starting the engines …")
-    with folder, parts(config) as gateway:
-        algo = build(config, gateway, trajectory_log=folder.trajectory_log)
-        try:
-            if checkpoint:
-                algo.restore_from_path(str(checkpoint.resolve()))
-                console.print(f"resumed at step {algo.policy_version} from {checkpoint}")
-            with ProgressView(config.grpo.num_steps, console=console) as view:
-                complete = train(algo, folder, num_steps=config.grpo.num_steps, on_step=view.step)
-            if complete:
-                algo.learner_group.export_hf(str((folder.path / "policy").resolve()))
-        finally:
-            algo.stop()
-    if not complete:
-        console.print(f"interrupted; continue with: python -m autotraj grpo --resume {folder.path}")
-        return EXIT_INTERRUPTED
-    console.print(f"trained policy: {folder.path / 'policy'}")
-    return EXIT_OK
-
-
-def evaluate(config_path: str | None, overrides: Sequence[str]) -> int:
-    """`python -m autotraj evaluate`: engines only, no learner."""
-    from ray.rllib.env.env_runner_group import EnvRunnerGroup
-
-    console = Console()
-    config = load(config_path, overrides)
-    _, tasks = preflight.check(config)
-    started = time.monotonic()
-    with parts(config) as gateway:
-        settings = GRPOConfig().run(config, sandbox_address=gateway.address, sandbox_token=gateway.token)
-        group = EnvRunnerGroup(config=settings, local_env_runner=False)
-        try:
-            pool = RunnerPool(
-                group,
-                start_timeout_s=config.grpo.start_timeout_s,
-                sync_timeout_s=config.grpo.sync_timeout_s,
-                gate_tolerance=settings.gate_tolerance,
-            )
-            pool.start()
-            pool.wait_ready()
-            console.print(f"engines up after {time.monotonic() - started:.0f} s; {len(tasks)} problems …")
-            result = measure(config.model, pool, config, tasks)
-        finally:
-            group.stop()
-    console.print(
-        f"accuracy {result.accuracy:.1%} ± {result.accuracy_ci95:.1%} on {result.num_problems} problems, tool-call rate "
-        f"{result.tool_call_rate:.0%}, mean reward {result.mean_reward:.2f}, {result.num_failed} failed, "
-        f"{result.seconds:.0f} s"
-    )
-    return EXIT_OK
+@contextmanager
+def engines(config: RunConfig, gateway: Gateway) -> Iterator[RunnerPool]:
+    """Rollout actors alone, without a learner, up and holding `config.model`."""
+    settings = GRPOConfig().run(config, sandbox_address=gateway.address, sandbox_token=gateway.token)
+    group = EnvRunnerGroup(config=settings, local_env_runner=False)
+    try:
+        pool = RunnerPool(
+            group,
+            start_timeout_s=config.grpo.start_timeout_s,
+            sync_timeout_s=config.grpo.sync_timeout_s,
+            gate_tolerance=settings.gate_tolerance,
+        )
+        pool.start()
+        pool.wait_ready()
+        yield pool
+    finally:
+        group.stop()

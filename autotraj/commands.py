@@ -1,0 +1,64 @@
+"""The single-stage commands `grpo` and `evaluate`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from autotraj import preflight
+from autotraj.config import load
+from autotraj.launch import build, engines, measure, parts, train
+from autotraj.progress import ProgressView
+from autotraj.run_folder import RunFolder
+
+EXIT_OK, EXIT_INTERRUPTED = 0, 130
+
+
+def grpo(config_path: str | None, overrides: Sequence[str], *, resume: str | None) -> int:
+    """`python -m autotraj grpo`."""
+    console = Console()
+    if resume:
+        folder, config, checkpoint = RunFolder.resume(Path(resume))
+    else:
+        config, checkpoint = load(config_path, overrides), None
+    preflight.check(config)
+    if not resume:
+        folder = RunFolder.create(config)
+    console.print(f"run folder {folder.path}; sampling and training {config.model}; starting the engines …")
+    with folder, parts(config) as gateway:
+        algo = build(config, gateway, trajectory_log=folder.trajectory_log)
+        try:
+            if checkpoint:
+                algo.restore_from_path(str(checkpoint.resolve()))
+                console.print(f"resumed at step {algo.policy_version} from {checkpoint}")
+            with ProgressView(config.grpo.num_steps, console=console) as view:
+                complete = train(algo, folder, num_steps=config.grpo.num_steps, on_step=view.step)
+            if complete:
+                algo.learner_group.export_hf(str((folder.path / "policy").resolve()))
+        finally:
+            algo.stop()
+    if not complete:
+        console.print(f"interrupted; continue with: python -m autotraj grpo --resume {folder.path}")
+        return EXIT_INTERRUPTED
+    console.print(f"trained policy: {folder.path / 'policy'}")
+    return EXIT_OK
+
+
+def evaluate(config_path: str | None, overrides: Sequence[str]) -> int:
+    """`python -m autotraj evaluate`: engines only, no learner."""
+    console = Console()
+    config = load(config_path, overrides)
+    _, tasks = preflight.check(config)
+    started = time.monotonic()
+    with parts(config) as gateway, engines(config, gateway) as pool:
+        console.print(f"engines up after {time.monotonic() - started:.0f} s; {len(tasks)} problems …")
+        result = measure(config.model, pool, config, tasks)
+    console.print(
+        f"accuracy {result.accuracy:.1%} ± {result.accuracy_ci95:.1%} on {result.num_problems} problems, tool-call rate "
+        f"{result.tool_call_rate:.0%}, mean reward {result.mean_reward:.2f}, {result.num_failed} failed, "
+        f"{result.seconds:.0f} s"
+    )
+    return EXIT_OK
