@@ -1,12 +1,18 @@
 """What a trajectory is rewarded for."""
 
-from pydantic import Field
+from typing import Literal
+
+from pydantic import Field, model_validator
 
 from trajectory.config import Section
 
 
 class RewardConfig(Section):
     """The defaults are the paper's format and outcome rewards (arXiv 2601.23032, stage 2)."""
+
+    preset: Literal["default", "paper"] = "default"
+    """`paper`: exactly the released formulas; QA's reward-model score enters raw and can only raise, math has none.
+    `default`: the score enters normalised, raises and lowers, and never lifts a wrong answer above a right one."""
 
     outcome_weight: float = Field(default=1.0, ge=0)
     """Times the outcome of a well-formed trajectory: 1 or 0 for math, the token F1 for QA."""
@@ -20,6 +26,12 @@ class RewardConfig(Section):
     bad_format_qa: float = -1.0
     """All that a malformed QA trajectory gets."""
 
+    trajectory_weight: float = Field(default=0.2, ge=0)
+    """Times the reward model's score of a well-formed trajectory, where there is one. 0: it changes nothing."""
+
+    trajectory_clip: float = Field(default=2.0, gt=0)
+    """Deviations from the running mean beyond which a score counts no more. Preset `paper` has its own clip."""
+
     overlong_buffer_tokens: int = Field(default=0, ge=0)
     """DAPO's soft overlong punishment: within this many tokens below `overlong_limit_tokens` the reward falls by up to 1.
     0 turns it off."""
@@ -29,3 +41,35 @@ class RewardConfig(Section):
 
     math_timeout_s: float = Field(default=3.0, gt=0)
     """How long math-verify may take to compare two answers; after it they count as different."""
+
+    @model_validator(mode="after")
+    def _no_contradictions(self) -> "RewardConfig":
+        if self.preset == "paper":
+            for name in _PAPERS:
+                value, published = getattr(self, name), type(self).model_fields[name].default
+                if value != published:
+                    raise ValueError(f"preset = 'paper' means {name} = {published}, not {value}: set one of the two")
+        if self.wrong_but_well_formed > self.outcome_weight:
+            raise ValueError(
+                f"wrong_but_well_formed = {self.wrong_but_well_formed} exceeds outcome_weight = {self.outcome_weight}: "
+                "wrong answers would be rewarded above right ones"
+            )
+        if self.bad_format_math > self.wrong_but_well_formed or self.bad_format_qa > 0:
+            raise ValueError(
+                f"bad_format_math = {self.bad_format_math} must not exceed wrong_but_well_formed = "
+                f"{self.wrong_but_well_formed}, nor bad_format_qa = {self.bad_format_qa} 0: "
+                "malformed trajectories would be rewarded above well-formed ones"
+            )
+        return self
+
+
+_PAPERS = (
+    "outcome_weight",
+    "wrong_but_well_formed",
+    "bad_format_math",
+    "bad_format_qa",
+    "trajectory_weight",
+    "trajectory_clip",
+    "overlong_buffer_tokens",
+)
+"""What preset `paper` fixes; the defaults are the published values (`trajectory_clip` has none there)."""

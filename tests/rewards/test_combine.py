@@ -90,3 +90,38 @@ def test_overlong_penalty(num_tokens, penalty):
 def test_what_has_no_reward_is_refused():
     with pytest.raises(AssertionError, match="nothing to reward"):
         score(MATH, make_trajectory("", finish_reason="error"), RewardConfig())
+
+
+def test_the_reward_models_part():
+    config = RewardConfig()
+    reward = score(MATH, answered("5"), config, rm=-1.0)
+    assert reward.parts == {"outcome": 1.0, "format": 0.0, "trajectory": pytest.approx(-0.2)}
+    assert reward.total == pytest.approx(0.8)
+    assert score(MATH, answered("6"), config, rm=1.0).total == pytest.approx(0.3)
+    malformed = score(MATH, make_trajectory("<answer>\\boxed{5}</answer>"), config, rm=2.0)
+    assert (malformed.total, malformed.parts["trajectory"]) == (0.0, 0.0)
+
+
+def test_the_papers_preset():
+    """What the released code computes, whole trajectories through."""
+    config = RewardConfig(preset="paper")
+    assert score(QA, answered("Sir Frank Lowy"), config, rm=2.0).total == pytest.approx(0.8 + 0.2 * 2)
+    assert score(QA, answered("Sir Frank Lowy"), config, rm=-2.0).total == pytest.approx(0.8)
+    assert score(QA, answered("Frank Lowy"), config, rm=40.0).total == pytest.approx(3.0)
+    assert score(QA, answered("Paris"), config, rm=40.0).total == 0.0
+    assert score(QA, make_trajectory("<think>a"), config, rm=40.0).total == -1.0
+    for rm in (None, -3.0, 3.0):
+        assert score(MATH, answered("5"), config, rm=rm).total == 1.0
+        assert score(MATH, answered("6"), config, rm=rm).total == 0.1
+        cut_off = make_trajectory("<think>a</think>", finish_reason="length")
+        assert score(MATH, cut_off, config, rm=rm).total == 0.0
+
+
+@pytest.mark.parametrize("preset", ["default", "paper"])
+@pytest.mark.parametrize("task", [MATH, QA], ids=["math", "qa"])
+@pytest.mark.parametrize("answer", ["5", "6", "Frank Lowy", "Frank", "Sir Frank Lowy of it"])
+@pytest.mark.parametrize("rm", [None, -7.0, -0.3, 0.0, 0.7, 50.0])
+def test_parts_add_up(preset, task, answer, rm):
+    reward = score(task, answered(answer), RewardConfig(preset=preset), rm=rm)
+    assert reward.total == sum(reward.parts.values())
+    assert ("trajectory" in reward.parts) == (rm is not None)

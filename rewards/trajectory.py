@@ -1,0 +1,121 @@
+"""What the reward model's score of a whole trajectory adds to its reward, and how such scores are normalised.
+
+A reward model's scalar has no scale of its own: Bradley-Terry training fixes differences alone. `RunningNorm` gives it one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from rewards import outcome
+from rewards.config import RewardConfig
+from rewards.outcome import Outcome
+from trajectory.types import TaskKind
+
+PAPER_CLIP = 3.0
+"""The released code clips the sum of F1 and weighted score to ± this."""
+
+
+def trajectory_part(kind: TaskKind, result: Outcome, rm: float, config: RewardConfig) -> float:
+    """What is added to the reward of a well-formed trajectory that the reward model scored `rm`.
+
+    `rm` is the model's scalar as it comes with preset "paper", and `RunningNorm.normalise` of it with "default". Raises
+    ValueError if it isn't finite.
+    """
+    if not math.isfinite(rm):
+        raise ValueError(f"the reward model's score is {rm}: a broken model or checkpoint, nothing to reward by")
+    if config.preset == "paper":
+        return paper_qa(result.value, rm, config.trajectory_weight) - result.value if kind == "qa" else 0.0
+    return bounded(kind, result, rm, config)
+
+
+def paper_qa(f1: float, rm: float, weight: float) -> float:
+    """The released code's reward of a well-formed QA trajectory: max(F1, clip(F1 + weight·rm, ±3)), and F1 where it is 0.
+
+    A score below 0 changes nothing: the outer max takes it back. Mathematics has no such term.
+    """
+    return max(f1, min(PAPER_CLIP, max(-PAPER_CLIP, f1 + weight * rm))) if f1 > 0 else f1
+
+
+def bounded(kind: TaskKind, result: Outcome, normalised: float, config: RewardConfig) -> float:
+    """weight · normalised score, raising and lowering, but never across what the answer decides.
+
+    For trajectories of one task, before any overlong punishment: malformed ≤ well-formed and wrong ≤ boundary ≤
+    well-formed and right. The boundary lies between a wrong answer's reward and a right one's: half-way for math, at
+    the F1 from which an answer counts as correct for QA. At the default weight and clip neither side of math reaches it.
+    """
+    base, floor, boundary = _levels(kind, result, config)
+    change = config.trajectory_weight * max(-config.trajectory_clip, min(config.trajectory_clip, normalised))
+    if result.correct:
+        return max(change, boundary - base)
+    return min(max(change, floor - base), boundary - base)
+
+
+def _levels(kind: TaskKind, result: Outcome, config: RewardConfig) -> tuple[float, float, float]:
+    """A well-formed trajectory's reward without the model; a malformed one's; the boundary of wrong and right."""
+    right = config.outcome_weight
+    if kind == "qa":
+        return right * result.value, config.bad_format_qa, right * outcome.QA_CORRECT_F1
+    wrong = config.wrong_but_well_formed
+    return right if result.correct else wrong, config.bad_format_math, (wrong + right) / 2
+
+
+class RunningNorm:
+    """Mean and deviation of the scores seen so far, and scores measured by them.
+
+    Batches are merged by Chan, Golub and LeVeque's update, which never subtracts large squares. With `memory` values seen
+    the oldest begin to fade, so that a policy or model that drifts is measured by its present; after the reward model was
+    replaced begin anew, or the first scores are measured by another model's.
+    """
+
+    def __init__(self, *, clip: float, memory: int = 10_000) -> None:
+        """`clip`: largest |normalised score|. `memory`: values that the past counts for at most."""
+        assert clip > 0
+        assert memory > 1
+        self._clip = clip
+        self._memory = memory
+        self._count = 0.0
+        self._mean = 0.0
+        self._squares = 0.0  # Σ (x − mean)²
+
+    @property
+    def mean(self) -> float:
+        return self._mean
+
+    @property
+    def deviation(self) -> float:
+        """Of the sample (n − 1); 0 until two values were seen."""
+        return math.sqrt(self._squares / (self._count - 1)) if self._count > 1 else 0.0
+
+    def update(self, scores: Sequence[float]) -> None:
+        """Take a batch of the model's scores in. Raises ValueError, and takes nothing in, if one isn't finite."""
+        if not all(map(math.isfinite, scores)):
+            raise ValueError(f"a reward model's score isn't finite: {[s for s in scores if not math.isfinite(s)][:3]}")
+        if not scores:
+            return
+        n = len(scores)
+        mean = math.fsum(scores) / n
+        delta = mean - self._mean
+        total = self._count + n
+        self._squares += math.fsum((s - mean) ** 2 for s in scores) + delta**2 * self._count * n / total
+        self._mean += delta * n / total
+        self._count = total
+        if self._count > self._memory:
+            self._squares *= (self._memory - 1) / (self._count - 1)  # the deviation stays, its weight shrinks
+            self._count = float(self._memory)
+
+    def normalise(self, score: float) -> float:
+        """(score − mean) / deviation, within ± clip; 0 while nothing is known or all scores seen were the same."""
+        deviation = self.deviation
+        if deviation <= 1e-9 * max(1.0, abs(self._mean)):  # equal but for rounding
+            return 0.0
+        return max(-self._clip, min(self._clip, (score - self._mean) / deviation))
+
+    def state(self) -> dict[str, float]:
+        """What a checkpoint keeps."""
+        return {"count": self._count, "mean": self._mean, "squares": self._squares}
+
+    def restore(self, state: dict[str, float]) -> None:
+        """Go on from what `state` returned."""
+        self._count, self._mean, self._squares = state["count"], state["mean"], state["squares"]
