@@ -28,7 +28,7 @@ from ray.rllib.utils.metrics import LEARNER_RESULTS, NUM_ENV_STEPS_TRAINED_LIFET
 
 from autotraj.errors import Stalled
 from autotraj.grpo_config import GRPOConfig
-from autotraj.runner_pool import Failed, Outcome, RunnerPool
+from autotraj.runner_pool import Failed, Outcome, RunnerPool, managed
 from autotraj.scoring import score_group
 from autotraj.step_metrics import describe_groups
 from autotraj.training_batch import TrainingBatch, assemble
@@ -76,7 +76,7 @@ class GRPO(Algorithm):
         self._log = TrajectoryLog(config.trajectory_log) if config.trajectory_log else None
         super().setup(config)  # creates the rollout actors and the learner group, starts neither
         self.runners = RunnerPool(
-            self.env_runner_group,
+            managed(self.env_runner_group),
             start_timeout_s=run.grpo.start_timeout_s,
             sync_timeout_s=run.grpo.sync_timeout_s,
             gate_tolerance=config.gate_tolerance,
@@ -277,7 +277,8 @@ class GRPO(Algorithm):
     def save_to_path(self, path: Any = None, **kwargs: Any) -> str:
         """Ledger, scored-but-untrained groups and learner state. Between steps only: no step is in flight then."""
         assert self._pending is None, "a checkpoint is taken between steps"
-        target: str = super().save_to_path(path, **kwargs)
+        # RLlib takes a path without a scheme for a broken URI.
+        target: str = super().save_to_path(str(Path(path).absolute()) if path else None, **kwargs)
         state = {
             "ledger": self._ledger.state(),
             "buffer": [encode_group(group) for group in self._buffer],
@@ -288,6 +289,7 @@ class GRPO(Algorithm):
 
     def restore_from_path(self, path: Any, *args: Any, **kwargs: Any) -> None:
         # Past RLlib's `Algorithm`, whose version pushes connector states and RLModule weights that we don't have.
+        path = str(Path(path).absolute())
         super(Algorithm, self).restore_from_path(path, *args, **kwargs)
         if kwargs.get("component"):
             return

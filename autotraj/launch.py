@@ -21,7 +21,7 @@ from autotraj.evaluate import evaluate as evaluate_policy
 from autotraj.grpo import GRPO
 from autotraj.grpo_config import GRPOConfig
 from autotraj.run_folder import RunFolder
-from autotraj.runner_pool import RunnerPool
+from autotraj.runner_pool import RunnerPool, managed
 from autotraj.sandbox import Gateway, sandbox_session
 from cluster.session import ray_session
 from learners.errors import LearnerError
@@ -121,7 +121,7 @@ def engines(config: RunConfig, gateway: Gateway) -> Iterator[RunnerPool]:
     group = EnvRunnerGroup(config=settings, local_env_runner=False)
     try:
         pool = RunnerPool(
-            group,
+            managed(group),
             start_timeout_s=config.grpo.start_timeout_s,
             sync_timeout_s=config.grpo.sync_timeout_s,
             gate_tolerance=settings.gate_tolerance,

@@ -50,6 +50,7 @@ class RunFolder:
         checkpoint = latest_checkpoint(path)
         if checkpoint is None or not (path / "config.toml").is_file():
             raise UserError(f"--resume {path}: no run with a checkpoint there; start one with --config")
+        drop_metrics_after(path, checkpoint_step(checkpoint))
         return cls(path), load(path / "config.toml"), checkpoint
 
     def __enter__(self) -> RunFolder:
@@ -61,6 +62,14 @@ class RunFolder:
         self._metrics.close()
         self._board.close()
 
+    @classmethod
+    def stage(cls, path: Path) -> tuple[RunFolder, Path | None]:
+        """One stage's folder within a run, and its newest checkpoint if it was interrupted."""
+        path.mkdir(parents=True, exist_ok=True)
+        checkpoint = latest_checkpoint(path)
+        drop_metrics_after(path, checkpoint_step(checkpoint) if checkpoint else 0)
+        return cls(path), checkpoint
+
     @property
     def trajectory_log(self) -> str:
         return str((self.path / "trajectories.log").resolve())
@@ -71,7 +80,10 @@ class RunFolder:
             self._board.add_scalar(name, value, step)
 
     def write_json(self, name: str, content: Any) -> None:
-        (self.path / name).write_text(json.dumps(content, indent=2) + "\n")
+        """Writes the file whole, or leaves it as it was."""
+        partial = self.path / f".{name}.partial"
+        partial.write_text(json.dumps(content, indent=2) + "\n")
+        partial.replace(self.path / name)
 
     def checkpoint(self, step: int, save: Callable[[str], Any], *, keep: int) -> Path:
         """Lets `save(path)` fill a folder beside the final one, renames it, and prunes all but the newest `keep`."""
@@ -85,6 +97,18 @@ class RunFolder:
         for old in sorted(checkpoints.glob("step-*"))[:-keep]:
             shutil.rmtree(old)
         return target
+
+
+def checkpoint_step(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def drop_metrics_after(path: Path, step: int) -> None:
+    """Forgets the metrics of steps that will be taken again."""
+    metrics = path / "metrics.jsonl"
+    if metrics.is_file():
+        kept = [line for line in metrics.read_text().splitlines() if json.loads(line)["step"] <= step]
+        metrics.write_text("".join(f"{line}\n" for line in kept))
 
 
 def latest_checkpoint(run_dir: Path) -> Path | None:

@@ -18,17 +18,25 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import ray
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
+from ray.rllib.utils.actor_manager import FaultTolerantActorManager
 
+from autotraj import gate
 from autotraj.broadcast import BroadcastSync, LearnerSide
-from autotraj.errors import GateError, RunError, Stalled
+from autotraj.errors import RunError, Stalled
 from trajectory.weights import LogprobProbe
 
 logger = logging.getLogger(__name__)
 
+PROBE_TIMEOUT_S = 0.2
+
 CallKind = Literal["start", "work", "join", "sync", "probe"]
+
+
+def managed(group: EnvRunnerGroup) -> FaultTolerantActorManager:
+    """The manager of RLlib's group: its own wrappers hide which request failed."""
+    return group._worker_manager
 
 
 @dataclass(slots=True)
@@ -47,6 +55,10 @@ class _Call:
     method: str = ""  # of work
     key: str = ""
     policy_version: int = -1
+
+    @property
+    def what(self) -> str:
+        return self.method or self.kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,22 +83,24 @@ Outcome = Finished | Failed
 
 
 class RunnerPool:
-    """Drives the actors of an RLlib `EnvRunnerGroup` without ever blocking on one of them."""
+    """Drives the actors of `manager` without ever blocking on one: rollout actors, or others with an async `start`."""
 
     def __init__(
         self,
-        group: EnvRunnerGroup,
+        manager: FaultTolerantActorManager,
         *,
         start_timeout_s: float,
         sync_timeout_s: float,
         gate_tolerance: float,
         max_restarts: int = 10,
+        role: str = "rollout actor",
     ) -> None:
-        self._group = group
+        self._manager = manager
         self._start_timeout_s = start_timeout_s
         self._sync_timeout_s = sync_timeout_s
         self._gate_tolerance = gate_tolerance
         self._max_restarts = max_restarts
+        self._role = role
         self._runners = {runner_id: _Runner() for runner_id in self._manager.actor_ids()}
         self._calls: dict[ray.ObjectRef, _Call] = {}
         self._update: Any = None  # ObjectRef of the newest WeightUpdate; None while engines hold what they loaded
@@ -106,16 +120,11 @@ class RunnerPool:
             learners, workers_per_engine=workers_per_engine, learners_train=learners_train, call=self._call_in_round
         )
 
-    @property
-    def _manager(self) -> Any:
-        # RLlib's own callers reach for the manager, too; the group's wrappers hide which request failed.
-        return self._group._worker_manager
-
     # --- what the controller asks -----------------------------------------------------------------------------------
 
     @property
     def num_ready(self) -> int:
-        return sum(r.state == "ready" for r in self._runners.values())
+        return len(self.ready_ids())
 
     @property
     def broadcasting(self) -> bool:
@@ -153,8 +162,7 @@ class RunnerPool:
 
     def idle_slot(self) -> int | None:
         """The ready runner with the least work, or None."""
-        ready = [(r.in_flight, i) for i, r in self._runners.items() if r.state == "ready"]
-        return min(ready)[1] if ready else None
+        return min(self.ready_ids(), key=lambda i: self._runners[i].in_flight, default=None)
 
     def submit(self, runner_id: int, key: str, method: str, *, timeout_s: float, **arguments: Any) -> None:
         """Gives a runner work; the outcome, with `method` and `key`, comes out of `poll`, whatever happens."""
@@ -171,8 +179,7 @@ class RunnerPool:
 
     def poll(self, timeout_s: float, also: Sequence[Any] = ()) -> list[Outcome]:
         """Handles whatever became ready within `timeout_s` (or at once if an ObjectRef of `also` is ready)."""
-        refs = [*self._calls, *also]
-        if not refs:
+        if not (refs := [*self._calls, *also]):
             time.sleep(timeout_s)
             return []
         ray.wait(refs, num_returns=1, timeout=timeout_s, fetch_local=False)
@@ -191,9 +198,9 @@ class RunnerPool:
         """Asks RLlib which dead runners are back and starts their engines again. Returns their ids."""
         if all(r.state != "down" for r in self._runners.values()):
             return []
-        restored: list[int] = self._group.probe_unhealthy_env_runners()
+        restored: list[int] = self._manager.probe_unhealthy_actors(timeout_seconds=PROBE_TIMEOUT_S, mark_healthy=True)
         for runner_id in restored:
-            logger.warning("rollout actor %d is back; its engine starts again", runner_id)
+            logger.warning("%s is back; its engine starts again", self._name(runner_id))
             self.num_restarts += 1
             self._start(runner_id)
         return restored
@@ -206,7 +213,7 @@ class RunnerPool:
         except ray.exceptions.GetTimeoutError:
             raise Stalled(f"{method} not answered within {timeout_s:.0f} s: {self.describe()}") from None
         except ray.exceptions.RayError as error:
-            raise RunError(f"{method} failed on a rollout actor: {error}") from error
+            raise RunError(f"{method} failed on a {self._role}: {error}") from error
 
     def ready_ids(self) -> list[int]:
         return [i for i, r in self._runners.items() if r.state == "ready"]
@@ -215,6 +222,9 @@ class RunnerPool:
 
     def _actor(self, runner_id: int) -> Any:
         return self._manager.actors()[runner_id]
+
+    def _name(self, runner_id: int) -> str:
+        return f"{self._role} {runner_id}"
 
     def _track(self, ref: Any, call: _Call) -> None:
         self._calls[ref] = call
@@ -265,12 +275,10 @@ class RunnerPool:
         try:
             value = ray.get(ref, timeout=30.0)
         except ray.exceptions.RayActorError as error:
-            return self._bury(call, f"rollout actor {call.runner_id} died: {error}")
+            return self._bury(call, f"{self._name(call.runner_id)} died: {error}")
         except ray.exceptions.RayError as error:
             # Rollouts return their failures as data: an exception is a defect of the engine or of ours.
-            return self._bury(
-                call, f"rollout actor {call.runner_id} failed in {call.method or call.kind}: {error}", kill=True
-            )
+            return self._bury(call, f"{self._name(call.runner_id)} failed in {call.what}: {error}", kill=True)
         handler: dict[CallKind, Callable[[_Call, Any], list[Outcome]]] = {
             "start": self._on_started,
             "join": self._on_joined,
@@ -303,15 +311,9 @@ class RunnerPool:
             self._sync(call.runner_id)
             return []
         assert self._probe is not None
-        delta = float(np.max(np.abs(np.asarray(logprobs, np.float64) - self._probe.logprobs)))
-        self.gate_max_delta = max(delta, 0.0)
-        if not delta <= self._gate_tolerance:
-            raise GateError(
-                f"weight sync gate: after the sync to policy version {self.policy_version}, rollout actor "
-                f"{call.runner_id} and the learner differ by {delta:.3g} nats on the probe (allowed: "
-                f"{self._gate_tolerance:.3g}). Look for tied embeddings on CPU, a dtype mismatch (engine.dtype, "
-                f"learner.dtype), or a parameter that vLLM did not load (actors/weight_transfer.py)"
-            )
+        self.gate_max_delta = gate.check(
+            self._probe, logprobs, tolerance=self._gate_tolerance, who=self._name(call.runner_id)
+        )
         runner = self._runners[call.runner_id]
         runner.state, runner.policy_version = "ready", call.policy_version
         self.sync_seconds = time.monotonic() - self._sync_started.pop(call.runner_id, time.monotonic())
@@ -323,7 +325,7 @@ class RunnerPool:
         runner.state, runner.deaths = "down", runner.deaths + 1
         logger.warning("%s", message.splitlines()[0])
         if runner.deaths > self._max_restarts:
-            raise RunError(f"rollout actor {call.runner_id} died {runner.deaths} times; last: {message}")
+            raise RunError(f"{self._name(call.runner_id)} died {runner.deaths} times; last: {message}")
         if self._broadcast is not None:
             self._broadcast.lost(call.runner_id, message.splitlines()[0])
         if kill:
@@ -341,11 +343,6 @@ class RunnerPool:
         for ref, call in list(self._calls.items()):
             if call.deadline < now and ref in self._calls:
                 del self._calls[ref]
-                outcomes.extend(
-                    self._bury(
-                        call,
-                        f"rollout actor {call.runner_id} did not answer {call.method or call.kind} in time",
-                        kill=True,
-                    )
-                )
+                message = f"{self._name(call.runner_id)} did not answer {call.what} in time"
+                outcomes.extend(self._bury(call, message, kill=True))
         return outcomes

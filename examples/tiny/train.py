@@ -1,4 +1,4 @@
-"""GRPO with tools from plain Python, without the command line: `python examples/tiny/train.py` from the repository root."""
+"""GRPO with tools from plain Python, without the command line: `python -m examples.tiny.train`."""
 
 from autotraj.config import load
 from autotraj.launch import build, measure, parts
