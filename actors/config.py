@@ -121,6 +121,28 @@ class RolloutConfig(Section):
     exceed `engine.max_num_seqs`."""
 
 
+class RewardModelConfig(Section):
+    """The actor that serves a reward model: a sequence classifier with one output, read at the last token."""
+
+    num_cpus: PositiveInt = 1
+    """Ray CPUs, and torch threads, of the actor."""
+
+    num_gpus: Literal[0, 1] = 0
+    """1: the model runs on a GPU in bfloat16. 0: on the CPU in float32."""
+
+    micro_batch_tokens: PositiveInt = 16384
+    """Tokens, padding included, of one forward pass; a longer sequence goes alone."""
+
+    mask_results: bool = True
+    """Leave out what tools returned, as in training. Off: the model reads whole trajectories."""
+
+    deadline_s: PositiveFloat = 60.0
+    """Longest wait for the scores of one call, queueing included."""
+
+    load_timeout_s: PositiveFloat = 600.0
+    """Longest wait for a checkpoint to be loaded, at the start and at a swap."""
+
+
 class RolloutSettings(Section):
     """All that a `RolloutActor` is built from; `AlgorithmConfig.rollout_settings`."""
 

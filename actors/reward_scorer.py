@@ -1,0 +1,70 @@
+"""A reward model's forward pass: token sequences in, one number each out. Plain torch and transformers, no Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional as F
+from transformers import AutoModelForSequenceClassification
+
+
+class RewardScorer:
+    """One loaded checkpoint, an `AutoModelForSequenceClassification` of a causal model with one label."""
+
+    def __init__(self, path: str, *, on_gpu: bool) -> None:
+        """Load the checkpoint in directory `path`. Raises ValueError if it isn't a reward model, OSError if unreadable."""
+        self._device = torch.device("cuda" if on_gpu else "cpu")
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            path,
+            dtype=torch.bfloat16 if on_gpu else torch.float32,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+        if report["missing_keys"]:
+            # transformers fills them with random numbers and a warning: a policy's checkpoint would score noise.
+            missing = ", ".join(sorted(report["missing_keys"])[:3])
+            raise ValueError(
+                f"{path} is not a trained reward model: it lacks {missing}; give one that reward-model wrote"
+            )
+        if model.config.num_labels != 1 or not isinstance(getattr(model, "score", None), torch.nn.Linear):
+            raise ValueError(
+                f"{path}: {type(model).__name__} with {model.config.num_labels} labels is not a reward model; "
+                "it needs a causal model with num_labels = 1"
+            )
+        self._model: Any = model.eval().to(self._device)
+        text_config = model.config.get_text_config()
+        self._vocab_size: int = text_config.vocab_size
+        self._max_tokens: int = text_config.max_position_embeddings
+
+    def check(self, sequences: Sequence[NDArray[np.int32]]) -> None:
+        """Raises ValueError for a sequence that the model can't read; on a GPU it would end the process."""
+        for i, ids in enumerate(sequences):
+            if not 0 < len(ids) <= self._max_tokens:
+                raise ValueError(f"sequence {i} has {len(ids)} tokens; the reward model reads 1 to {self._max_tokens}")
+            if ids.min() < 0 or ids.max() >= self._vocab_size:
+                raise ValueError(
+                    f"sequence {i} holds token ids from {ids.min()} to {ids.max()}; "
+                    f"the reward model's vocabulary has {self._vocab_size}"
+                )
+
+    @torch.inference_mode()
+    def score(self, sequences: Sequence[NDArray[np.int32]]) -> NDArray[np.float32]:
+        """The scalar at each sequence's last token (N,), in one forward pass over a rectangle padded on the right.
+
+        As Hugging Face's, save that its own stops before trailing tokens that equal the padding token.
+        """
+        lengths = torch.tensor([len(ids) for ids in sequences])
+        rectangle = np.zeros((len(sequences), int(lengths.max())), np.int64)
+        for row, ids in zip(rectangle, sequences, strict=True):
+            row[: len(ids)] = ids
+        # A causal model's tokens see nothing on their right, so padding needs no mask.
+        hidden = self._model.base_model(
+            input_ids=torch.from_numpy(rectangle).to(self._device), attention_mask=None, use_cache=False
+        ).last_hidden_state
+        last = hidden[torch.arange(len(sequences)), lengths - 1]
+        values = F.linear(last.float(), self._model.score.weight.float())[:, 0]
+        return np.asarray(values.cpu().numpy(), np.float32)

@@ -1,0 +1,22 @@
+"""What a reward model reads of a trajectory. Training and serving must cut alike, so both cut here."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trajectory.types import Trajectory
+
+
+def reward_input(trajectory: Trajectory, *, mask_results: bool) -> NDArray[np.int32]:
+    """Prompt and response as one sequence (P + T,); with `mask_results` without the environment's tokens."""
+    return joined(trajectory.prompt_ids, trajectory.response_ids, trajectory.loss_mask, mask_results=mask_results)
+
+
+def joined(
+    prompt_ids: NDArray[np.int32], response_ids: NDArray[np.int32], mask: NDArray[np.bool_], *, mask_results: bool
+) -> NDArray[np.int32]:
+    """`reward_input` of what isn't a `Trajectory`: prompt (P,), response (T,), True on the model's own tokens (T,)."""
+    assert len(response_ids) == len(mask)
+    sequence: NDArray[np.int32] = np.concatenate([prompt_ids, response_ids[mask] if mask_results else response_ids])
+    return sequence
