@@ -73,3 +73,36 @@ _PAPERS = (
     "overlong_buffer_tokens",
 )
 """What preset `paper` fixes; the defaults are the published values (`trajectory_clip` has none there)."""
+
+
+class QualityConfig(Section):
+    """How stage 1 sorts trajectories. The defaults are the paper's (arXiv 2601.23032, stage 1)."""
+
+    weights: dict[str, float] = Field(default={"confidence": 0.4, "length": 0.3, "repetition": 0.3})
+    """Share of each dimension in the score; Σ = 1. Those of `rewards.quality.DIMENSIONS`: the paper's three read the text,
+    `tool_success` and `grounding` also know the tool calls and the question."""
+
+    keep_all_from: float = Field(default=0.90, ge=0, le=1)
+    """If every right candidate of a question scores this, all of them are kept."""
+
+    keep_best_from: float = Field(default=0.86, ge=0, le=1)
+    """Else only the best is kept, if it scores this."""
+
+    accept_right_from: float = Field(default=0.86, ge=0, le=1)
+    """A repair of a right answer is accepted from this score on."""
+
+    accept_wrong_above: float = Field(default=0.80, ge=0, le=1)
+    """A repair of a wrong answer is accepted above this score."""
+
+    @model_validator(mode="after")
+    def _weights_of_known_dimensions(self) -> "QualityConfig":
+        from rewards.quality import DIMENSIONS  # it reads this module's types
+
+        unknown = sorted(self.weights.keys() - DIMENSIONS.keys())
+        if unknown:
+            raise ValueError(f"weights names {unknown[0]!r}; the dimensions are {', '.join(DIMENSIONS)}")
+        if any(weight < 0 for weight in self.weights.values()):
+            raise ValueError(f"a weight is negative: {self.weights}")
+        if abs(sum(self.weights.values()) - 1) > 1e-9:
+            raise ValueError(f"weights add up to {sum(self.weights.values()):g}, not 1")
+        return self
