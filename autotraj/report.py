@@ -23,6 +23,7 @@ from autotraj import report_curves as curves
 from autotraj import report_viewer as viewer
 from autotraj.report_data import Missing, ReportData, Stage, Summary, Synthesis, load_report
 from autotraj.report_format import (
+    SPACE,
     count,
     decimal,
     listing,
@@ -62,7 +63,7 @@ class SynthesisView:
     dimensions: Markup
     dimension_rows: list[tuple[str, list[str]]]
     failed: Markup
-    num_failed: int
+    num_failed: str
     num_reasons_left_out: int
 
 
@@ -131,14 +132,14 @@ def _tiles(summary: Summary) -> list[tuple[str, str, str]]:
     """(value, name, remark) of the last stage against the first."""
     first, last = summary.stages[0], summary.stages[-1]
     compared = len(summary.stages) > 1
-    interval = f"± {100 * last.accuracy_ci95:.1f} points (95 %)" if last.accuracy_ci95 is not None else ""
+    interval = f"± {100 * last.accuracy_ci95:.1f} (95{SPACE}%)" if last.accuracy_ci95 is not None else ""
     change = f"{signed(100 * (last.accuracy - first.accuracy), 1)} points"
 
     def since(value: str) -> str:
         return f"{value} before" if compared and value != "–" else ""
 
     return [
-        (percent(last.accuracy), "accuracy", "; ".join(filter(None, [change if compared else "", interval]))),
+        (percent(last.accuracy), "accuracy", "; ".join(filter(None, [interval, change if compared else ""]))),
         (decimal(last.mean_reward), "mean reward", since(decimal(first.mean_reward))),
         (percent(last.tool_call_rate, 0), "call a tool", since(percent(first.tool_call_rate, 0))),
     ]
@@ -191,7 +192,7 @@ def _stages(summary: Summary | Missing) -> dict[str, Any]:
 
 
 def _with_interval(value: str, half_width: float, digits: int) -> str:
-    return f"{value} ± {half_width:.{digits}f}" if half_width else value
+    return f"{value} ±{SPACE}{half_width:.{digits}f}" if half_width else value
 
 
 def part_table(stages: Sequence[Stage]) -> PartTable | Missing:
@@ -250,7 +251,7 @@ def synthesis_view(synthesis: Synthesis) -> SynthesisView:
         (count(s.num_questions), "questions"),
         (count(s.num_candidates), "trajectories sampled"),
         (count(s.num_kept), "kept as they are"),
-        (f"{count(s.num_repaired)} of {count(s.num_to_repair)}", "repaired"),
+        (count(s.num_repaired), f"repaired, of {count(s.num_to_repair)} tried"),
         (count(s.num_hard), "hard cases"),
         *([(seconds(s.seconds), "took")] if s.seconds is not None else []),
     ]
@@ -274,7 +275,7 @@ def synthesis_view(synthesis: Synthesis) -> SynthesisView:
             label="Failed attempts: "
             + listing([f"{words(n)} {count(c)}" for n, c in reasons[:MAX_REASONS]] or ["none"]),
         ),
-        num_failed=sum(s.failed_attempts.values()),
+        num_failed=count(sum(s.failed_attempts.values())),
         num_reasons_left_out=max(0, len(reasons) - MAX_REASONS),
     )
 

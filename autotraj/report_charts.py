@@ -15,11 +15,11 @@ from markupsafe import Markup
 
 from autotraj.report_format import count, short
 
-WIDTH = 440  # of charts with rows
+WIDTH = 380  # of charts with rows
 ROW = 30
 CURVE_WIDTH, CURVE_HEIGHT = 300, 150
 MAX_POINTS = 240
-MAX_LABEL = 18
+MAX_LABEL = 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +147,7 @@ def interval_chart(rows: Sequence[Estimate], *, label: str, domain: tuple[float,
         return Markup("")
     ends = [row.value + sign * (row.half_width or 0.0) for row in finite for sign in (-1, 1)]
     ticks = nice_ticks(*(domain or (min(0.0, *ends), max(ends))))
-    left, right, height = 112.0, WIDTH - 108.0, ROW * len(finite)
+    left, right, height = 104.0, WIDTH - 78.0, ROW * len(finite)
     x = Scale(ticks[0], ticks[-1], left, right)
     parts = _columns(ticks, x, height)
     for index, row in enumerate(finite):
@@ -168,8 +168,8 @@ def stacked_chart(rows: Sequence[Row], classes: Sequence[str], *, label: str) ->
     highs = [sum(max(0.0, v or 0.0) for v in row.values) for row in rows]
     if not rows or min(lows) == max(highs):
         return Markup("")
-    ticks = nice_ticks(min(lows), max(highs))
-    left, right, height = 112.0, WIDTH - 12.0, ROW * len(rows)
+    ticks = nice_ticks(min(lows), max(highs), 6)
+    left, right, height = 104.0, WIDTH - 12.0, ROW * len(rows)
     x = Scale(ticks[0], ticks[-1], left, right)
     parts = _columns(ticks, x, height)
     for index, row in enumerate(rows):
@@ -192,12 +192,12 @@ def bar_chart(rows: Sequence[tuple[str, int]], *, label: str) -> Markup:
     highest = max((n for _, n in rows), default=0)
     if highest <= 0:
         return Markup("")
-    left, right = 170.0, WIDTH - 60.0
+    left, right = 158.0, WIDTH - 52.0
     x = Scale(0, highest, left, right)
     parts: list[Markup] = []
     for index, (name, n) in enumerate(rows):
         top = ROW * index + 8.0
-        parts.append(_label(left - 10, top + 9, name, 26))
+        parts.append(_label(left - 10, top + 9, name, 21))
         parts.append(_bar(left, max(left + 1, x(n)), top, "bar"))
         parts.append(_text(x(n) + 8, top + 13, count(n), "value"))
     return _svg(WIDTH, ROW * len(rows) + 4, label, parts)
@@ -208,7 +208,7 @@ def dot_chart(rows: Sequence[Row], classes: Sequence[str], *, label: str, domain
     if not rows:
         return Markup("")
     ticks = nice_ticks(*domain)
-    left, right, height = 130.0, WIDTH - 16.0, ROW * len(rows)
+    left, right, height = 112.0, WIDTH - 16.0, ROW * len(rows)
     x = Scale(ticks[0], ticks[-1], left, right)
     parts = _columns(ticks, x, height)
     for index, row in enumerate(rows):

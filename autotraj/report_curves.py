@@ -27,6 +27,7 @@ class Curve:
     names: tuple[str, ...]
     kind: Kind = "number"
     hint: str = ""
+    smooth: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ GRPO = (
 SFT = (
     Curve("Loss", ("loss", "learner/loss", "train_loss"), hint="next token, on the model's own tokens"),
     Curve("Held-out loss", ("held_out/loss", "eval_loss")),
-    Curve("Learning rate", ("lr", "learner/lr")),
+    Curve("Learning rate", ("lr", "learner/lr"), smooth=False),
     Curve("Gradient norm", ("grad_norm", "learner/grad_norm")),
 )
 
@@ -99,7 +100,7 @@ def _plot(curve: Curve, series: Series) -> Plot:
         label=f"{curve.title}: {first} at step {count(series.steps[0])}, {last} at step {count(series.steps[-1])}",
         domain=(0.0, 1.0) if curve.kind == "share" else None,
         log=curve.kind == "log",
-        window=len(series.values) // 12,
+        window=len(series.values) // 12 if curve.smooth else 1,
         layout=(lambda value: percent(value, 0)) if curve.kind == "share" else short,
     )
     return Plot(curve.title, curve.hint, first, last, svg)

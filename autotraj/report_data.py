@@ -164,7 +164,7 @@ def load_report(run_dir: str | Path) -> ReportData:
     if not path.is_dir():
         raise UserError(f"{path}: no such run folder; `python -m autotraj run` makes one")
     # A folder of a single GRPO stage has its metrics at the root.
-    grpo = path / "grpo/metrics.jsonl"
+    grpo, root = path / "grpo/metrics.jsonl", path / "metrics.jsonl"
     return ReportData(
         name=path.resolve().name,
         finished=_finished(path),
@@ -173,7 +173,7 @@ def load_report(run_dir: str | Path) -> ReportData:
         sft=read_metrics(path / "sft/metrics.jsonl", "the SFT stage"),
         reward_model=read_metrics(path / "reward_model/metrics.jsonl", "the reward-model stage"),
         reward_model_figures=_figures(path / "reward_model/metrics.json"),
-        grpo=read_metrics(grpo if grpo.is_file() else path / "metrics.jsonl", "the GRPO stage"),
+        grpo=read_metrics(root if root.is_file() and not grpo.is_file() else grpo, "the GRPO stage"),
         samples=_samples(path),
         repairs=_repairs(path / "synthesis/repairs.jsonl"),
     )
@@ -303,7 +303,8 @@ def _number(value: Any) -> float | None:
         number = float(value)
     except OverflowError:
         return None
-    return number if math.isfinite(number) else None
+    # A chart of the widest numbers would run into infinity on the way.
+    return number if math.isfinite(number) and abs(number) < 1e300 else None
 
 
 def _finished(path: Path) -> datetime | None:

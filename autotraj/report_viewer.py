@@ -68,6 +68,7 @@ class Item:
     def outcome_words(self) -> str:
         return OUTCOME_WORDS[self.outcome]
 
+
 def choose(samples: Sequence[StageSamples], limit: int = MAX_TRAJECTORIES) -> list[tuple[str, Group, int]]:
     """(stage, group, index in it) of at most `limit` trajectories, the same number of each stage where there are so many.
 

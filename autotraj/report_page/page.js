@@ -109,7 +109,9 @@
   text.addEventListener("input", filter);
   const follow = () => {
     const entry = entries.find(({ link }) => link.hash === location.hash);
-    if (entry) select(entry, { reveal: true });
+    if (!entry) return;
+    list.scrollTop += entry.row.getBoundingClientRect().top - list.getBoundingClientRect().top - 60;
+    select(entry, { reveal: true });
   };
   addEventListener("hashchange", follow);
   filter();
