@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
@@ -164,17 +164,18 @@ def load_report(run_dir: str | Path) -> ReportData:
     if not path.is_dir():
         raise UserError(f"{path}: no such run folder; `python -m autotraj run` makes one")
     # A folder of a single GRPO stage has its metrics at the root.
+    summary = _json(path / "summary.json", Summary, "the results of the stages")
     grpo, root = path / "grpo/metrics.jsonl", path / "metrics.jsonl"
     return ReportData(
         name=path.resolve().name,
         finished=_finished(path),
-        summary=_json(path / "summary.json", Summary, "the results of the stages"),
+        summary=summary,
         synthesis=_json(path / "synthesis/synthesis.json", Synthesis, "the figures of synthesis and repair"),
         sft=read_metrics(path / "sft/metrics.jsonl", "the SFT stage"),
         reward_model=read_metrics(path / "reward_model/metrics.jsonl", "the reward-model stage"),
         reward_model_figures=_figures(path / "reward_model/metrics.json"),
         grpo=read_metrics(root if root.is_file() and not grpo.is_file() else grpo, "the GRPO stage"),
-        samples=_samples(path),
+        samples=_samples(path, () if isinstance(summary, Missing) else [stage.name for stage in summary.stages]),
         repairs=_repairs(path / "synthesis/repairs.jsonl"),
     )
 
@@ -226,9 +227,10 @@ def _figures(path: Path) -> dict[str, float] | Missing:
     return {name: number for name, value in found.items() if (number := _number(value)) is not None}
 
 
-def _samples(path: Path) -> tuple[StageSamples, ...] | Missing:
-    """`samples/<stage>.log`; without any, the ends of the training log, which every GRPO run has."""
-    logs = sorted((path / "samples").glob("*.log"), key=lambda log: (log.stat().st_mtime, log.name))
+def _samples(path: Path, order: Sequence[str]) -> tuple[StageSamples, ...] | Missing:
+    """`samples/<stage>.log`, stages in `order` and then others; without any, the ends of a GRPO run's training log."""
+    logs = list((path / "samples").glob("*.log"))
+    logs.sort(key=lambda log: (order.index(log.stem) if log.stem in order else len(order), log.name))
     try:
         stages = [_stage_samples(log) for log in logs] or _training_samples(path / "trajectories.log")
     except ValueError as error:
