@@ -1,9 +1,10 @@
 """The settings of `tasks.load_tasks`."""
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from trajectory.config import Section
 from trajectory.types import TaskKind
+from trajectory.word_problems_types import Tier
 
 
 class TaskConfig(Section):
@@ -33,3 +34,15 @@ class TaskConfig(Section):
 
     seed: int = 0
     """For `word-problems`: which ones are generated."""
+
+    tiers: dict[Tier, float] = Field(default={"easy": 1.0}, min_length=1)
+    """For `word-problems`: how hard, as shares (1 and 3 are a quarter and three quarters). Tiers: `easy`, one or two
+    operations; `steps`, three to five; `distractors`, numbers that don't matter; `units`, dozens, weeks and hours;
+    `chained`, a second sum that needs the first's result; `lookup`, a price that only the search corpus knows."""
+
+    @field_validator("tiers")
+    @classmethod
+    def _some_share(cls, tiers: dict[Tier, float]) -> dict[Tier, float]:
+        if min(tiers.values()) < 0 or not 0 < sum(tiers.values()) < float("inf"):
+            raise ValueError("shares of tiers must not be negative, and one must be positive")
+        return tiers

@@ -59,7 +59,8 @@ def _normalised(question: str) -> str:
 
 def _generate(config: TaskConfig) -> list[Task]:
     try:
-        return word_problems.generate(cast(word_problems.Split, config.split), config.limit or 1000, config.seed)
+        split = cast(word_problems.Split, config.split)
+        return word_problems.generate(split, config.limit or 1000, config.seed, config.tiers)
     except ValueError as error:
         raise ValueError(f"data.split = {config.split!r}, data.limit = {config.limit}: {error}") from error
 

@@ -1,34 +1,39 @@
 """Templated word problems with numbers too large for a tiny model's head: what the embedded default learns on.
 
-Each is a story around an arithmetic expression of one or two operations, at least one of them a multiplication:
+Each is a story around an arithmetic expression. Those of the tier `easy` have one or two operations, at least one of them
+a multiplication; the harder tiers are in `word_problems_hard.py`:
 
     Leo has 631 stamps and buys 98 bags of 4 stamps each. How many stamps does Leo have now?      631+98*4 = 1023
 
-Train and evaluation share no problem: a hash of the numbers (in order of size) and the answer decides the split, so
-neither another name nor another story nor "4 bags of 98" carries a problem across.
+Train and evaluation share no problem, in no tier: a hash of the numbers (in order of size) and the answer decides the
+split, so neither another name nor another story nor "4 bags of 98" carries a problem across.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from random import Random
 from typing import Literal, get_args
 
+from trajectory import word_problems_hard
 from trajectory.types import Task
+from trajectory.word_problems_types import (
+    ITEMS,
+    NAMES,
+    ONE_DIGIT,
+    THREE_DIGITS,
+    TWO_DIGITS,
+    Call,
+    Tier,
+    WordProblem,
+)
 
 Split = Literal["train", "eval"]
 
-EVAL_SHARE = 10
-"""One problem in so many belongs to the evaluation split."""
-
 MAX_NUM = {"train": 200_000, "eval": 20_000}
 """Most problems that one call gives; the templates hold over ten times as many, so drawing unseen ones stays quick."""
-
-NAMES = ("Leo", "Mia", "Sam", "Ana", "Max", "Eva", "Ben", "Zoe", "Tom", "Lily", "Omar", "Nina")
-ITEMS = ("stamps", "coins", "cards", "pens", "books", "apples", "shells", "beads", "nails", "seeds", "eggs", "stones")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,27 +46,7 @@ class Template:
     ranges: tuple[tuple[int, int], ...]  # inclusive, one for each number
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WordProblem:
-    """A told problem and the expression that solves it."""
-
-    question: str
-    expression: str  # Python, e.g. "631+98*4"
-    answer: int
-    key: str  # the same for problems that differ only in words or in the order of the numbers
-
-    @property
-    def split(self) -> Split:
-        digest = hashlib.sha256(self.key.encode()).digest()
-        return "eval" if int.from_bytes(digest[:8], "big") % EVAL_SHARE == 0 else "train"
-
-    @property
-    def task(self) -> Task:
-        digest = hashlib.sha256(self.question.encode()).hexdigest()
-        return Task(id=f"word-problem-{digest[:16]}", question=self.question, golds=(str(self.answer),))
-
-
-ONE_DIGIT, TWO_DIGITS, THREE_DIGITS = (3, 9), (12, 99), (100, 999)
+ONLY_EASY: Mapping[Tier, float] = {"easy": 1.0}
 
 TEMPLATES = (
     Template(
@@ -116,37 +101,67 @@ TEMPLATES = (
 
 
 def draw(random: Random) -> WordProblem:
-    """One problem of either split."""
+    """One easy problem of either split."""
     template = random.choice(TEMPLATES)
     numbers = [random.randint(low, high) for low, high in template.ranges]
     words: dict[str, str | int] = dict(zip("abc", numbers, strict=False))
     answer = template.value(*numbers)
+    expression = template.expression.format(**words)
     return WordProblem(
         question=template.story.format(name=random.choice(NAMES), item=random.choice(ITEMS), **words),
-        expression=template.expression.format(**words),
+        expression=expression,
         answer=answer,
         key=f"{sorted(numbers)} {answer}",
+        calls=(Call(tool="code", content=expression, output=str(answer)),),
     )
 
 
-def problems(split: Split, seed: int = 0) -> Iterator[WordProblem]:
-    """An endless run of different problems of one split, the same in every process."""
-    random = Random(f"word-problems/{split}/{seed}")  # seeding with a string hashes it with SHA-512, not with `hash`
+def draw_tier(tier: Tier, random: Random) -> WordProblem:
+    """One problem of `tier`, of either split."""
+    return draw(random) if tier == "easy" else word_problems_hard.draw(tier, random)
+
+
+def problems(split: Split, seed: int = 0, tier: Tier = "easy") -> Iterator[WordProblem]:
+    """An endless run of different problems of one split and one tier, the same in every process."""
+    # Seeding with a string hashes it with SHA-512, not with `hash`, which differs between processes.
+    random = Random(f"word-problems/{split}/{seed}" + ("" if tier == "easy" else f"/{tier}"))
     seen: set[str] = set()
     while True:
-        problem = draw(random)
+        problem = draw_tier(tier, random)
         if problem.split == split and problem.key not in seen:
             seen.add(problem.key)
             yield problem
 
 
-def generate(split: Split, num: int, seed: int = 0) -> list[Task]:
-    """`num` different tasks of one split. Those of a smaller `num` are the first of those of a larger one.
+def mixed(split: Split, seed: int = 0, tiers: Mapping[Tier, float] = ONLY_EASY) -> Iterator[WordProblem]:
+    """An endless run of different problems of one split, of each tier as often as its share of all shares says."""
+    tiers = {tier: share for tier, share in tiers.items() if share > 0}
+    if list(tiers) == ["easy"]:
+        yield from problems(split, seed)
+    random = Random(f"word-problems/{split}/{seed}/tiers")
+    # By the declared order, not the mapping's: two ways to write the same shares give the same problems.
+    names = [tier for tier in get_args(Tier) if tier in tiers]
+    runs = {tier: problems(split, seed, tier) for tier in names}
+    while True:
+        (tier,) = random.choices(names, weights=[tiers[name] for name in names])
+        yield next(runs[tier])
 
-    Raises ValueError for an unknown split and for a `num` that is negative or above `MAX_NUM`.
+
+def generate(split: Split, num: int, seed: int = 0, tiers: Mapping[Tier, float] = ONLY_EASY) -> list[Task]:
+    """`num` different tasks of one split, of the tiers by their shares. Those of a smaller `num` are the first of those
+    of a larger one.
+
+    Raises ValueError for an unknown split, for a `num` that is negative or above `MAX_NUM`, and for tiers without any
+    share.
     """
     if split not in get_args(Split):
         raise ValueError(f"split is {split!r}; word problems have {get_args(Split)}")
     if not 0 <= num <= MAX_NUM[split]:
         raise ValueError(f"num is {num}; the {split!r} split of word problems gives 0 to {MAX_NUM[split]} at a time")
-    return [problem.task for problem in islice(problems(split, seed), num)]
+    if unknown := [tier for tier in tiers if tier not in get_args(Tier)]:
+        raise ValueError(f"tiers are {', '.join(get_args(Tier))}; there is no {unknown[0]!r}")
+    if min(tiers.values(), default=0) < 0 or not 0 < sum(tiers.values()) < float("inf"):
+        raise ValueError(
+            f"the shares of the tiers are {dict(tiers)}; they must not be negative, and one must be positive"
+        )
+    return [problem.task for problem in islice(mixed(split, seed, tiers), num)]
