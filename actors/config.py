@@ -2,8 +2,10 @@
 
 from typing import Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, SecretStr, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, SecretStr, model_validator
 
+from actors.repair_prompt import RIGHT_PROMPT, WRONG_PROMPT
+from rewards.config import QualityConfig, RewardConfig
 from trajectory.chat import SYSTEM_PROMPT
 from trajectory.config import Section
 
@@ -143,12 +145,145 @@ class RewardModelConfig(Section):
     """Longest wait for a checkpoint to be loaded, at the start and at a swap."""
 
 
+class EndpointConfig(Section):
+    """A chat model behind an OpenAI-compatible HTTP interface."""
+
+    base_url: str
+    """Up to and including the version, as `http://localhost:8000/v1`."""
+
+    model: str
+    """The model's name there."""
+
+    api_key_env: str = ""
+    """Environment variable of the actor that holds the key, which is never stored. Empty: the server asks for none."""
+
+    concurrency: PositiveInt = 16
+    """Requests in flight from one actor; more wait."""
+
+    max_retries: NonNegativeInt = 4
+    """Further tries of a request that found nobody, timed out, or was answered 408, 409, 429 or 5xx. The pause before each
+    doubles from half a second to 8 s; the server's Retry-After goes first."""
+
+    timeout_s: PositiveFloat = 120.0
+    """Longest silence of the server within one try."""
+
+    deadline_s: PositiveFloat = 300.0
+    """Longest wait for one completion: all tries, their pauses, and a server that dribbles."""
+
+
+class RepairConfig(Section):
+    """Repair of bad trajectories by a language model, its tools running for real (arXiv 2601.23032, stage 1)."""
+
+    repairer: Literal["policy", "engine", "endpoint"] = "policy"
+    """Who repairs: the rollout actors' engine, an engine of the repair actors' own, or an HTTP endpoint."""
+
+    engine: EngineConfig | None = None
+    """The repair actors' own engine, for repairer = `engine`."""
+
+    endpoint: EndpointConfig | None = None
+    """Where the repairer is, for repairer = `endpoint`."""
+
+    temperatures: tuple[NonNegativeFloat, ...] = (0.3, 0.7, 1.0)
+    """Sampling temperature of each attempt at one trajectory, rising; as many attempts as there are. 0 is greedy."""
+
+    right_prompt: str = RIGHT_PROMPT
+    """The user's message when the answer was right. `{question}`, `{trajectory}` and `{problems}` are filled in."""
+
+    wrong_prompt: str = WRONG_PROMPT
+    """The user's message when the answer was wrong or malformed. The gold answer is never shown."""
+
+    problems_as: Literal["sentences", "names"] = "sentences"
+    """How `{problems}` reads: a list of sentences with figures, or bare names with commas between."""
+
+    require_tools: bool = False
+    """Refuse repairs that call no tool even where the original called none."""
+
+    max_trajectory_chars: PositiveInt = 8000
+    """Of a longer bad trajectory the prompt shows the first and last halves."""
+
+    max_prompt_tokens: PositiveInt = 4096
+    """A trajectory whose repair prompt is longer is not repaired. On an engine that holds less, what it holds beside
+    `episode.max_response_tokens` is the limit."""
+
+    deadline_s: PositiveFloat = 600.0
+    """Longest wait for the repair of one trajectory: all attempts, their tools, and queueing."""
+
+    max_concurrent_attempts: PositiveInt = 64
+    """Attempts in flight on one repair actor; more wait. On the policy's engine they take places of episodes."""
+
+    num_actors: PositiveInt = 1
+    """Repair actors. There are none with repairer = `policy`."""
+
+    num_cpus: PositiveFloat = 1.0
+    """Ray CPUs that each repair actor reserves."""
+
+    @property
+    def num_gpus(self) -> int:
+        """Ray GPUs of each repair actor."""
+        own = self.engine if self.repairer == "engine" else None
+        return own.tensor_parallel_size if own is not None and own.device == "gpu" else 0
+
+    @model_validator(mode="after")
+    def _no_contradictions(self) -> "RepairConfig":
+        if self.repairer == "engine" and self.engine is None:
+            raise ValueError("repairer = 'engine' needs a section `engine`")
+        if self.repairer == "endpoint" and self.endpoint is None:
+            raise ValueError("repairer = 'endpoint' needs a section `endpoint`")
+        if not self.temperatures or list(self.temperatures) != sorted(self.temperatures):
+            raise ValueError(f"temperatures = {self.temperatures} must be at least one, rising")
+        for name in ("right_prompt", "wrong_prompt"):
+            for place in ("{question}", "{trajectory}"):
+                if place not in getattr(self, name):
+                    raise ValueError(f"{name} doesn't show {place}: the repairer would write without it")
+        return self
+
+    def prompt_limit(self, engine: EngineConfig, episode: EpisodeConfig) -> int:
+        """Longest repair prompt on `engine`, in tokens."""
+        return min(self.max_prompt_tokens, engine.max_model_len - episode.max_response_tokens)
+
+
+class RepairSettings(Section):
+    """All that a `RepairActor` is built from."""
+
+    model: str
+    """Directory of the policy's checkpoint: repairs are handed over in its tokens."""
+    repair: RepairConfig
+    episode: EpisodeConfig = EpisodeConfig()
+    quality: QualityConfig = QualityConfig()
+    reward: RewardConfig = RewardConfig()
+    sandbox_address: str
+    """`host:port` of a running tool gateway."""
+    sandbox_token: SecretStr | None = None
+    """Shared token of the gateway, if it asks for one."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> "RepairSettings":
+        if self.repair.repairer == "policy":
+            raise ValueError("repair.repairer = 'policy' has no repair actors: the rollout actors repair")
+        if self.repair.repairer == "engine":
+            assert self.repair.engine is not None
+            _check_room_for_repairs(self.repair, self.repair.engine, self.episode)
+        return self
+
+
+def _check_room_for_repairs(repair: RepairConfig, engine: EngineConfig, episode: EpisodeConfig) -> None:
+    if (room := repair.prompt_limit(engine, episode)) < 1:
+        raise ValueError(
+            f"an engine of max_model_len = {engine.max_model_len} has no room for a repair prompt beside "
+            f"episode.max_response_tokens = {episode.max_response_tokens} ({room} tokens)"
+        )
+
+
 class RolloutSettings(Section):
     """All that a `RolloutActor` is built from; `AlgorithmConfig.rollout_settings`."""
 
     engine: EngineConfig
     episode: EpisodeConfig = EpisodeConfig()
     rollout: RolloutConfig = RolloutConfig()
+    repair: RepairConfig | None = None
+    """Given: `RolloutActor.repair` can be asked, with repairer = `policy`."""
+    quality: QualityConfig = QualityConfig()
+    reward: RewardConfig = RewardConfig()
     sandbox_address: str
     """`host:port` of a running tool gateway."""
     sandbox_token: SecretStr | None = None
@@ -162,6 +297,8 @@ class RolloutSettings(Section):
                 f"episode.max_prompt_tokens + episode.max_response_tokens = {longest} exceeds "
                 f"engine.max_model_len = {self.engine.max_model_len}"
             )
+        if self.repair is not None and self.repair.repairer == "policy":
+            _check_room_for_repairs(self.repair, self.engine, self.episode)
         num_gpus = self.engine.tensor_parallel_size if self.engine.device == "gpu" else 0
         if self.rollout.num_gpus != num_gpus:
             raise ValueError(

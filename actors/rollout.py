@@ -21,6 +21,7 @@ from ray.rllib.env.env_runner import EnvRunner
 
 from actors.config import RolloutSettings
 from actors.engine import UpdateReport
+from actors.repairer import AttemptFn, RepairRequest, RepairResult, on_engine, repair_all
 from actors.sampler import Sampler
 from actors.vllm_engine import VLLMEngine
 from tool_sandbox.client import AsyncSandboxClient
@@ -47,6 +48,7 @@ class RolloutActor(EnvRunner):
         self._engine = VLLMEngine(self._settings.engine, seed=(config.seed or 0) + self.worker_index)
         self._sandbox: AsyncSandboxClient | None = None
         self._sampler: Sampler | None = None
+        self._attempt_repair: AttemptFn | None = None
         self._starting: asyncio.Task[None] | None = None
         self._ending = False
 
@@ -74,6 +76,30 @@ class RolloutActor(EnvRunner):
         """One group of `num_samples` a task, in the order of `tasks`; temperature 0 is greedy."""
         try:
             return await self._running().evaluate(tasks, num_samples=num_samples, temperature=temperature, seed=seed)
+        finally:
+            self._follow_engine()
+
+    async def repair(self, requests: Sequence[RepairRequest], seed: int) -> list[RepairResult]:
+        """One result a request, in their order, by this actor's engine; see `repairer.repair`.
+
+        Needs `rollout_settings.repair` with repairer = `policy`. Attempts take places among the episodes.
+        """
+        self._running()
+        if self._attempt_repair is None:
+            raise RuntimeError(
+                f"{self!r} was asked to repair, but rollout_settings.repair doesn't say repairer = 'policy'"
+            )
+        settings = self._settings
+        assert settings.repair is not None
+        try:
+            return await repair_all(
+                requests,
+                seed,
+                attempt=self._attempt_repair,
+                config=settings.repair,
+                quality_config=settings.quality,
+                reward_config=settings.reward,
+            )
         finally:
             self._follow_engine()
 
@@ -169,6 +195,9 @@ class RolloutActor(EnvRunner):
             settings.episode,
             max_concurrent_episodes=settings.rollout.max_concurrent_episodes,
         )
+        if settings.repair is not None and settings.repair.repairer == "policy":
+            limit = settings.repair.prompt_limit(settings.engine, settings.episode)
+            self._attempt_repair = on_engine(self._sampler, tokenizer, settings.episode, limit)
 
     async def _call_tool(self, call: ToolCall, timeout_s: float) -> ToolResult:
         assert self._sandbox is not None, "connected by start()"

@@ -49,7 +49,9 @@ class Sampler:
         temperature = self._config.temperature if temperature is None else temperature
         trajectories = await asyncio.gather(
             *(
-                self._episode(task, prompt_ids, index, lease_id, np.random.SeedSequence([seed, index]), temperature)
+                self._episode(
+                    task, prompt_ids, index, lease_id, np.random.SeedSequence([seed, index]), temperature, self._config
+                )
                 for index in range(group_size)
             )
         )
@@ -67,6 +69,17 @@ class Sampler:
             )
         )
 
+    async def attempt(
+        self, task: Task, prompt_ids: Sequence[int], name: str, seed: int, temperature: float
+    ) -> Trajectory:
+        """One episode on a prompt of the caller's own, such as a repair's, whatever its length.
+
+        `name` is like no other's in flight. A failure is data, as in a group.
+        """
+        config = self._config.model_copy(update={"max_prompt_tokens": len(prompt_ids)})
+        seeds = np.random.SeedSequence(seed)
+        return await self._episode(task, list(prompt_ids), 0, name, seeds, temperature, config)
+
     async def _episode(
         self,
         task: Task,
@@ -75,6 +88,7 @@ class Sampler:
         lease_id: str,
         seeds: np.random.SeedSequence,
         temperature: float,
+        config: EpisodeConfig,
     ) -> Trajectory:
         async def generate(token_ids: Sequence[int], max_tokens: int) -> Generation:
             (turn_seeds,) = seeds.spawn(1)  # each turn its own: one seed would repeat the turn before
@@ -101,7 +115,7 @@ class Sampler:
                     generate=generate,
                     call_tool=self._call_tool,
                     encode=lambda text: encode(self._tokenizer, text),
-                    config=self._config,
+                    config=config,
                 )
             finally:
                 self.num_episodes_in_flight -= 1

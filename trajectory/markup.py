@@ -41,6 +41,8 @@ _TAG = re.compile(r"<(/?)(think|code|search|result|answer)>")
 # `<x>` without spaces: our tags, and the control tokens that a tokenizer would read as one (`<|im_end|>`, `</s>`). It
 # can't look past the next "<", so it stays linear.
 _TAG_LIKE = re.compile(r"<(?=[^<>\s]+>)")
+# The same, but for the tags of the grammar.
+_FOREIGN_TAG_LIKE = re.compile(r"<(?!/?(?:think|code|search|result|answer)>)(?=[^<>\s]+>)")
 _BRACE = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
 
 
@@ -164,6 +166,14 @@ def escape(text: str) -> str:
     `<class 'int'>` stay as they are. Lone surrogates, which no tokenizer can encode, become `?`.
     """
     return _TAG_LIKE.sub("< ", text.encode("utf-8", "replace").decode("utf-8"))
+
+
+def quote(text: str) -> str:
+    """A trajectory as it is shown in a prompt: as `escape`, but the tags of the grammar stay.
+
+    A control token (`<|im_end|>`, `</s>`) in it would end the message that quotes it.
+    """
+    return _FOREIGN_TAG_LIKE.sub("< ", text.encode("utf-8", "replace").decode("utf-8"))
 
 
 def render_result(output: str, max_chars: int) -> str:
