@@ -2,9 +2,56 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 
 from trajectory.config import Section
+
+
+class SearchConfig(Section):
+    """The tool `search`."""
+
+    kind: Literal["none", "bm25", "http"] = "none"
+    """Where documents come from: nowhere (calls are `rejected`), a local `index`, or a retriever at `url`."""
+
+    index: str = ""
+    """For `bm25`: the folder that `python -m autotraj search-index` made, as seen from the repository root."""
+
+    url: str = ""
+    """For `http`: the retriever's address, without `/search`."""
+
+    top_n: int = Field(default=3, ge=1, le=100)
+    """Documents of one result."""
+
+    max_document_chars: int = Field(default=1000, ge=20)
+    """A longer document is cut, characters."""
+
+    max_chars: int = Field(default=4000, ge=20)
+    """Most characters of a result; `episode.max_result_chars` cuts it once more, in the middle."""
+
+    max_query_chars: int = Field(default=1000, ge=1)
+    """A longer query is `rejected`."""
+
+    max_concurrent: int = Field(default=8, ge=1, le=256)
+    """Queries that run at once; more wait, `queue_timeout_s` at most."""
+
+    batch_size: int = Field(default=1, ge=1, le=1024)
+    """For `http`: queries that one request carries at most. Above 1, those that come together go to `/batch_search`."""
+
+    attempts: int = Field(default=3, ge=1, le=10)
+    """For `http`: tries of one request, all within the call's own deadline."""
+
+    request_timeout_s: float = Field(default=5.0, gt=0)
+    """For `http`: longest wait for one try to connect, and for the next bytes of its answer, seconds."""
+
+    @model_validator(mode="after")
+    def _has_its_source(self) -> SearchConfig:
+        if self.kind == "bm25" and not self.index:
+            raise ValueError('kind = "bm25" needs index, the folder that `python -m autotraj search-index` made')
+        if self.kind == "http" and not self.url.startswith(("http://", "https://")):
+            raise ValueError(f'kind = "http" needs url, an address with http:// or https://; it is {self.url!r}')
+        return self
 
 
 class SandboxConfig(Section):
@@ -58,6 +105,9 @@ class SandboxConfig(Section):
 
     start_timeout_s: float = Field(default=60.0, gt=0)
     """Longest wait for the first container to be ready, seconds."""
+
+    search: SearchConfig = SearchConfig()
+    """The tool `search`, which runs in the gateway itself."""
 
     @model_validator(mode="after")
     def _loopback_or_token(self) -> SandboxConfig:

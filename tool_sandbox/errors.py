@@ -6,6 +6,7 @@
     ├── AddressError    the gateway can't listen where it was told to
     ├── GatewayError    the gateway process didn't come up
     ├── RunnerError     a container's runner broke its protocol or died
+    ├── SearchError     the search index is missing, or its corpus can't be indexed
     └── WireError       bytes that aren't a request or a reply
 
 A failed *call* is no exception: it is a `ToolResult` whose status says so.
@@ -36,6 +37,10 @@ class GatewayError(SandboxError):
 
 class RunnerError(SandboxError):
     """A container's runner broke its protocol or died."""
+
+
+class SearchError(SandboxError):
+    """The search index is missing or unreadable, or its corpus can't be indexed."""
 
 
 class WireError(SandboxError):

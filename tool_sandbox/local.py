@@ -20,12 +20,20 @@ from typing import Any
 
 from tool_sandbox.client import SandboxClient
 from tool_sandbox.config import SandboxConfig
-from tool_sandbox.errors import AddressError, EngineError, GatewayError, ImageError, RunnerError, SandboxError
+from tool_sandbox.errors import (
+    AddressError,
+    EngineError,
+    GatewayError,
+    ImageError,
+    RunnerError,
+    SandboxError,
+    SearchError,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 STOP_TIMEOUT_S = 15.0
 _ERRORS: dict[str, type[SandboxError]] = {
-    kind.__name__: kind for kind in (AddressError, EngineError, ImageError, RunnerError)
+    kind.__name__: kind for kind in (AddressError, EngineError, ImageError, RunnerError, SearchError)
 }
 
 

@@ -1,11 +1,35 @@
-"""The tool `python`: which zygote a piece of code is for."""
+"""The tool `python`: code for the pool of containers."""
 
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
+
+from trajectory.types import ToolResult
+
+if TYPE_CHECKING:
+    from tool_sandbox.pool import Pool
 
 # A module that is only named in a string routes to the warm zygote, too: slower by some milliseconds, never wrong.
 _HEAVY = re.compile(r"\b(?:numpy|scipy|sympy)\b")
+
+
+class PythonTool:
+    """Runs code in a container, a session's cells in the container that has its state."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    async def start(self) -> None:
+        await self._pool.start()
+
+    async def close(self) -> None:
+        await self._pool.close()
+
+    async def run(self, content: str, *, timeout_s: float, queue_s: float, session_id: str | None) -> ToolResult:
+        return await self._pool.run(
+            zygote_for(content), content, timeout_s=timeout_s, queue_s=queue_s, session_id=session_id
+        )
 
 
 def zygote_for(code: str) -> str:

@@ -1,4 +1,4 @@
-"""The gateway: one gRPC method in front of a pool of containers.
+"""The gateway: one gRPC method in front of the tools: a pool of containers, and a search if one is set.
 
 `python -m tool_sandbox.server PARENT_PID` is what `local_sandbox` starts: settings as JSON on stdin, one line of JSON on
 stdout when it is ready (`{"address": …}`) or can't be (`{"error": …}`); it serves until SIGTERM or its parent is gone.
@@ -19,18 +19,13 @@ from collections.abc import Callable
 import grpc
 import grpc.aio
 
-from tool_sandbox import wire
+from tool_sandbox import registry, wire
 from tool_sandbox.client import MARGIN_S
 from tool_sandbox.config import SandboxConfig
 from tool_sandbox.errors import AddressError, SandboxError, WireError
-from tool_sandbox.pool import Pool
-from tool_sandbox.python_tool import zygote_for
 from trajectory.types import ToolResult
 
 logger = logging.getLogger(__name__)
-
-TOOLS: dict[str, Callable[[str], str]] = {"python": zygote_for}
-"""Registry name → which zygote runs the content."""
 
 DRAIN_S = 2.0
 PARENT_CHECK_S = 1.0
@@ -43,16 +38,16 @@ _OPTIONS = [
 
 
 class Gateway:
-    """Serves one pool. `start`, then `address`; `stop`."""
+    """Serves one set of tools. `start`, then `address`; `stop`."""
 
     def __init__(self, config: SandboxConfig) -> None:
         self._config = config
-        self._pool = Pool(config)
+        self._tools = registry.build(config)
         self._server = grpc.aio.server(options=_OPTIONS)
         self.address = ""
 
     async def start(self) -> None:
-        """Listen, then start the containers. Errors: SandboxError, with the remedy."""
+        """Listen, then start the tools. Errors: SandboxError, with the remedy."""
         handler = grpc.unary_unary_rpc_method_handler(self._call)
         self._server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler(wire.SERVICE, {wire.CALL: handler}),)
@@ -67,13 +62,15 @@ class Gateway:
                 f"sandbox.address: can't listen on {self._config.address}, the port is in use or not ours; choose another, "
                 "or port 0 for a free one"
             )
-        await self._pool.start()
+        # What is quick to fail goes first: no containers for a gateway that lacks its search index.
+        for name in sorted(self._tools, reverse=True):
+            await self._tools[name].start()
         await self._server.start()
         self.address = f"{host}:{port}"
 
     async def stop(self) -> None:
         # Together: new calls are refused, those that run or wait are answered, and gRPC has time to send the answers.
-        await asyncio.gather(self._server.stop(DRAIN_S), self._pool.close())
+        await asyncio.gather(self._server.stop(DRAIN_S), *(tool.close() for tool in self._tools.values()))
 
     async def _call(self, data: bytes, context: grpc.aio.ServicerContext) -> bytes:
         """One tool call. Cancelling it, or losing the client, cancels this coroutine and kills the code."""
@@ -92,25 +89,21 @@ class Gateway:
         queue_s = self._config.queue_timeout_s
         if left_s is not None:  # leave the code its time: an answer after the client's deadline helps nobody
             queue_s = max(0.0, min(queue_s, left_s - request.timeout_s - MARGIN_S / 2))
-        result = await self._pool.run(
-            TOOLS[request.tool](request.content),
-            request.content,
-            timeout_s=request.timeout_s,
-            queue_s=queue_s,
-            session_id=request.session_id,
+        result = await self._tools[request.tool].run(
+            request.content, timeout_s=request.timeout_s, queue_s=queue_s, session_id=request.session_id
         )
         return wire.encode_result(result)
 
     def _refuse(self, request: wire.CallRequest) -> str:
         """Why a well-formed request isn't run; empty if it is."""
         config = self._config
-        if request.tool not in TOOLS:
-            return f"no tool named {request.tool!r} here; there is {', '.join(sorted(TOOLS))}"
+        if request.tool not in self._tools:
+            return f"no tool named {request.tool!r} here; there is {', '.join(sorted(self._tools))}"
         if request.timeout_s > config.max_timeout_s:
             return f"timeout_s={request.timeout_s:g} exceeds sandbox.max_timeout_s={config.max_timeout_s:g}"
         size = len(request.content.encode("utf-8", "surrogatepass"))
         if size > config.max_content_bytes:
-            return f"{size} bytes of code exceed sandbox.max_content_bytes={config.max_content_bytes}"
+            return f"{size} bytes of content exceed sandbox.max_content_bytes={config.max_content_bytes}"
         return ""
 
 

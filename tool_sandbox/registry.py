@@ -1,0 +1,34 @@
+"""Which tools a gateway has. A further tool is a class with these three methods and its line in `build`."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from tool_sandbox.config import SandboxConfig
+from tool_sandbox.pool import Pool
+from tool_sandbox.python_tool import PythonTool
+from tool_sandbox.search_tool import SearchTool
+from trajectory.types import ToolResult
+
+
+class Tool(Protocol):
+    """Made and used inside the gateway's event loop."""
+
+    async def start(self) -> None:
+        """Ready for calls when it returns. Errors: SandboxError, with the remedy."""
+
+    async def close(self) -> None:
+        """Ends what runs, also after a `start` that failed or never came; what waits is answered `unavailable`."""
+
+    async def run(self, content: str, *, timeout_s: float, queue_s: float, session_id: str | None) -> ToolResult:
+        """One call: `timeout_s` seconds of execution after `queue_s` of waiting, both at most. A failure is a result.
+        Cancelling it ends what it started."""
+        ...
+
+
+def build(config: SandboxConfig) -> dict[str, Tool]:
+    """Registry name → tool, of those that are configured."""
+    tools: dict[str, Tool] = {"python": PythonTool(Pool(config))}
+    if config.search.kind != "none":
+        tools["search"] = SearchTool(config.search)
+    return tools
