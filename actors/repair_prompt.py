@@ -59,7 +59,7 @@ def render(request: RepairRequest, config: RepairConfig) -> str:
 def describe(problem: str, found: Quality) -> str:
     """What the name of a problem means, as a sentence with its figures; an unknown name stays as it is."""
     if problem == "low length":
-        wanted = f"; {found.ideal_num_words} are enough" if found.num_words > found.ideal_num_words else ""
+        wanted = f"; {found.ideal_num_words} are enough" if found.num_words > found.ideal_num_words > 0 else ""
         return f"Its length is off: it has {found.num_words} words{wanted}."
     if problem == "low repetition":
         share = 1 - found.dimensions.get("repetition", 1.0)

@@ -63,10 +63,10 @@ the model's own; a limit of the episode; a tag that is never closed, no closed `
 that could not be reached; no tool called though the original did or it is required; then the answer, then the score. The
 others are about the way there."""
 
-ENDS_REPAIR: frozenset[Reason] = frozenset(
-    {"prompt_too_long", "endpoint_down", "endpoint_timeout", "endpoint_refused", "rate_limited", "engine_dead"}
+OUTAGES: frozenset[Reason] = frozenset(
+    {"endpoint_down", "endpoint_timeout", "endpoint_refused", "rate_limited", "engine_dead"}
 )
-"""After these no further attempt is made: it would meet the same, and endpoints have had their retries."""
+"""Nobody was there to write. No further attempt is made: it would meet the same, and endpoints have had their retries."""
 
 _ERRORS: dict[str, Reason] = {
     "EndpointDown": "endpoint_down",
@@ -122,6 +122,12 @@ class RepairResult:
     accepted: Trajectory | None  # as an answer to the original prompt; it carries no logprobs of any policy
     quality: Quality | None  # of what was accepted
     attempts: tuple[Attempt, ...]
+
+    @property
+    def outage(self) -> str:
+        """The reason, if nothing was accepted because nobody was there to write: not a hard case, but worth another try."""
+        last = self.attempts[-1].reason if self.attempts else ""
+        return last if last in OUTAGES else ""
 
 
 async def repair_all(
@@ -191,7 +197,7 @@ async def repair(
                 if reason is None:
                     accepted = as_answer(trajectory, request.trajectory, encode)
                     return RepairResult(accepted=accepted, quality=found, attempts=tuple(attempts))
-                if reason in ENDS_REPAIR:
+                if reason in OUTAGES:
                     break
     except TimeoutError:
         if not limit.expired():

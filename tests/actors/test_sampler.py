@@ -100,3 +100,14 @@ async def test_evaluation_keeps_the_order_and_the_cap() -> None:
     assert {s.temperature for _, s in engine.asked} == {0.0}
     assert engine.most_busy == 4
     assert len({s.seed for _, s in engine.asked}) == 3 * 5 * 2
+
+
+async def test_an_attempt_on_a_prompt_of_the_callers_own() -> None:
+    engine = ScriptedEngine()
+    sampler = sampler_on(engine, max_prompt_tokens=3)
+    trajectory = await sampler.attempt(TASKS[1], [1] * 50, "repair-0/t1", 5, 0.3)
+    assert (trajectory.task_id, trajectory.finish_reason, trajectory.num_tool_calls) == ("t1", "answer", 1)
+    assert trajectory.prompt_ids.tolist() == [1] * 50, "its length is the caller's affair"
+    assert [name for name, _ in engine.asked] == ["repair-0/t1/0/0", "repair-0/t1/0/1"]
+    assert {s.temperature for _, s in engine.asked} == {0.3}
+    assert sampler.num_episodes_finished == 1
