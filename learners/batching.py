@@ -49,6 +49,32 @@ class Sample:
         return int(self.mask.sum())
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Pair:
+    """Two token sequences, prompt included, of which the first is preferred by at least `margin` (in logits)."""
+
+    chosen: NDArray[np.int32]  # (L₁,)
+    rejected: NDArray[np.int32]  # (L₂,)
+    margin: float = 0.0
+
+    def __len__(self) -> int:
+        """Tokens of a rectangle that holds both sides: what must fit into `micro_batch_tokens`."""
+        return 2 * max(len(self.chosen), len(self.rejected))
+
+
+def check_pairs(pairs: Sequence[Pair]) -> None:
+    """Raise ValueError if there are no pairs, or for the first with equal or empty sides or a margin that is no number."""
+    if not pairs:
+        raise ValueError("no pairs to train on")
+    for i, pair in enumerate(pairs):
+        if np.array_equal(pair.chosen, pair.rejected):
+            raise ValueError(f"pair {i}: both sides are the same {len(pair.chosen)} tokens; there is nothing to prefer")
+        if not len(pair.chosen) or not len(pair.rejected):
+            raise ValueError(f"pair {i}: the {'rejected' if len(pair.chosen) else 'chosen'} side is empty")
+        if not np.isfinite(pair.margin):
+            raise ValueError(f"pair {i}: margin={pair.margin}")
+
+
 MicroBatch = tuple[Sample, ...]
 
 
@@ -62,38 +88,47 @@ def minibatches(samples: Sequence[Sample], num_minibatches: int) -> list[Sequenc
 def pack(
     samples: Sequence[Sample], token_budget: int, world_size: int = 1, *, padded: bool = True
 ) -> list[list[MicroBatch]]:
-    """Micro-batches for each rank.
+    """Micro-batches for each rank, by `assign`; a rank without samples left trains on a filler that carries no loss."""
+    shares = assign([len(s) for s in samples], token_budget, world_size, padded=padded)
+    shortest = min(samples, key=len)
+    filler = replace(shortest, mask=np.zeros_like(shortest.mask), advantage=0.0)
+    return [[tuple(samples[i] for i in bin_) or (filler,) for bin_ in bins] for bins in shares]
+
+
+def assign(
+    sizes: Sequence[int], token_budget: int, world_size: int = 1, *, padded: bool = True
+) -> list[list[tuple[int, ...]]]:
+    """Which items go together into a micro-batch, and on which rank.
 
     Args:
-        samples: the batch, in an order all ranks agree on.
-        token_budget: most tokens in a micro-batch. With `padded`, B × longest counts (right-padded rectangles, so
-            neighbours in length go together); otherwise the sum of lengths (first-fit decreasing).
+        sizes: tokens of each item of the batch, in an order all ranks agree on.
+        token_budget: most tokens in a micro-batch. With `padded`, items × longest counts (right-padded rectangles, so
+            neighbours in length go together); otherwise the sum of sizes (first-fit decreasing).
         world_size: number of ranks.
 
     Returns:
-        One list a rank, all of the same length ≥ 1 (ZeRO's collectives need that), each sample exactly once. Where a
-        rank would run out of samples it gets a copy of the shortest one that carries no loss. Ranks' token counts
-        differ by at most the longest sample's, fillers aside.
+        One list of micro-batches (tuples of indices) a rank, all of the same length ≥ 1 (ZeRO's collectives need that),
+        each item exactly once. An empty micro-batch is a place to fill with something that doesn't count. Ranks' token
+        counts differ by at most the longest item's.
 
     Raises:
-        ValueError: no samples, or a sample is longer than the budget.
+        ValueError: no items, or one is larger than the budget.
     """
-    if not samples:
+    if not sizes:
         raise ValueError("no samples to pack")
-    longest = max(map(len, samples))
-    if longest > token_budget:
-        raise ValueError(f"a sample of {longest} tokens exceeds micro_batch_tokens={token_budget}; raise that setting")
-    by_length = sorted(samples, key=len, reverse=True)
-    shares: list[list[Sample]] = [[] for _ in range(world_size)]
+    if max(sizes) > token_budget:
+        raise ValueError(
+            f"a sample of {max(sizes)} tokens exceeds micro_batch_tokens={token_budget}; raise that setting"
+        )
+    shares: list[list[int]] = [[] for _ in range(world_size)]
     loads = [0] * world_size
-    for sample in by_length:  # longest first to the least loaded rank
+    for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):  # longest first to the least loaded rank
         rank = loads.index(min(loads))
-        shares[rank].append(sample)
-        loads[rank] += len(sample)
+        shares[rank].append(i)
+        loads[rank] += sizes[i]
     fit = _fit_padded if padded else _fit_packed
-    ranks = [fit(share, token_budget) for share in shares]
+    ranks = [fit(share, sizes, token_budget) for share in shares]
     count = max(map(len, ranks))
-    filler = replace(by_length[-1], mask=np.zeros_like(by_length[-1].mask), advantage=0.0)
     for bins in ranks:
         while len(bins) < count:
             widest = max(bins, key=len, default=[])
@@ -101,36 +136,36 @@ def pack(
                 bins.remove(widest)
                 bins += [widest[::2], widest[1::2]]
             else:
-                bins.append([filler])
+                bins.append([])
     return [[tuple(b) for b in bins] for bins in ranks]
 
 
-def _fit_padded(by_length: Sequence[Sample], token_budget: int) -> list[list[Sample]]:
-    bins: list[list[Sample]] = []
-    for sample in by_length:
-        if bins and (len(bins[-1]) + 1) * len(bins[-1][0]) <= token_budget:
-            bins[-1].append(sample)
+def _fit_padded(by_size: Sequence[int], sizes: Sequence[int], token_budget: int) -> list[list[int]]:
+    bins: list[list[int]] = []
+    for i in by_size:
+        if bins and (len(bins[-1]) + 1) * sizes[bins[-1][0]] <= token_budget:
+            bins[-1].append(i)
         else:
-            bins.append([sample])
+            bins.append([i])
     return bins
 
 
-def _fit_packed(by_length: Sequence[Sample], token_budget: int) -> list[list[Sample]]:
-    bins: list[list[Sample]] = []
+def _fit_packed(by_size: Sequence[int], sizes: Sequence[int], token_budget: int) -> list[list[int]]:
+    bins: list[list[int]] = []
     room: list[int] = []
-    for sample in by_length:
-        i = next((i for i, free in enumerate(room) if free >= len(sample)), len(bins))
-        if i == len(bins):
+    for i in by_size:
+        place = next((k for k, free in enumerate(room) if free >= sizes[i]), len(bins))
+        if place == len(bins):
             bins.append([])
             room.append(token_budget)
-        bins[i].append(sample)
-        room[i] -= len(sample)
+        bins[place].append(i)
+        room[place] -= sizes[i]
     return bins
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Batch:
-    """A micro-batch as tensors. B sequences, T = longest response, N = True entries of `mask`.
+class Layout:
+    """B sequences as the model takes them.
 
     Padded: `input_ids` is (B, L), padded on the right; under causal attention no real token sees the padding, so no
     attention mask is needed. Packed: (1, ΣL), with `position_ids` that restart at 0 at each sequence and the `borders`
@@ -139,33 +174,53 @@ class Batch:
 
     input_ids: Tensor  # (B, L) or (1, ΣL)
     position_ids: Tensor  # (1, L) or (1, ΣL)
+    borders: Tensor | None  # packed: (B + 1,) int32, 0 and the running sum of lengths; padded: None
+    longest: int  # most tokens in a sequence
+    starts: NDArray[np.int64]  # (B,) where each sequence begins in the flattened ids
+
+
+def lay_out(sequences: Sequence[NDArray[np.int32]], *, padded: bool, device: torch.device | str = "cpu") -> Layout:
+    """Sequences of token ids, (L,) each, as one rectangle or one row."""
+    lengths = [len(ids) for ids in sequences]
+    if padded:
+        width = max(lengths)
+        rows = np.zeros((len(sequences), width), dtype=np.int64)
+        for row, ids in enumerate(sequences):
+            rows[row, : len(ids)] = ids
+        positions, starts = np.arange(width), np.arange(len(sequences)) * width
+    else:
+        rows = np.concatenate(sequences)[None].astype(np.int64)
+        positions, starts = np.concatenate([np.arange(n) for n in lengths]), np.cumsum([0, *lengths[:-1]])
+    return Layout(
+        input_ids=torch.from_numpy(rows).to(device),
+        position_ids=torch.from_numpy(positions[None]).to(device),
+        borders=None if padded else torch.from_numpy(np.cumsum([0, *lengths]).astype(np.int32)).to(device),
+        longest=max(lengths),
+        starts=starts,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Batch:
+    """A micro-batch as tensors. B sequences, T = longest response, N = True entries of `mask`."""
+
+    layout: Layout
     source: Tensor  # (N,) into the flattened hidden states: the position that predicts each loss token
     targets: Tensor  # (N,) the loss tokens, in `mask`'s row-major order
     mask: Tensor  # (B, T)
     behaviour_logprobs: Tensor  # (B, T)
     advantages: Tensor  # (B,)
-    borders: Tensor | None  # packed: (B + 1,) int32, 0 and the running sum of lengths; padded: None
-    longest: int  # most tokens in a sequence
 
 
 def collate(samples: MicroBatch, *, padded: bool, device: torch.device | str = "cpu") -> Batch:
     """Lay out a micro-batch; only positions that carry loss are listed in `source`, so only those need logits."""
-    lengths = [len(s) for s in samples]
     num_cols = max(len(s.mask) for s in samples)
     mask = np.zeros((len(samples), num_cols), dtype=np.bool_)
     behaviour = np.zeros((len(samples), num_cols), dtype=np.float32)
     source, targets = [], []
-    if padded:
-        width = max(lengths)
-        ids = np.zeros((len(samples), width), dtype=np.int64)
-        positions, starts = np.arange(width), np.arange(len(samples)) * width
-    else:
-        ids = np.concatenate([s.ids for s in samples])[None].astype(np.int64)
-        positions, starts = np.concatenate([np.arange(n) for n in lengths]), np.cumsum([0, *lengths[:-1]])
-    for row, (sample, start) in enumerate(zip(samples, starts, strict=True)):
+    layout = lay_out([s.ids for s in samples], padded=padded, device=device)
+    for row, (sample, start) in enumerate(zip(samples, layout.starts, strict=True)):
         assert 1 <= sample.prompt_len <= len(sample) == sample.prompt_len + len(sample.mask)
-        if padded:
-            ids[row, : len(sample)] = sample.ids
         (where,) = np.nonzero(sample.mask)
         mask[row, where] = True
         if sample.behaviour_logprobs is not None:
@@ -177,13 +232,89 @@ def collate(samples: MicroBatch, *, padded: bool, device: torch.device | str = "
         return torch.from_numpy(array).to(device=device, dtype=dtype)
 
     return Batch(
-        input_ids=tensor(ids, torch.int64),
-        position_ids=tensor(positions[None], torch.int64),
+        layout=layout,
         source=tensor(np.concatenate(source), torch.int64),
         targets=tensor(np.concatenate(targets), torch.int64),
         mask=tensor(mask, torch.bool),
         behaviour_logprobs=tensor(behaviour, torch.float32),
         advantages=tensor(np.array([s.advantage for s in samples]), torch.float32),
-        borders=None if padded else tensor(np.cumsum([0, *lengths]), torch.int32),
-        longest=max(lengths),
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ScoreBatch:
+    """A micro-batch of whole sequences that get one score each. B sequences, or 2·P sides of P pairs.
+
+    A filler's scores, which belong to nothing, are computed because ZeRO's collectives need all ranks, and left out.
+    """
+
+    layout: Layout
+    source: Tensor  # (B,) into the flattened hidden states: where each sequence's score is read
+    items: tuple[int, ...]  # indices of the sequences, or pairs; empty: a filler
+    margins: Tensor | None = None  # (P,) for pairs, whose chosen sides come first, then the rejected; else None
+
+
+def collate_pairs(
+    pairs: Sequence[Pair],
+    token_budget: int,
+    rank: int,
+    world_size: int,
+    *,
+    pad_token_id: int,
+    padded: bool,
+    device: torch.device | str = "cpu",
+) -> list[ScoreBatch]:
+    """This rank's micro-batches, as `assign` makes them; both sides of a pair stand in the same one."""
+    sizes = [len(p) if padded else len(p.chosen) + len(p.rejected) for p in pairs]
+    filler = sizes.index(min(sizes)) if sizes else 0
+    made = []
+    for items in assign(sizes, token_budget, world_size, padded=padded)[rank]:
+        together = [pairs[i] for i in items or (filler,)]
+        sides = [p.chosen for p in together] + [p.rejected for p in together]
+        margins = torch.tensor([p.margin for p in together][: len(items)], dtype=torch.float32, device=device)
+        made.append(_score_batch(sides, items, margins, pad_token_id=pad_token_id, padded=padded, device=device))
+    return made
+
+
+def collate_sequences(
+    sequences: Sequence[NDArray[np.int32]],
+    token_budget: int,
+    rank: int,
+    world_size: int,
+    *,
+    pad_token_id: int,
+    padded: bool,
+    device: torch.device | str = "cpu",
+) -> list[ScoreBatch]:
+    """As `collate_pairs`, for single sequences, (L,) token ids each, at least one."""
+    sizes = [len(ids) for ids in sequences]
+    if 0 in sizes:
+        raise ValueError(f"sequence {sizes.index(0)} is empty: it has no last token to read a score at")
+    filler = sizes.index(min(sizes)) if sizes else 0
+    return [
+        _score_batch(
+            [sequences[i] for i in items or (filler,)],
+            items,
+            None,
+            pad_token_id=pad_token_id,
+            padded=padded,
+            device=device,
+        )
+        for items in assign(sizes, token_budget, world_size, padded=padded)[rank]
+    ]
+
+
+def _score_batch(
+    sequences: Sequence[NDArray[np.int32]],
+    items: tuple[int, ...],
+    margins: Tensor | None,
+    *,
+    pad_token_id: int,
+    padded: bool,
+    device: torch.device | str,
+) -> ScoreBatch:
+    layout = lay_out(sequences, padded=padded, device=device)
+    # Hugging Face reads the last token that isn't the padding one, at 0 if there is none, and so do we.
+    last = [int(np.flatnonzero(np.append(True, ids[1:] != pad_token_id))[-1]) for ids in sequences]
+    source = torch.from_numpy(layout.starts + np.array(last)).to(device)
+    return ScoreBatch(layout=layout, source=source, items=items, margins=margins)

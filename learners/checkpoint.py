@@ -20,15 +20,23 @@ META_FILE = "learner.json"
 
 
 def save(engine: Any, path: Path, counters: Mapping[str, int], *, zero_stage: int) -> None:
-    """Write below `path`, on all ranks; `learner.json` comes last and marks the checkpoint as complete."""
+    """Write below `path`, on all ranks; `learner.json` comes last and marks the checkpoint as complete.
+
+    Frozen parameters are left out: with adapters they are those of the model that training started from.
+    """
     if dist.get_rank() == 0:
         (path / META_FILE).unlink(missing_ok=True)
         shutil.rmtree(path / TAG, ignore_errors=True)  # shards of another world size would be taken for ours
     dist.barrier()
-    engine.save_checkpoint(str(path), tag=TAG)
+    engine.save_checkpoint(str(path), tag=TAG, exclude_frozen_parameters=_has_frozen(engine))
     dist.barrier()
     if dist.get_rank() == 0:
-        meta = {"counters": dict(counters), "world_size": dist.get_world_size(), "zero_stage": zero_stage}
+        meta = {
+            "counters": dict(counters),
+            "world_size": dist.get_world_size(),
+            "zero_stage": zero_stage,
+            "adapters_only": _has_frozen(engine),
+        }
         temporary = path / f"{META_FILE}.tmp"
         temporary.write_text(json.dumps(meta))
         temporary.rename(path / META_FILE)
@@ -46,6 +54,9 @@ def load(engine: Any, path: Path, *, zero_stage: int) -> dict[str, int]:
     if not (path / META_FILE).is_file():
         raise ValueError(f"no complete learner checkpoint at {path}: {META_FILE} is missing")
     meta = json.loads((path / META_FILE).read_text())
+    if meta.get("adapters_only", False) != _has_frozen(engine):
+        theirs, ours = ("adapters", "all weights") if meta.get("adapters_only", False) else ("all weights", "adapters")
+        raise ValueError(f"{path} holds {theirs} and this learner trains {ours}: its lora setting is another one")
     same_stage = meta["zero_stage"] == zero_stage
     if not same_stage and 0 in (meta["zero_stage"], zero_stage):
         raise ValueError(f"{path} was written with zero_stage={meta['zero_stage']}, which {zero_stage} can't load")
@@ -84,8 +95,12 @@ def write_hf(lm: Any, weights: Mapping[str, Tensor], *, source: str, path: Path)
     temporary.rename(path)
 
 
+def _has_frozen(engine: Any) -> bool:
+    return not all(p.requires_grad for p in engine.module.parameters())
+
+
 def _load_tag(engine: Any, path: Path, tag: str) -> None:
-    loaded, _ = engine.load_checkpoint(str(path), tag=tag)
+    loaded, _ = engine.load_checkpoint(str(path), tag=tag, load_module_strict=not _has_frozen(engine))
     if loaded is None:
         raise ValueError(f"DeepSpeed could not load {path / tag}")
 

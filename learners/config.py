@@ -96,11 +96,40 @@ class LossConfig(Section):
         return self.advantage_scale
 
 
+class LoraConfig(Section):
+    """Low-rank adapters (arXiv 2106.09685) that train in place of the model's weights, by `peft`."""
+
+    rank: PositiveInt = 16
+    """Width of the adapters."""
+
+    alpha: PositiveFloat = 32.0
+    """Adapters' output is multiplied by alpha / rank."""
+
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """On the adapters' input, in supervised and pair training only: the policy must be the function that was sampled."""
+
+    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """Linear layers that get an adapter: all but the output layer or head, or those whose names end in one of these."""
+
+    @model_validator(mode="after")
+    def _no_contradictions(self) -> "LoraConfig":
+        if not self.targets:
+            raise ValueError("lora.targets=() leaves nothing to train; set lora=None to train all weights")
+        return self
+
+
 class LearnerConfig(Section):
     """The gang of training processes and its optimizer."""
 
     model: str
     """Hugging Face model directory or hub name: what training starts from, and the frozen reference of a KL penalty."""
+
+    head: Literal["lm", "scalar"] = "lm"
+    """`lm`: a language model. `scalar`: one score a sequence, read at its last token (Hugging Face's
+    AutoModelForSequenceClassification with num_labels=1), with a new head if `model` is a language model."""
+
+    lora: LoraConfig | None = None
+    """Train adapters, and the scalar head if there is one. Engines and exports get merged weights. None: train all."""
 
     num_learners: PositiveInt = 1
     """Data-parallel ranks, one process each."""
@@ -186,4 +215,24 @@ class LearnerConfig(Section):
         on_gpu = self.num_gpus_per_learner == 1
         if not on_gpu and self.weight_sync == "nccl":
             raise ValueError("weight_sync='nccl' needs num_gpus_per_learner=1")
+        if self.head == "scalar":
+            for name in ("temperature", "num_minibatches", "weight_sync"):
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(f"{name}={getattr(self, name)!r} has no effect with head='scalar'")
         return self
+
+    def check_loss(self, loss: LossConfig) -> None:
+        """Raise ValueError for a policy objective that contradicts these settings."""
+        if self.head == "scalar" and loss.kl_coef > 0:
+            raise ValueError(f"kl_coef={loss.kl_coef} contradicts head='scalar': a score has no KL to a reference")
+
+    def check_call(self, call: str) -> None:
+        """Raise ValueError, naming the field, if a learner with these settings can't do `call` (a method's name)."""
+        needed = "scalar" if call in ("pair_step", "scores") else "lm"
+        if self.head != needed:
+            raise ValueError(f"{call} needs head={needed!r}, and this learner has head={self.head!r}")
+        if call == "policy_step" and self.lora is not None and self.lora.dropout > 0:
+            raise ValueError(
+                f"lora.dropout={self.lora.dropout}: engines sample without dropout, so policy_step would train another "
+                "function than the one sampled from; set it to 0"
+            )

@@ -4,7 +4,7 @@ Without Ray, in a single process (as the script that makes the tiny base does):
 
     engine = DeepSpeedEngine(LearnerConfig(model="path/to/model", lr=1e-3, micro_batch_tokens=16384))
     for samples in batches:                       # list[Sample]: ids, prompt_len, mask (True where the loss counts)
-        metrics = engine.sft_step(samples)        # {"loss": …, "grad_norm": …, "lr": …}
+        metrics = engine.sft_step(samples)        # {"loss": …, "num_tokens": …, "grad_norm": …, "lr": …}
     engine.export_hf("path/to/result")
 
 With several ranks every process makes the same calls with the same samples: each packs all and trains on its own share.
@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -24,15 +25,26 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from learners import checkpoint, schedule
-from learners.batching import Batch, MicroBatch, Sample, collate, minibatches, pack
+from learners import adapters, checkpoint, schedule
+from learners.batching import (
+    Batch,
+    Pair,
+    Sample,
+    ScoreBatch,
+    check_pairs,
+    collate,
+    collate_pairs,
+    collate_sequences,
+    minibatches,
+    pack,
+)
 from learners.config import LearnerConfig, LossConfig
-from learners.losses import Metrics, policy_loss, sft_loss
-from learners.model import LM_PREFIX, TokenLogprobs, load_model, training_dtype
+from learners.losses import Metrics, bradley_terry, policy_loss, sft_loss
+from learners.model import SequenceScores, TokenLogprobs, load_model
+from learners.plain_weights import PlainWeight, plain_weights, whole_tensors
+from learners.zero import wrap
 
-GATHER_BYTES = 256 << 20  # ZeRO-3 parameters are gathered for reading in blocks of about this size
-
-_BatchLoss = Callable[[Tensor, Tensor, Batch], tuple[Tensor, Metrics]]
+B = TypeVar("B")  # a kind of micro-batch
 
 
 class DeepSpeedEngine:
@@ -45,6 +57,7 @@ class DeepSpeedEngine:
     def __init__(self, config: LearnerConfig, loss: LossConfig | None = None) -> None:
         self.config = config
         self.loss_config = loss or LossConfig()
+        config.check_loss(self.loss_config)
         self.device = torch.device("cuda", torch.cuda.current_device()) if _on_gpu(config) else torch.device("cpu")
         if not dist.is_initialized():
             dist.init_process_group(
@@ -63,16 +76,23 @@ class DeepSpeedEngine:
         self._padded = not model.varlen
         if config.gradient_checkpointing:
             model.lm.gradient_checkpointing_enable({"use_reentrant": False})
-        self._deepspeed = self._wrap(model)
-        self._reference: Any = None
-        if self.loss_config.kl_coef > 0:
+        self._deepspeed = wrap(model, config, self.device)
+        # With adapters the frozen reference is the same model without them.
+        self._reference: Any = self._deepspeed if self.loss_config.kl_coef > 0 else None
+        if self._reference is not None and config.lora is None:
             reference = load_model(config.model, config, self.device).eval().requires_grad_(False)
-            self._reference = self._wrap(reference, frozen=True) if config.zero_stage == 3 else reference
+            sharded = config.zero_stage == 3
+            self._reference = wrap(reference, config, self.device, frozen=True) if sharded else reference
 
     # -- steps ---------------------------------------------------------------------------------------------------
 
     def policy_step(self, samples: Sequence[Sample]) -> dict[str, float]:
-        """One batch of policy optimization: `num_minibatches` optimizer steps. Returns metrics averaged over them."""
+        """One batch of policy optimization: `num_minibatches` optimizer steps. Returns metrics averaged over them.
+
+        Raises:
+            ValueError: the learner has a scalar head or adapters with dropout.
+        """
+        self.config.check_call("policy_step")
         splits = minibatches(samples, self.config.num_minibatches)
         packed = [self._pack(split) for split in splits]
         # The proximal policy is the one before the first update of this batch. With a single update that is the
@@ -82,15 +102,17 @@ class DeepSpeedEngine:
         for i, (split, batches) in enumerate(zip(splits, packed, strict=True)):
             num_tokens, num_sequences = sum(s.num_loss_tokens for s in split), len(split)
             olds = iter(proximal[i]) if proximal else None
+            # All before the first backward pass: with adapters the reference shares its parameters with the policy.
+            refs = iter([self._logprobs(b, reference=True) for b in batches]) if self._reference is not None else None
 
             def loss(
-                logprobs: Tensor,
-                entropies: Tensor,
                 batch: Batch,
                 olds: Iterator[Tensor] | None = olds,
+                refs: Iterator[Tensor] | None = refs,
                 num_tokens: int = num_tokens,
                 num_sequences: int = num_sequences,
             ) -> tuple[Tensor, Metrics]:
+                logprobs, entropies = self._forward(self._deepspeed, batch)
                 return policy_loss(
                     logprobs,
                     next(olds) if olds else logprobs.detach(),
@@ -100,7 +122,7 @@ class DeepSpeedEngine:
                     self.loss_config,
                     num_tokens_global=num_tokens,
                     num_sequences_global=num_sequences,
-                    ref_logprobs=self._logprobs(batch, reference=True) if self._reference is not None else None,
+                    ref_logprobs=next(refs) if refs else None,
                     entropies=entropies,
                 )
 
@@ -112,13 +134,53 @@ class DeepSpeedEngine:
 
     def sft_step(self, samples: Sequence[Sample]) -> dict[str, float]:
         """One optimizer step on the mean next-token loss over all tokens with a True mask."""
+        self.config.check_call("sft_step")
         num_tokens = sum(s.num_loss_tokens for s in samples)
-        return self._optimize(
-            self._pack(samples), lambda logprobs, _, batch: sft_loss(logprobs, batch.mask, num_tokens_global=num_tokens)
-        )
+
+        def loss(batch: Batch) -> tuple[Tensor, Metrics]:
+            return sft_loss(self._forward(self._deepspeed, batch)[0], batch.mask, num_tokens_global=num_tokens)
+
+        return self._optimize(self._pack(samples), loss)
+
+    def pair_step(self, pairs: Sequence[Pair]) -> dict[str, float]:
+        """One optimizer step of Bradley–Terry on all pairs: metrics `loss`, `accuracy`, `margin_mean`.
+
+        Raises:
+            ValueError: the learner has no scalar head; no pairs, or one with equal or empty sides or too long a side.
+        """
+        self.config.check_call("pair_step")
+        check_pairs(pairs)
+
+        def loss(batch: ScoreBatch) -> tuple[Tensor, Metrics]:
+            assert batch.margins is not None
+            chosen, rejected = self._scores(batch).chunk(2)
+            real = len(batch.items)  # 0 of a filler's one
+            return bradley_terry(chosen[:real], rejected[:real], batch.margins, num_pairs_global=len(pairs))
+
+        budget = self.config.micro_batch_tokens
+        return self._optimize(collate_pairs(pairs, budget, self.rank, self.world_size, **self._score_layout), loss)
+
+    # -- reading -------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def scores(self, sequences: Sequence[NDArray[np.int32]]) -> NDArray[np.float32]:
+        """(N,) scores of whole sequences, in their order, on every rank.
+
+        Raises:
+            ValueError: the learner has no scalar head; no sequences, or one that is empty or too long.
+        """
+        self.config.check_call("scores")
+        found = torch.zeros(len(sequences), dtype=torch.float32, device=self.device)
+        budget = self.config.micro_batch_tokens
+        with self._scoring():
+            for batch in collate_sequences(sequences, budget, self.rank, self.world_size, **self._score_layout):
+                found[list(batch.items)] = self._scores(batch)[: len(batch.items)]
+        dist.all_reduce(found)  # each is 0 on all ranks but one
+        return np.asarray(found.cpu().numpy(), dtype=np.float32)
 
     def logprobs(self, token_ids: Sequence[int], *, temperature: float | None = None) -> NDArray[np.float32]:
         """log p(token_ids[i + 1] | token_ids[: i + 1]) for all i, (len − 1,); `temperature` None: training's."""
+        self.config.check_call("logprobs")
         ids = np.asarray(token_ids, dtype=np.int32)
         sample = Sample(ids=ids, prompt_len=1, mask=np.ones(len(ids) - 1, dtype=np.bool_))
         batch = collate((sample,), padded=self._padded, device=self.device)
@@ -133,32 +195,24 @@ class DeepSpeedEngine:
     # -- weights and state ---------------------------------------------------------------------------------------
 
     @property
+    def plain_weights(self) -> list[PlainWeight]:
+        """Hugging Face names and the (with ZeRO-3: partitioned) parameters behind them, in model order; tied weights
+        once. Shape and type of the parameter are those of the weight, also where an adapter is merged into it."""
+        return plain_weights(self._module.lm, has_adapters=self.config.lora is not None)
+
+    @property
     def parameters(self) -> list[tuple[str, Any]]:
-        """Hugging Face names and (with ZeRO-3: partitioned) parameters, in model order; tied weights once."""
-        return [(n.removeprefix(LM_PREFIX), p) for n, p in self._deepspeed.module.named_parameters()]
+        """`plain_weights` as pairs of name and parameter."""
+        return [(weight.name, weight.parameter) for weight in self.plain_weights]
 
     def full_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Names and whole tensors, on every rank; with ZeRO-3 gathered block by block. A tensor is only valid until the
-        next one is asked for. The iterator must be exhausted on all ranks."""
-        if self.config.zero_stage < 3:
-            for name, parameter in self.parameters:
-                yield name, parameter.detach()
-            return
-        import deepspeed
-
-        block: list[tuple[str, Any]] = []
-        size = 0
-        for i, (name, parameter) in enumerate(everything := self.parameters):
-            block.append((name, parameter))
-            size += parameter.ds_numel * parameter.element_size()
-            if size >= GATHER_BYTES or i == len(everything) - 1:
-                with deepspeed.zero.GatheredParameters([p for _, p in block]):
-                    for gathered_name, gathered in block:
-                        yield gathered_name, gathered.detach()
-                block, size = [], 0
+        """Names and whole tensors, adapters merged into copies, on every rank; with ZeRO-3 gathered block by block. A
+        tensor is only valid until the next one is asked for. The iterator must be exhausted on all ranks."""
+        return whole_tensors(self.plain_weights, partitioned=self.config.zero_stage == 3)
 
     def export_hf(self, path: str | os.PathLike[str]) -> None:
-        """Write a directory that plain `transformers` loads, with the tokenizer of the model we started from."""
+        """Write a directory that plain `transformers` loads, with the tokenizer of the model we started from: a causal
+        language model or, with a scalar head, an AutoModelForSequenceClassification. Adapters are merged."""
         weights = {}
         for name, tensor in self.full_weights():
             if self.rank == 0:
@@ -180,88 +234,59 @@ class DeepSpeedEngine:
     # -- inside --------------------------------------------------------------------------------------------------
 
     @property
-    def _module(self) -> TokenLogprobs:
-        module: TokenLogprobs = self._deepspeed.module
+    def _module(self) -> TokenLogprobs | SequenceScores:
+        module: TokenLogprobs | SequenceScores = self._deepspeed.module
         return module
 
-    def _wrap(self, model: TokenLogprobs, *, frozen: bool = False) -> Any:
-        # Read when DeepSpeed is imported. Every rank sees exactly one device.
-        os.environ.setdefault("DS_ACCELERATOR", self.device.type)
-        os.environ.setdefault("LOCAL_RANK", "0")
-        import deepspeed
+    @property
+    def _score_layout(self) -> dict[str, Any]:
+        pad_token_id = self._module.lm.config.get_text_config().pad_token_id
+        return {"pad_token_id": pad_token_id, "padded": self._padded, "device": self.device}
 
-        # On CPU this op would be compiled (102 s, and a failure without a compiler); gloo does the same work.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        bf16 = training_dtype(self.config, self.device) == torch.bfloat16
-        settings = {
-            "train_micro_batch_size_per_gpu": 1,
-            # We own the accumulation: backward() per micro-batch, however many there are, then one step().
-            "gradient_accumulation_steps": 1,
-            "managed_gradient_accumulation": False,
-            "gradient_clipping": self.config.max_grad_norm,
-            "bf16": {"enabled": bf16},
-            "zero_optimization": {
-                "stage": self.config.zero_stage,
-                "overlap_comm": False,
-                "contiguous_gradients": True,
-            },
-            "zero_allow_untested_optimizer": True,
-            "steps_per_print": None,
-            "wall_clock_breakdown": False,
-        }
-        if bf16 and self.config.zero_stage > 0:
-            settings["data_types"] = {"grad_accum_dtype": "fp32"}
-        if frozen:
-            engine, *_ = deepspeed.initialize(model=model, config=settings)
-            return engine
-        decayed = [p for p in model.parameters() if p.dim() >= 2]
-        plain = [p for p in model.parameters() if p.dim() < 2]  # norms and biases are not decayed
-        optimizer = torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": self.config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-            if self.config.weight_decay > 0
-            else list(model.parameters()),
-            lr=self.config.lr,
-            betas=self.config.betas,
-            eps=self.config.eps,
-            weight_decay=self.config.weight_decay,
-            fused=True,
-        )
-        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
-        if self.config.zero_stage == 0 and not bf16:
-            # In this mode alone DeepSpeed 0.19 clips without keeping the norm that it has computed.
-            def clip_and_keep_norm() -> None:
-                engine._global_grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), self.config.max_grad_norm)
-
-            engine.clip_fp32_gradients = clip_and_keep_norm
-        return engine
+    @contextmanager
+    def _scoring(self) -> Iterator[None]:
+        """Without the adapters' dropout."""
+        self._deepspeed.eval()
+        try:
+            yield
+        finally:
+            self._deepspeed.train()
 
     def _pack(self, samples: Sequence[Sample]) -> list[Batch]:
         shares = pack(samples, self.config.micro_batch_tokens, self.world_size, padded=self._padded)
-        return [self._collate(micro_batch) for micro_batch in shares[self.rank]]
-
-    def _collate(self, micro_batch: MicroBatch) -> Batch:
-        return collate(micro_batch, padded=self._padded, device=self.device)
+        return [collate(micro_batch, padded=self._padded, device=self.device) for micro_batch in shares[self.rank]]
 
     def _forward(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         """(B, T) logprobs and entropies of one micro-batch; 0 where the mask is False."""
+        layout = batch.layout
         logprobs, entropies = model(
-            batch.input_ids, batch.position_ids, batch.source, batch.targets, batch.borders, batch.longest
+            batch.source, batch.targets, layout.input_ids, layout.position_ids, layout.borders, layout.longest
         )
         blank = torch.zeros_like(batch.mask, dtype=torch.float32)
         return blank.masked_scatter(batch.mask, logprobs), blank.masked_scatter(batch.mask, entropies)
 
     @torch.no_grad()
     def _logprobs(self, batch: Batch, *, reference: bool = False) -> Tensor:
-        return self._forward(self._reference if reference else self._deepspeed, batch)[0]
+        off = reference and self.config.lora is not None
+        with self._scoring(), adapters.switched_off(self._module.lm) if off else nullcontext():
+            return self._forward(self._reference if reference else self._deepspeed, batch)[0]
 
-    def _optimize(self, batches: Sequence[Batch], batch_loss: _BatchLoss) -> dict[str, float]:
+    def _scores(self, batch: ScoreBatch) -> Tensor:
+        """(B,) float32, with gradient."""
+        layout = batch.layout
+        scores: Tensor = self._deepspeed(
+            batch.source, layout.input_ids, layout.position_ids, layout.borders, layout.longest
+        )
+        return scores
+
+    def _optimize(self, batches: Sequence[B], batch_loss: Callable[[B], tuple[Tensor, Metrics]]) -> dict[str, float]:
         """Accumulate the gradients of all micro-batches and take one optimizer step."""
         lr = schedule.learning_rate(self.num_steps, self.config)
         for group in self._deepspeed.optimizer.param_groups:
             group["lr"] = lr
         sums: Metrics = {}
         for batch in batches:
-            loss, metrics = batch_loss(*self._forward(self._deepspeed, batch), batch)
+            loss, metrics = batch_loss(batch)
             # Losses are already divided by global counts, so gradients must add up over ranks; DeepSpeed averages them.
             self._deepspeed.backward(loss * self.world_size)
             for name, value in metrics.items():

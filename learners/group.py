@@ -19,11 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import ray
+from numpy.typing import NDArray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from learners.batching import Sample
+from learners.batching import Pair, Sample, check_pairs
 from learners.config import LearnerConfig, LossConfig
 from learners.environment import process_environment
 from learners.errors import LearnerDied, LearnerError, LearnerFailed, LearnerTimeout
@@ -101,6 +103,7 @@ class LearnerGroup:
     ) -> None:
         self.config = config
         self.loss_config = loss or LossConfig()
+        config.check_loss(self.loss_config)
         self.probe_ids = None if probe_ids is None else tuple(probe_ids)
         self.policy_version = 0
         self._ranks: list[Any] = []
@@ -114,16 +117,38 @@ class LearnerGroup:
 
     def start_step(self, samples: Sequence[Sample]) -> Pending[StepResult]:
         """As `train_step`, without waiting."""
+        self.config.check_call("policy_step")
         return self._start_published("train_step", ray.put(list(samples)), self.probe_ids)
 
     def publish(self) -> StepResult:
         """The current weights without training: for engines that start or come back. `metrics` is empty."""
+        self.config.check_call("publish")
         return self._start_published("publish", self.probe_ids).result()
 
     def sft_step(self, samples: Sequence[Sample]) -> dict[str, float]:
         """One supervised optimizer step; returns its metrics."""
+        self.config.check_call("sft_step")
         metrics: dict[str, float] = self._call("sft_step", ray.put(list(samples)))
         return metrics
+
+    def pair_step(self, pairs: Sequence[Pair]) -> dict[str, float]:
+        """One Bradley–Terry optimizer step on preference pairs, with head="scalar"; returns its metrics.
+
+        Raises:
+            ValueError: a pair with equal or empty sides, named, or another head. The gang stays up.
+        """
+        self.config.check_call("pair_step")
+        check_pairs(pairs)
+        metrics: dict[str, float] = self._call("pair_step", ray.put(list(pairs)))
+        return metrics
+
+    def scores(self, sequences: Sequence[NDArray[np.int32]]) -> NDArray[np.float32]:
+        """(N,) scores of whole token sequences, in their order, with head="scalar"."""
+        self.config.check_call("scores")
+        if not len(sequences):
+            return np.zeros(0, np.float32)
+        found: NDArray[np.float32] = self._call("scores", ray.put(list(sequences)))
+        return found
 
     # -- NCCL weight sync ----------------------------------------------------------------------------------------
 

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
+import numpy as np
 import ray
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 
-from learners.batching import Sample
+from learners.batching import Pair, Sample
 from learners.config import LearnerConfig, LossConfig
 from learners.engine import DeepSpeedEngine
 from learners.weight_sync import NCCLBroadcast, host_update, nccl_update
@@ -75,6 +77,12 @@ class Learner:
 
     def sft_step(self, samples: Sequence[Sample]) -> dict[str, float]:
         return self.engine.sft_step(samples)
+
+    def pair_step(self, pairs: Sequence[Pair]) -> dict[str, float]:
+        return self.engine.pair_step(pairs)
+
+    def scores(self, sequences: Sequence[NDArray[np.int32]]) -> NDArray[np.float32]:
+        return self.engine.scores(sequences)
 
     def open_broadcast(self, address: str, port: int, num_engine_workers: int) -> None:
         self.broadcast = NCCLBroadcast(self.engine, address, port, num_engine_workers)

@@ -1,47 +1,63 @@
-"""The policy as the losses see it: token ids in, logprobs of the sampled tokens out."""
+"""The model as the losses see it: token ids in; logprobs of the sampled tokens, or a score a sequence, out."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from learners import attention
+from learners import adapters, attention
 from learners.config import LearnerConfig
-
-LM_PREFIX = "lm."  # parameter names of TokenLogprobs, less this, are Hugging Face's
 
 # Models that do something to the logits after the output layer; TokenLogprobs would leave it out.
 _LOGIT_TRANSFORMS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 
 
-def load_model(path: str, config: LearnerConfig, device: torch.device) -> TokenLogprobs:
-    """A causal language model from a directory or hub name, in the training dtype, without dropout.
+def load_model(path: str, config: LearnerConfig, device: torch.device) -> TokenLogprobs | SequenceScores:
+    """A model with `config.head` from a directory or hub name, in the training dtype, without dropout of its own.
+
+    Fresh parts, a scalar head on a language model and adapters, come from torch's global generator.
 
     Raises:
-        ValueError: the model post-processes its logits, or `config.attention` isn't available for it here.
+        ValueError: the model post-processes its logits, has no padding token (scalar head), or `config.attention` or
+            `config.lora.targets` aren't available for it here.
     """
     hf_config = AutoConfig.from_pretrained(path)
     for name in _LOGIT_TRANSFORMS:
-        if getattr(hf_config, name, None) not in (None, 1.0):
+        if config.head == "lm" and getattr(hf_config, name, None) not in (None, 1.0):
             raise ValueError(f"{path}: models with {name} aren't supported; their logprobs would be wrong")
     for name, value in hf_config.to_dict().items():
         if isinstance(value, float) and ("dropout" in name or "pdrop" in name):
             setattr(hf_config, name, 0.0)  # logprobs of learner and engine must be of the same function
     varlen = _use_varlen(config, hf_config.get_text_config(), device)
     attention.register()
-    lm = AutoModelForCausalLM.from_pretrained(
+    if config.head == "scalar":
+        hf_config.num_labels = 1
+        hf_config.get_text_config().pad_token_id = _pad_token(path, hf_config.get_text_config())
+    kind = AutoModelForCausalLM if config.head == "lm" else AutoModelForSequenceClassification
+    lm = kind.from_pretrained(
         path,
         config=hf_config,
         dtype=training_dtype(config, device),
         attn_implementation=attention.NAME if varlen else "sdpa",
     )
-    model = TokenLogprobs(lm, varlen=varlen, temperature=config.temperature, chunk_bytes=config.logit_chunk_mib << 20)
-    return model.to(device)
+    if config.head == "scalar":
+        _use_float32_head(lm)
+    if config.lora is not None:
+        adapters.inject(lm, config.lora)
+    model: TokenLogprobs | SequenceScores
+    if config.head == "scalar":
+        model = SequenceScores(lm, varlen=varlen)
+    else:
+        chunk_bytes = config.logit_chunk_mib << 20
+        model = TokenLogprobs(lm, varlen=varlen, temperature=config.temperature, chunk_bytes=chunk_bytes)
+    # Hugging Face hands models out in evaluation mode, in which they ignore gradient checkpointing.
+    return model.to(device).train()
 
 
 def training_dtype(config: LearnerConfig, device: torch.device) -> torch.dtype:
@@ -69,38 +85,88 @@ def _use_varlen(config: LearnerConfig, hf_config: Any, device: torch.device) -> 
     return available
 
 
-class TokenLogprobs(nn.Module):
-    """Wraps a causal language model so that logits exist only where they are needed, and only a block at a time.
+class _Headless(nn.Module):
+    """The body of a Hugging Face model, which subclasses put a head on. `varlen`: batches must be packed, else padded."""
 
-    `varlen`: batches must be packed, else padded.
-    """
-
-    def __init__(self, lm: nn.Module, *, varlen: bool, temperature: float, chunk_bytes: int) -> None:
+    def __init__(self, lm: nn.Module, *, varlen: bool) -> None:
         super().__init__()
         self.lm: Any = lm
         self.varlen = varlen
+
+    def hidden_at(
+        self, source: Tensor, input_ids: Tensor, position_ids: Tensor, borders: Tensor | None, longest: int
+    ) -> Tensor:
+        """(N, hidden): the last layer's states at the positions `source` of the flattened (B·L) batch."""
+        assert (borders is not None) == self.varlen
+        packed = {"cu_seq_lens_q": borders, "max_length_q": longest} if self.varlen else {}
+        hidden: Tensor = self.lm.base_model(
+            input_ids=input_ids, position_ids=position_ids, attention_mask=None, use_cache=False, **packed
+        ).last_hidden_state
+        return hidden.reshape(-1, hidden.shape[-1])[source]
+
+
+class SequenceScores(_Headless):
+    """Wraps a model for sequence classification with one label: a score for each sequence, in float32."""
+
+    def forward(
+        self, source: Tensor, input_ids: Tensor, position_ids: Tensor, borders: Tensor | None, longest: int
+    ) -> Tensor:
+        """(B,) float32. Arguments are those of `batching.ScoreBatch` and its layout."""
+        scores: Tensor = self.lm.score(self.hidden_at(source, input_ids, position_ids, borders, longest))
+        return scores[:, 0]
+
+
+class _Float32Head(nn.Linear):
+    """Computes in float32 whatever the weights' type: bfloat16 has 3 digits, and pairs live on differences of scores."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return F.linear(hidden.float(), self.weight.float(), None if self.bias is None else self.bias.float())
+
+
+def _use_float32_head(model: Any) -> None:
+    score = getattr(model, adapters.HEAD, None)
+    if not isinstance(score, nn.Linear):
+        raise ValueError(f"{type(model).__name__} has no linear layer {adapters.HEAD!r}; head='scalar' needs one")
+    head = _Float32Head(score.in_features, score.out_features, score.bias is not None, device="meta")
+    head.weight, head.bias = score.weight, score.bias
+    setattr(model, adapters.HEAD, head)
+
+
+def _pad_token(path: str, text_config: Any) -> int:
+    """The padding token, which Hugging Face's scalar heads need to know: the model's, the tokenizer's, or the end's."""
+    candidates = [text_config.pad_token_id]
+    if candidates == [None] and (not Path(path).exists() or (Path(path) / "tokenizer_config.json").exists()):
+        candidates.append(AutoTokenizer.from_pretrained(path).pad_token_id)
+    ends = text_config.eos_token_id
+    candidates += ends if isinstance(ends, list) else [ends]
+    found = next((token for token in candidates if token is not None), None)
+    if found is None:
+        raise ValueError(f"{path}: neither model nor tokenizer names a padding or end token; head='scalar' needs one")
+    return int(found)
+
+
+class TokenLogprobs(_Headless):
+    """Wraps a causal language model so that logits exist only where they are needed, and only a block at a time."""
+
+    def __init__(self, lm: nn.Module, *, varlen: bool, temperature: float, chunk_bytes: int) -> None:
+        super().__init__(lm, varlen=varlen)
         self.temperature = temperature
         self.chunk_bytes = chunk_bytes
 
     def forward(
         self,
-        input_ids: Tensor,
-        position_ids: Tensor,
         source: Tensor,
         targets: Tensor,
+        input_ids: Tensor,
+        position_ids: Tensor,
         borders: Tensor | None,
         longest: int,
     ) -> tuple[Tensor, Tensor]:
         """Log p(targets[i]) at position source[i] of the flattened (B·L) batch, and that distribution's entropy.
 
-        Both (N,) float32; the entropy carries no gradient. Arguments are those of `batching.Batch`.
+        Both (N,) float32; the entropy carries no gradient. Arguments are those of `batching.Batch` and its layout.
         """
-        assert (borders is not None) == self.varlen
-        packed = {"cu_seq_lens_q": borders, "max_length_q": longest} if self.varlen else {}
-        hidden = self.lm.base_model(
-            input_ids=input_ids, position_ids=position_ids, attention_mask=None, use_cache=False, **packed
-        ).last_hidden_state
-        hidden = hidden.reshape(-1, hidden.shape[-1])[source]
+        hidden = self.hidden_at(source, input_ids, position_ids, borders, longest)
         num_rows = max(self.chunk_bytes // (4 * self.lm.config.get_text_config().vocab_size), 1)
         if len(targets) <= num_rows:
             return self._from_hidden(hidden, targets)

@@ -84,15 +84,15 @@ def test_layouts_by_hand() -> None:
     )
     b = Sample(ids=np.array([20, 21], dtype=np.int32), prompt_len=1, mask=np.array([True]), advantage=-1.0)
     padded, packed = collate((a, b), padded=True), collate((a, b), padded=False)
-    assert padded.input_ids.tolist() == [[10, 11, 12, 13, 14], [20, 21, 0, 0, 0]]
-    assert padded.position_ids.tolist() == [[0, 1, 2, 3, 4]]
+    assert padded.layout.input_ids.tolist() == [[10, 11, 12, 13, 14], [20, 21, 0, 0, 0]]
+    assert padded.layout.position_ids.tolist() == [[0, 1, 2, 3, 4]]
     assert padded.source.tolist() == [1, 3, 5]  # the positions before 12, 14 and 21
-    assert packed.input_ids.tolist() == [[10, 11, 12, 13, 14, 20, 21]]
-    assert packed.position_ids.tolist() == [[0, 1, 2, 3, 4, 0, 1]]
+    assert packed.layout.input_ids.tolist() == [[10, 11, 12, 13, 14, 20, 21]]
+    assert packed.layout.position_ids.tolist() == [[0, 1, 2, 3, 4, 0, 1]]
     assert packed.source.tolist() == [1, 3, 5]
-    assert packed.borders is not None
-    assert packed.borders.tolist() == [0, 5, 7]
-    assert padded.borders is None
+    assert packed.layout.borders is not None
+    assert packed.layout.borders.tolist() == [0, 5, 7]
+    assert padded.layout.borders is None
     for batch in (padded, packed):
         assert batch.targets.tolist() == [12, 14, 21]
         assert batch.mask.tolist() == [[True, False, True], [True, False, False]]

@@ -1,0 +1,68 @@
+"""The weights as everybody else knows them: Hugging Face names, whole tensors, adapters merged in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from learners import adapters
+
+GATHER_BYTES = 256 << 20  # ZeRO-3 parameters are gathered for reading in blocks of about this size
+
+
+@dataclass(frozen=True, slots=True)
+class PlainWeight:
+    """One tensor of the plain model, and what it is made from."""
+
+    name: str
+    parameter: Any  # with ZeRO-3: partitioned
+    adapted: Any = None  # the layer whose adapter changes it, or None
+
+    @property
+    def sources(self) -> tuple[Any, ...]:
+        """All parameters that must be whole for `tensor`."""
+        return (self.parameter, *(() if self.adapted is None else adapters.parts(self.adapted)))
+
+    def tensor(self) -> Tensor:
+        whole: Tensor = self.parameter.detach() if self.adapted is None else adapters.merged(self.adapted)
+        return whole
+
+
+def plain_weights(lm: nn.Module, *, has_adapters: bool) -> list[PlainWeight]:
+    """In model order; tied weights once."""
+    if not has_adapters:
+        return [PlainWeight(name, parameter) for name, parameter in lm.named_parameters()]
+    adapted = adapters.layers(lm)
+    found = []
+    for name, parameter in lm.named_parameters():
+        layer_name, _, rest = name.rpartition(".base_layer.")
+        if layer_name in adapted:
+            layer = adapted[layer_name] if rest == "weight" else None  # a bias stays as it was
+            found.append(PlainWeight(f"{layer_name}.{rest}", parameter, layer))
+        elif not any(name.startswith(f"{adapter}.lora_") for adapter in adapted):
+            found.append(PlainWeight(name, parameter))
+    return found
+
+
+def whole_tensors(weights: Sequence[PlainWeight], *, partitioned: bool) -> Iterator[tuple[str, Tensor]]:
+    """Names and whole tensors, if `partitioned` (ZeRO-3) gathered block by block, which is collective. A tensor is only
+    valid until the next one is asked for; the iterator must be exhausted on all ranks."""
+    if not partitioned:
+        for weight in weights:
+            yield weight.name, weight.tensor()
+        return
+    import deepspeed
+
+    block: list[PlainWeight] = []
+    size = 0
+    for i, weight in enumerate(weights):
+        block.append(weight)
+        size += sum(p.ds_numel * p.element_size() for p in weight.sources)
+        if size >= GATHER_BYTES or i == len(weights) - 1:
+            with deepspeed.zero.GatheredParameters([p for w in block for p in w.sources]):
+                for gathered in block:
+                    yield gathered.name, gathered.tensor()
+            block, size = [], 0
