@@ -1,0 +1,263 @@
+"""What a configuration will ask for, before anything is started: `--dry-run`.
+
+Estimates, with their formulas (`model_size`) printed beside them; nothing here looks at the machine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from actors.config import RewardModelConfig
+from autotraj.config import RunConfig
+from autotraj.model_size import Architecture, architecture
+from autotraj.preflight import PROCESS_GIB
+
+GIB = 1 << 30
+
+GPU_OVERHEAD_BYTES = 2 * GIB
+"""Of a process on a GPU: CUDA context, kernels' workspaces, communication buckets, fragmentation. An assumption."""
+
+LOG_BYTES_PER_TOKEN = 17
+"""Of the trajectory log: id (4), logprob (4), mask (1), and its text twice, in the turn and as a whole (4 characters)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActorPlan:
+    """Actors of one kind."""
+
+    name: str
+    count: int
+    num_cpus: float  # each
+    num_gpus: int  # each
+    memory: dict[str, int]  # bytes by purpose, on each of its GPUs, or of each process if it has none
+    formulas: dict[str, str]
+    note: str = ""
+
+    @property
+    def memory_bytes(self) -> int:
+        return sum(self.memory.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A run, resolved."""
+
+    model: str
+    num_parameters: int
+    num_trained: int
+    gpu_bytes: int
+    actors: tuple[ActorPlan, ...]
+    num_steps: int
+    num_trajectories: int
+    max_tokens: int  # prompts and responses, all at their longest
+    num_eval_trajectories: int | None  # None: all tasks of a file whose length isn't known here
+    disk: dict[str, int]  # bytes by purpose, at most
+    problems: tuple[str, ...] = field(default=())
+
+    @property
+    def num_cpus(self) -> float:
+        return sum(a.count * a.num_cpus for a in self.actors)
+
+    @property
+    def num_gpus(self) -> int:
+        return sum(a.count * a.num_gpus for a in self.actors)
+
+
+def plan(config: RunConfig, *, reward_model: RewardModelConfig | None = None, gpu_gib: float = 80.0) -> Plan:
+    """The plan of a GRPO run on GPUs of `gpu_gib`, with a reward model of the policy's own shape if one is to serve.
+
+    Reads the checkpoint's `config.json`, or the table of known models; raises UserError if neither knows the model.
+    """
+    shape = architecture(config.model)
+    gpu_bytes = int(gpu_gib * GIB)
+    actors = [_rollout(config, shape, gpu_bytes), _learner(config, shape)]
+    if reward_model is not None:
+        actors.append(_reward_model(reward_model, shape))
+    longest = config.episode.max_prompt_tokens + config.episode.max_response_tokens
+    num_trajectories = config.grpo.num_steps * config.grpo.groups_per_step * config.rollout.group_size
+    limit = config.eval.data.limit
+    checkpoint = _element_bytes(config) * shape.num_parameters + _optimizer_bytes(config) * _num_trained(config, shape)
+    problems = [
+        f"{actor.name}: needs about {_gib(actor.memory_bytes)} of a GPU's {_gib(gpu_bytes)}"
+        for actor in actors
+        if actor.num_gpus and actor.memory_bytes > gpu_bytes
+    ]
+    if config.engine.max_model_len > shape.max_positions:
+        problems.append(
+            f"engine.max_model_len = {config.engine.max_model_len} exceeds the model's {shape.max_positions} positions"
+        )
+    if config.learner.micro_batch_tokens < longest:
+        problems.append(
+            f"learner.micro_batch_tokens = {config.learner.micro_batch_tokens} is less than the longest trajectory, "
+            f"{longest}"
+        )
+    if actors[0].memory["KV cache"] < longest * _kv_bytes(config, shape):
+        problems.append(f"rollout: the KV cache holds not one trajectory of {longest} tokens")
+    return Plan(
+        model=config.model,
+        num_parameters=shape.num_parameters,
+        num_trained=_num_trained(config, shape),
+        gpu_bytes=gpu_bytes,
+        actors=tuple(actors),
+        num_steps=config.grpo.num_steps,
+        num_trajectories=num_trajectories,
+        max_tokens=num_trajectories * longest,
+        num_eval_trajectories=None if limit is None else limit * config.eval.num_samples,
+        disk={
+            # One more than is kept: the newest is complete before the oldest goes.
+            "checkpoints": (config.grpo.keep_checkpoints + 1) * checkpoint,
+            "trained policy": _element_bytes(config) * shape.num_parameters,
+            "trajectory log": num_trajectories * longest * LOG_BYTES_PER_TOKEN,
+        },
+        problems=tuple(problems),
+    )
+
+
+def render(plan: Plan) -> str:
+    """The plan as text for a terminal."""
+    lines = [
+        f"model        {plan.model}: {plan.num_parameters / 1e9:.2f} B parameters, "
+        f"{plan.num_trained / plan.num_parameters:.2%} of them trained ({plan.num_trained / 1e6:.1f} M)",
+        f"cluster      {plan.num_cpus:g} CPUs, {plan.num_gpus} GPUs"
+        + (f" of {_gib(plan.gpu_bytes)}" if plan.num_gpus else ""),
+        "formulas     P parameters, T of them trained, N learners; estimates in bytes",
+    ]
+    for actor in plan.actors:
+        where = "a GPU" if actor.num_gpus else "a process"
+        lines += [
+            "",
+            f"{actor.name} × {actor.count}: {actor.num_cpus:g} CPUs, {actor.num_gpus} GPUs each; "
+            f"about {_gib(actor.memory_bytes)} {where}" + (f"; {actor.note}" if actor.note else ""),
+        ]
+        lines += [f"  {_gib(size):>10}  {name:<16} {actor.formulas[name]}" for name, size in actor.memory.items()]
+    evaluated = "every task" if plan.num_eval_trajectories is None else f"{plan.num_eval_trajectories:,} trajectories"
+    lines += [
+        "",
+        f"work         {plan.num_steps:,} steps, {plan.num_trajectories:,} trajectories, at most "
+        f"{plan.max_tokens / 1e6:,.1f} M tokens; an evaluation samples {evaluated}",
+        f"disk         at most {_gib(sum(plan.disk.values()))}: "
+        + ", ".join(f"{name} {_gib(size)}" for name, size in plan.disk.items()),
+    ]
+    lines += ["", *(f"problem      {problem}" for problem in plan.problems)] if plan.problems else []
+    return "\n".join(lines)
+
+
+def _rollout(config: RunConfig, shape: Architecture, gpu_bytes: int) -> ActorPlan:
+    engine, rollout = config.engine, config.rollout
+    weights = _engine_bytes(config) * shape.num_parameters // engine.tensor_parallel_size
+    if engine.device == "gpu":
+        overhead = GPU_OVERHEAD_BYTES
+        kv_cache = max(0, int(engine.gpu_memory_utilization * gpu_bytes) - weights - overhead)
+        kv_formula = f"what {engine.gpu_memory_utilization:g} of the GPU leaves"
+    else:
+        overhead = int(2 * PROCESS_GIB * GIB)  # the actor's and vLLM's core process
+        kv_cache = engine.cpu_kv_cache_gib * GIB
+        kv_formula = "engine.cpu_kv_cache_gib"
+    longest = config.episode.max_prompt_tokens + config.episode.max_response_tokens
+    fits = kv_cache // (longest * _kv_bytes(config, shape))
+    return ActorPlan(
+        name="rollout",
+        count=rollout.num_actors,
+        num_cpus=rollout.num_cpus,
+        num_gpus=rollout.num_gpus,
+        memory={"weights": weights, "KV cache": kv_cache, "overhead": overhead},
+        formulas={
+            "weights": f"{_engine_bytes(config)}P / {engine.tensor_parallel_size}",
+            "KV cache": f"{kv_formula}; 2 · layers · KV heads · head size · {_engine_bytes(config)} = "
+            f"{_kv_bytes(config, shape):,} bytes a token",
+            "overhead": "context and workspaces" if engine.device == "gpu" else "two processes",
+        },
+        note=f"{fits} trajectories of {longest} tokens at once ({min(engine.max_num_seqs, rollout.max_concurrent_episodes)}"
+        " allowed)",
+    )
+
+
+def _learner(config: RunConfig, shape: Architecture) -> ActorPlan:
+    learner = config.learner
+    b, ranks, zero = _element_bytes(config), learner.num_learners, learner.zero_stage
+    num_trained = _num_trained(config, shape)
+    num_weights = shape.num_parameters + (num_trained if learner.lora else 0)
+    gradient_bytes = 4 if b == 4 or zero > 0 else 2  # bfloat16 gradients are summed in float32 from stage 1 on
+    activation = shape.activation_bytes_per_token(b, checkpointing=learner.gradient_checkpointing)
+    memory = {
+        "weights": b * num_weights // (ranks if zero == 3 else 1),
+        "gradients": gradient_bytes * num_trained // (ranks if zero >= 2 else 1),
+        "optimizer": _optimizer_bytes(config) * num_trained // (ranks if zero >= 1 else 1),
+        "activations": learner.micro_batch_tokens * activation,
+        "logits": 3 * (learner.logit_chunk_mib << 20),
+        "overhead": GPU_OVERHEAD_BYTES if learner.num_gpus_per_learner else int(PROCESS_GIB * GIB),
+    }
+    formulas = {
+        "weights": f"{b}P" + (" / N" if zero == 3 else ""),
+        "gradients": f"{gradient_bytes}T" + (" / N" if zero >= 2 else ""),
+        "optimizer": f"{_optimizer_bytes(config)}T" + (" / N" if zero >= 1 else "") + ": moments"
+        f"{', master weights' if b == 2 else ''} in float32",
+        "activations": f"micro_batch_tokens · {activation:,} bytes"
+        + (", checkpointed" if learner.gradient_checkpointing else ""),
+        "logits": "3 · logit_chunk_mib: logits, their log-softmax, its gradient",
+        "overhead": "context and workspaces" if learner.num_gpus_per_learner else "one process",
+    }
+    if config.loss.kl_coef > 0:
+        memory["reference"] = b * shape.num_parameters // (ranks if zero == 3 else 1)
+        formulas["reference"] = f"{b}P" + (" / N" if zero == 3 else "")
+    return ActorPlan(
+        name="learner",
+        count=ranks,
+        num_cpus=learner.num_cpus_per_learner,
+        num_gpus=learner.num_gpus_per_learner,
+        memory=memory,
+        formulas=formulas,
+        note=f"ZeRO-{zero}, N = {ranks}" + (f", LoRA of rank {learner.lora.rank}" if learner.lora else ""),
+    )
+
+
+def _reward_model(config: RewardModelConfig, shape: Architecture) -> ActorPlan:
+    b = 2 if config.num_gpus else 4
+    weights = b * (shape.num_parameters + shape.hidden - (0 if shape.tied else shape.vocab_size * shape.hidden))
+    activation = shape.activation_bytes_per_token(b, checkpointing=True) - b * shape.num_layers * shape.hidden
+    return ActorPlan(
+        name="reward model",
+        count=1,
+        num_cpus=config.num_cpus,
+        num_gpus=config.num_gpus,
+        memory={
+            "weights": 2 * weights,
+            "activations": config.micro_batch_tokens * activation,
+            "overhead": GPU_OVERHEAD_BYTES if config.num_gpus else int(PROCESS_GIB * GIB),
+        },
+        formulas={
+            "weights": f"2 · {b}(P − output layer + hidden): the old and the new model during a swap",
+            "activations": f"micro_batch_tokens · {activation:,} bytes of one block",
+            "overhead": "context and workspaces" if config.num_gpus else "one process",
+        },
+    )
+
+
+def _num_trained(config: RunConfig, shape: Architecture) -> int:
+    lora = config.learner.lora
+    return shape.num_lora_parameters(lora.rank, lora.targets) if lora else shape.num_parameters
+
+
+def _element_bytes(config: RunConfig) -> int:
+    """Of the learner's weights."""
+    dtype = config.learner.dtype
+    return 2 if dtype == "bfloat16" or (dtype == "auto" and config.learner.num_gpus_per_learner) else 4
+
+
+def _engine_bytes(config: RunConfig) -> int:
+    """Of the engine's weights and its KV cache."""
+    dtype = config.engine.dtype
+    return 4 if dtype == "float32" or (dtype == "auto" and config.engine.device == "cpu") else 2
+
+
+def _optimizer_bytes(config: RunConfig) -> int:
+    """Adam's two moments in float32 a trained parameter, and below float32 its master copy (arXiv 1910.02054 §3)."""
+    return 8 if _element_bytes(config) == 4 else 12
+
+
+def _kv_bytes(config: RunConfig, shape: Architecture) -> int:
+    return shape.kv_bytes_per_token(_engine_bytes(config), config.engine.tensor_parallel_size)
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.1f} GiB" if size >= GIB // 10 else f"{size / (1 << 20):.0f} MiB"
