@@ -19,14 +19,36 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
+    run = _with_config(commands, "run", "the whole method: synthesize, sft, reward-model, grpo, report", _run)
+    run.add_argument("--dry-run", action="store_true", help="print what it would need, and start nothing")
+    _with_config(commands, "synthesize", "stage 1: sample, score, keep the good, repair the bad", _stage)
+    _with_config(commands, "sft", "fine-tune on what synthesize made", _stage)
+    _with_config(commands, "reward-model", "train the trajectory reward model on the preference pairs", _stage)
     grpo = _with_config(commands, "grpo", "train a policy with GRPO and tools", _grpo)
     grpo.add_argument("--resume", metavar="RUN_DIR", help="continue a run from its last checkpoint")
-    _with_config(commands, "evaluate", "measure a checkpoint's accuracy with tools running", _evaluate)
+    evaluate = _with_config(commands, "evaluate", "measure a checkpoint's accuracy with tools running", _evaluate)
+    evaluate.add_argument(
+        "--benchmarks", metavar="FILE", help="a suite of benchmark files, e.g. examples/benchmarks.toml"
+    )
+    evaluate.add_argument("--out", default="runs/benchmarks", help="where --benchmarks writes (default: %(default)s)")
+
+    compare = commands.add_parser("compare", help="results of evaluate --benchmarks side by side")
+    compare.add_argument("folders", nargs="+", metavar="FOLDER")
+    compare.set_defaults(handler=_compare)
+
+    report = commands.add_parser("report", help="write a run folder's report.html again")
+    report.add_argument("run_dir", metavar="RUN_DIR")
+    report.set_defaults(handler=_report)
 
     demo = commands.add_parser("demo", help="the whole method on the embedded tiny model")
     demo.add_argument("--seed", type=int, default=0)
     demo.add_argument("--run-dir", default="runs/demo", help="where the run goes (default: %(default)s)")
     demo.set_defaults(handler=_demo)
+
+    index = commands.add_parser("search-index", help="index a corpus for the tool search (BM25)")
+    index.add_argument("corpus", metavar="CORPUS.jsonl", help='a document a line: {"id": …, "contents": …}')
+    index.add_argument("out", metavar="FOLDER", help="for sandbox.search.index")
+    index.set_defaults(handler=_search_index)
 
     sandbox = commands.add_parser("sandbox", help="the tool sandbox: serve it, build its image")
     actions = sandbox.add_subparsers(dest="action", required=True, metavar="ACTION")
@@ -48,6 +70,28 @@ def _with_config(
     return command
 
 
+def _run(args: argparse.Namespace) -> int:
+    if args.dry_run:
+        from autotraj import commands
+
+        return commands.dry_run(args.config, args.overrides)
+    from autotraj import run
+
+    return run.run(args.config, args.overrides)
+
+
+def _stage(args: argparse.Namespace) -> int:
+    from autotraj import run
+
+    return run.stage(args.command, args.config, args.overrides)
+
+
+def _report(args: argparse.Namespace) -> int:
+    from autotraj import commands
+
+    return commands.report(args.run_dir)
+
+
 def _grpo(args: argparse.Namespace) -> int:
     from autotraj import commands
 
@@ -55,9 +99,25 @@ def _grpo(args: argparse.Namespace) -> int:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
+    if args.benchmarks:
+        from autotraj import benchmark_run
+
+        return benchmark_run.evaluate_suite(args.config, args.overrides, args.benchmarks, args.out)
     from autotraj import commands
 
     return commands.evaluate(args.config, args.overrides)
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from autotraj import benchmark_run
+
+    return benchmark_run.compare(args.folders)
+
+
+def _search_index(args: argparse.Namespace) -> int:
+    from autotraj import sandbox
+
+    return sandbox.search_index(args.corpus, args.out)
 
 
 def _demo(args: argparse.Namespace) -> int:

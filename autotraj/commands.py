@@ -1,4 +1,4 @@
-"""The single-stage commands `grpo` and `evaluate`."""
+"""The commands `grpo`, `evaluate`, `report` and `run --dry-run`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from rich.console import Console
 
 from autotraj import preflight
 from autotraj.config import load
+from autotraj.errors import UserError
 from autotraj.launch import build, engines, measure, parts, train
 from autotraj.progress import ProgressView
 from autotraj.run_folder import RunFolder
@@ -61,4 +62,22 @@ def evaluate(config_path: str | None, overrides: Sequence[str]) -> int:
         f"{result.tool_call_rate:.0%}, mean reward {result.mean_reward:.2f}, {result.num_failed} failed, "
         f"{result.seconds:.0f} s"
     )
+    return EXIT_OK
+
+
+def report(run_dir: str) -> int:
+    """`python -m autotraj report`."""
+    from autotraj.report import write_report
+
+    if not Path(run_dir).is_dir():
+        raise UserError(f"{run_dir}: there is no run folder")
+    Console().print(f"report: {write_report(Path(run_dir))}")
+    return EXIT_OK
+
+
+def dry_run(config_path: str | None, overrides: Sequence[str]) -> int:
+    """`python -m autotraj run --dry-run`: the resolved plan; nothing is started or written."""
+    from autotraj.plan import plan, render
+
+    Console().print(render(plan(load(config_path, overrides))), soft_wrap=True, markup=False)
     return EXIT_OK

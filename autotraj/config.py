@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from pydantic import Field, ValidationError, model_validator
 
-from actors.config import EngineConfig, EpisodeConfig, RolloutConfig
+from actors.config import EngineConfig, EpisodeConfig, RepairConfig, RewardModelConfig, RolloutConfig
 from autotraj.errors import UserError
+from autotraj.stage_config import OnlineRepairConfig, RewardModelStageConfig, SFTConfig, Stage, SynthesisConfig
 from learners.config import LearnerConfig, LossConfig
-from rewards.config import RewardConfig
+from rewards.config import QualityConfig, RewardConfig
 from tool_sandbox.config import SandboxConfig
 from trajectory.config import Section
 from trajectory.task_config import TaskConfig
@@ -90,6 +91,8 @@ class RunConfig(Section):
     """Address (`host:port`) of a running sandbox gateway, whose token is `sandbox.token`. None: the run starts its own."""
     seed: int = 0
     """Seed of task order, sampling and training."""
+    stages: tuple[Stage, ...] = ("synthesize", "sft", "reward-model", "grpo")
+    """What `run` does, in this order; a stage that is left out is neither run nor used."""
     data: TaskConfig = TaskConfig()
     eval: EvalConfig = EvalConfig()
     engine: EngineConfig
@@ -101,6 +104,14 @@ class RunConfig(Section):
     learner: LearnerConfig
     loss: LossConfig = LossConfig()
     grpo: GRPOSettings = GRPOSettings()
+    quality: QualityConfig = QualityConfig()
+    repair: RepairConfig = RepairConfig()
+    synthesis: SynthesisConfig = SynthesisConfig()
+    sft: SFTConfig = SFTConfig()
+    reward_model: RewardModelStageConfig = RewardModelStageConfig()
+    scorer: RewardModelConfig = RewardModelConfig()
+    """The actor that serves the reward model to GRPO."""
+    online_repair: OnlineRepairConfig = OnlineRepairConfig()
 
     @model_validator(mode="before")
     @classmethod
@@ -128,6 +139,15 @@ class RunConfig(Section):
             )
         if self.rollout.group_size < 2:
             raise ValueError("rollout.group_size must be at least 2: an advantage compares siblings")
+        if self.learner.head != "lm":
+            raise ValueError("learner.head: the policy's is 'lm'; the reward model's stage sets its own")
+        order = [stage for stage in get_args(Stage) if stage in self.stages]
+        if list(self.stages) != order:
+            raise ValueError(f"stages = {list(self.stages)}: each once, in the order {', '.join(get_args(Stage))}")
+        needs = {"sft": "synthesize", "reward-model": "synthesize"}
+        for stage, earlier in needs.items():
+            if stage in self.stages and earlier not in self.stages:
+                raise ValueError(f"stages: {stage!r} needs {earlier!r}, which makes its input")
         return self
 
 
@@ -139,6 +159,25 @@ def load(path: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig:
 def parse(data: dict[str, Any]) -> RunConfig:
     """Validates a nested mapping; raises `ConfigError` with one line a problem."""
     return _validate(RunConfig, data)
+
+
+def with_changes(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
+    """`config` with dotted keys set to other values, validated anew."""
+    data = config.model_dump(mode="json", exclude=_shared_keys())
+    for key, value in changes.items():
+        *sections, last = key.split(".")
+        inner = data
+        for section in sections:
+            inner = inner[section]
+        inner[last] = value
+    return parse(data)
+
+
+def _shared_keys() -> dict[str, set[str]]:
+    shared: dict[str, set[str]] = {}
+    for section, key in SHARED:
+        shared.setdefault(section, set()).add(key)
+    return shared
 
 
 def load_section(section: type[S], name: str, path: str | Path | None, overrides: Sequence[str] = ()) -> S:
@@ -180,10 +219,7 @@ def to_toml(config: RunConfig) -> str:
             lines.extend(["", f"[{prefix}{key}]"])
             emit(value, f"{prefix}{key}.")
 
-    shared: dict[str, set[str]] = {}
-    for section, key in SHARED:
-        shared.setdefault(section, set()).add(key)
-    emit(config.model_dump(mode="json", exclude=shared), "")
+    emit(config.model_dump(mode="json", exclude=_shared_keys()), "")
     return "\n".join(lines).strip() + "\n"
 
 

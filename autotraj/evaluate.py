@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -26,6 +27,7 @@ class EvalResult:
     num_failed: int  # trajectories that ended in an error or at their deadline
     tool_call_rate: float
     mean_reward: float
+    mean_reward_ci95: float  # half-width, as accuracy's
     seconds: float
     groups: tuple[Group, ...] = field(default=(), repr=False)
 
@@ -65,17 +67,22 @@ def summarize(name: str, groups: Sequence[Group], *, seconds: float) -> EvalResu
     """The figures of scored `groups`, one a problem."""
     metrics = describe_groups(groups, policy_version=0)
     per_problem = [sum(r.correct for r in g.rewards) / len(g.rewards) for g in groups]
-    n = len(per_problem)
-    accuracy = sum(per_problem) / n if n else 0.0
-    variance = sum((p - accuracy) ** 2 for p in per_problem) / (n - 1) if n > 1 else 0.0
+    rewards = [sum(r.total for r in g.rewards) / len(g.rewards) for g in groups]
     return EvalResult(
         name=name,
-        accuracy=accuracy,
-        accuracy_ci95=1.96 * math.sqrt(variance / n) if n else 0.0,
-        num_problems=n,
+        accuracy=sum(per_problem) / len(per_problem) if per_problem else 0.0,
+        accuracy_ci95=_half_width(per_problem),
+        num_problems=len(per_problem),
         num_failed=sum(t.finish_reason in ("error", "deadline") for g in groups for t in g.trajectories),
         tool_call_rate=metrics.get("tool_call_rate", 0.0),
         mean_reward=metrics.get("reward_mean", 0.0),
+        mean_reward_ci95=_half_width(rewards),
         seconds=seconds,
         groups=tuple(groups),
     )
+
+
+def _half_width(per_problem: Sequence[float]) -> float:
+    """Of the mean's 95 % interval, by the normal approximation; 0 if there is nothing to tell it by."""
+    n = len(per_problem)
+    return 1.96 * statistics.stdev(per_problem) / math.sqrt(n) if n > 1 else 0.0

@@ -1,7 +1,7 @@
 """GRPO with tools as an RLlib algorithm: four activities that run at the same time, and one thread that never blocks.
 
     ledger ──lease──▶ rollout actors ──group──▶ rewards ──scored──▶ buffer ──full step──▶ learners
-       ▲                    ▲                                                               │
+       ▲                    ▲                      └──bad──▶ online repair ──▶ reward model │
        │                    └────────────── weights, then the logprob gate ◀── version+1 ───┤
        └──────────────────────────────── trained, or handed back with a reason ◀────────────┘
 
@@ -28,9 +28,11 @@ from ray.rllib.utils.metrics import LEARNER_RESULTS, NUM_ENV_STEPS_TRAINED_LIFET
 
 from autotraj.errors import Stalled
 from autotraj.grpo_config import GRPOConfig
+from autotraj.online_repair import OnlineRepair
+from autotraj.reward_service import RewardModelService, RewardModelUnavailable
 from autotraj.runner_pool import Failed, Outcome, RunnerPool, managed
-from autotraj.scoring import score_group
-from autotraj.step_metrics import describe_groups
+from autotraj.scoring import Scorer, score_group
+from autotraj.step_metrics import describe_groups, describe_ledger
 from autotraj.training_batch import TrainingBatch, assemble
 from learners.advantages import has_variance
 from learners.group import LearnerGroup, Pending, StepResult
@@ -66,7 +68,7 @@ class GRPO(Algorithm):
         self._ledger = Ledger(self._tasks, seed=run.seed, max_attempts=run.grpo.max_attempts)
         self._buffer: list[Group] = []  # scored, in order of arrival
         self._scorers = futures.ThreadPoolExecutor(NUM_SCORERS, thread_name_prefix="score")
-        self._scoring: set[futures.Future[Group]] = set()
+        self._scoring: dict[futures.Future[Group], str] = {}  # → lease id
         self._pending: tuple[Pending[StepResult], TrainingBatch, float] | None = None
         self._num_leases = 0
         self._tokens_since_step = 0
@@ -88,8 +90,24 @@ class GRPO(Algorithm):
                 learners_train=lambda: self._pending is not None,
             )
         self.runners.start()  # in the background, while the learners come up
+        self._bring_up_scoring(config)
         self.learner_group.start()
         self._publish()  # the gate holds before the first token, too
+
+    def _bring_up_scoring(self, config: GRPOConfig) -> None:
+        run = config.run_config
+        self._service: RewardModelService | None = None
+        self._scorer: Scorer | None = None
+        self._repair: OnlineRepair | None = None
+        if not run.reward_model.path:
+            return
+        self._service = RewardModelService(run.scorer, run.reward_model.path)
+        self._service.start()
+        required = run.reward_model.when_unavailable == "drop"
+        self._scorer = Scorer(run.reward, self._service, mask_results=run.scorer.mask_results, required=required)
+        if run.online_repair.enabled:
+            folder = Path(run.run_dir) / "online_repair"
+            self._repair = OnlineRepair(run, self.runners, self._service, folder)
 
     def _publish(self) -> None:
         """Gives the learners' weights to the engines and waits for the first to have them."""
@@ -148,6 +166,10 @@ class GRPO(Algorithm):
 
     def _take(self, outcome: Outcome) -> None:
         """Scores a group that came back; a failure goes back to the ledger with its reason."""
+        if outcome.method == "repair":
+            assert self._repair is not None
+            self._repair.take(outcome)
+            return
         lease_id = outcome.key
         if isinstance(outcome, Failed):
             self._ledger.hand_back(lease_id, outcome.reason)
@@ -159,15 +181,26 @@ class GRPO(Algorithm):
             return
         self._ledger.finish(lease_id)
         self._tokens_since_step += sum(t.num_generated_tokens for t in group.trajectories)
-        # In a thread: comparing two hostile LaTeX answers may take `reward.math_timeout_s`.
-        self._scoring.add(self._scorers.submit(score_group, group, self.config.run_config.reward))
+        # In a thread: comparing two hostile LaTeX answers may take `reward.math_timeout_s`, the reward model its deadline.
+        self._scoring[self._scorers.submit(self._score, group)] = lease_id
+
+    def _score(self, group: Group) -> Group:
+        return self._scorer.score(group) if self._scorer else score_group(group, self.config.run_config.reward)
 
     def _collect_scored(self) -> None:
         """Moves what has its rewards into the buffer. Most answers take microseconds and are there at once."""
-        done, self._scoring = futures.wait(self._scoring, timeout=SCORE_WAIT_S if self._scoring else 0)
+        done, _ = futures.wait(self._scoring, timeout=SCORE_WAIT_S if self._scoring else 0)
         for future in done:
-            group = future.result()
-            self._ledger.score(group.lease_id)
+            lease_id = self._scoring.pop(future)
+            try:
+                group = future.result()
+            except RewardModelUnavailable as error:
+                logger.warning("a group is dropped: %s", error)
+                self._ledger.drop(lease_id, error.reason)
+                continue
+            self._ledger.score(lease_id)
+            if self._repair:
+                self._repair.offer(group)
             if self._log:
                 self._log.append(group)
             varied = has_variance(np.array([r.total for r in group.rewards]))
@@ -210,23 +243,23 @@ class GRPO(Algorithm):
         self._ledger.train([group.lease_id for group in batch.groups], step=self.policy_version)
         assert result.probe is not None, "the learner group was made with a probe"
         self.runners.push(result.update, result.probe)
-        counts = self._ledger.counts()
+        if self._repair:
+            self._repair.on_step(self.policy_version)
         elapsed = now - self._last_step_at
         self.step_metrics = metrics | {
             "step": float(self.policy_version),
             "step_seconds": elapsed,
             "train_seconds": now - started,
             "tokens_per_second": self._tokens_since_step / elapsed,
-            "queue/leased": float(counts.leased),
-            "queue/scored": float(counts.scored),
             "groups_no_variance": float(batch.num_no_variance),
             "runners_ready": float(self.runners.num_ready),
             "runner_restarts": float(self.runners.num_restarts),
             "gate_max_delta": self.runners.gate_max_delta,
             "sync_seconds": self.runners.sync_seconds,
-            **{f"dropped/{reason}": float(n) for reason, n in self._ledger.drop_reasons.items()},
-            **{f"handed_back/{reason}": float(n) for reason, n in self._ledger.hand_back_reasons.items()},
+            **describe_ledger(self._ledger),
             **{f"learner/{name}": float(value) for name, value in result.metrics.items()},
+            **(self._scorer.metrics() if self._scorer else {}),
+            **(self._repair.metrics() if self._repair else {}),
         }
         self._tokens_since_step, self._last_step_at = 0, now
         # RLlib ends the iteration at the first trained timestep (`min_train_timesteps_per_iteration = 1`).
@@ -283,6 +316,8 @@ class GRPO(Algorithm):
             "ledger": self._ledger.state(),
             "buffer": [encode_group(group) for group in self._buffer],
             "num_leases": self._num_leases,
+            "scorer": self._scorer.state() if self._scorer else None,
+            "repair": self._repair.state() if self._repair else None,
         }
         (Path(target) / STATE_FILE).write_bytes(msgpack.packb(state))
         return target
@@ -297,10 +332,18 @@ class GRPO(Algorithm):
         self._buffer = [decode_group(data) for data in state["buffer"]]
         self._ledger.restore(state["ledger"], held=[group.lease_id for group in self._buffer])
         self._num_leases = state["num_leases"]
+        if self._scorer and state["scorer"]:
+            self._scorer.restore(state["scorer"])
+        if self._repair and state["repair"]:
+            self._repair.restore(state["repair"])
         self._publish()
 
     def cleanup(self) -> None:
         self._scorers.shutdown(wait=False, cancel_futures=True)
+        if self._repair:
+            self._repair.close()
+        if self._service:
+            self._service.stop()
         if self._log:
             self._log.close()
         super().cleanup()

@@ -24,6 +24,11 @@ PROBE = (
 GATE_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.3}
 
 
+def rollout_timeout_of(config: RunConfig) -> float:
+    """Longest wait for a group: an episode's deadline twice, for queueing behind siblings, and slack."""
+    return 2 * config.episode.deadline_s + 60.0
+
+
 class GRPOConfig(AlgorithmConfig):
     """`GRPOConfig().run(run_config).build_algo()`. Settings of ours live in `run_config`; the rest is RLlib's."""
 
@@ -65,6 +70,9 @@ class GRPOConfig(AlgorithmConfig):
             engine=run_config.engine,
             episode=run_config.episode,
             rollout=run_config.rollout,
+            repair=run_config.repair,
+            quality=run_config.quality,
+            reward=run_config.reward,
             sandbox_address=sandbox_address,
             sandbox_token=SecretStr(sandbox_token) if sandbox_token else None,
         )
@@ -87,8 +95,8 @@ class GRPOConfig(AlgorithmConfig):
 
     @property
     def rollout_timeout_s(self) -> float:
-        """A lease's deadline: the episode's own, and slack for queueing behind siblings."""
-        return 2 * self.run_config.episode.deadline_s + 60.0
+        """A lease's deadline."""
+        return rollout_timeout_of(self.run_config)
 
     def get_multi_rl_module_spec(self, **_: Any) -> MultiRLModuleSpec:
         return MultiRLModuleSpec(rl_module_specs={})

@@ -5,11 +5,8 @@ configuration ▶ preflight ▶ run folder ▶ sandbox gateway ▶ Ray ▶ engin
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from types import FrameType
+from contextlib import ExitStack, contextmanager, nullcontext
 
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
@@ -20,6 +17,7 @@ from autotraj.evaluate import EvalResult
 from autotraj.evaluate import evaluate as evaluate_policy
 from autotraj.grpo import GRPO
 from autotraj.grpo_config import GRPOConfig
+from autotraj.interrupt import Interrupt, graceful_interrupt
 from autotraj.run_folder import RunFolder
 from autotraj.runner_pool import RunnerPool, managed
 from autotraj.sandbox import Gateway, sandbox_session
@@ -28,38 +26,20 @@ from learners.errors import LearnerError
 from trajectory.types import Task
 
 
-@dataclass(slots=True)
-class Interrupt:
-    """Set by the first Ctrl-C or SIGTERM: finish the step, write a checkpoint, stop. The second one raises."""
-
-    requested: bool = False
-
-    def __call__(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
-            raise KeyboardInterrupt
-        self.requested = True
-        print("\nstopping after this step, with a checkpoint; again to stop at once", flush=True)
-
-
-@contextmanager
-def graceful_interrupt() -> Iterator[Interrupt]:
-    """Turns SIGINT and SIGTERM into a request for the length of the block."""
-    interrupt = Interrupt()
-    previous = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield interrupt
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
 def train(
-    algo: GRPO, folder: RunFolder, *, num_steps: int, on_step: Callable[[int, Mapping[str, float]], None]
+    algo: GRPO,
+    folder: RunFolder,
+    *,
+    num_steps: int,
+    on_step: Callable[[int, Mapping[str, float]], None],
+    interrupt: Interrupt | None = None,
 ) -> bool:
-    """Trains up to `num_steps` optimizer steps, with checkpoints. Returns False if it was interrupted before."""
+    """Trains up to `num_steps` optimizer steps, with checkpoints. Returns False if it was interrupted before.
+
+    `interrupt` is the caller's, if it has one that covers more than this."""
     settings = algo.config.run_config.grpo
     saved_at = -1
-    with graceful_interrupt() as interrupt:
+    with nullcontext(interrupt) if interrupt else graceful_interrupt() as interrupt:
         while algo.policy_version < num_steps and not interrupt.requested:
             try:
                 metrics = algo.train()["grpo"]
@@ -94,11 +74,11 @@ def measure(name: str, algo_or_pool: GRPO | RunnerPool, config: RunConfig, tasks
 
 
 @contextmanager
-def parts(config: RunConfig) -> Iterator[Gateway]:
-    """The sandbox and Ray, up for the length of the block."""
+def parts(config: RunConfig, *, sandbox: bool = True) -> Iterator[Gateway]:
+    """The sandbox, if it is needed, and Ray, up for the length of the block."""
     needs = preflight.resources(config)
     with ExitStack() as stack:
-        gateway = stack.enter_context(sandbox_session(config))
+        gateway = stack.enter_context(sandbox_session(config)) if sandbox else Gateway(address="")
         stack.enter_context(ray_session(num_cpus=needs.num_cpus, num_gpus=needs.num_gpus))
         yield gateway
 

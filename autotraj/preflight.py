@@ -28,13 +28,15 @@ class Resources:
     memory_bytes: int
 
 
-def check(config: RunConfig) -> tuple[list[Task], list[Task]]:
-    """Raises `UserError` for the first thing that would stop the run; returns the training and evaluation tasks."""
+def check(config: RunConfig, *, sandbox: bool = True) -> tuple[list[Task], list[Task]]:
+    """Raises `UserError` for the first thing that would stop the run; returns the training and evaluation tasks.
+
+    `sandbox`: tools will run."""
     _check_model(config)
     try:
         train, held_out = load_tasks(config.data), load_tasks(config.eval.data)
         assert_disjoint(train, held_out)
-        if config.gateway is None:
+        if sandbox and config.gateway is None:
             build.check_ready(config.sandbox)
     except ValueError as error:
         raise UserError(str(error)) from error
@@ -43,17 +45,33 @@ def check(config: RunConfig) -> tuple[list[Task], list[Task]]:
 
 
 def resources(config: RunConfig) -> Resources:
-    """CPUs, GPUs and bytes that the run's actors need together."""
+    """CPUs, GPUs and bytes that the run's actors need together, the reward model's among them if it has a path."""
     rollout, learner = config.rollout, config.learner
     weights = sum(f.stat().st_size for f in Path(config.model).glob("*.safetensors"))
+    scores = bool(config.reward_model.path)
+    num_gangs = 1 + (scores and config.online_repair.enabled)  # the policy's learners, and the reward model's
+    repairs = config.repair.repairer != "policy"
     # fp32 master weights, gradients and two Adam moments on the learners; engines hold one copy.
     return Resources(
-        num_cpus=rollout.num_actors * rollout.num_cpus + learner.num_learners * learner.num_cpus_per_learner,
-        num_gpus=rollout.num_actors * rollout.num_gpus + learner.num_learners * learner.num_gpus_per_learner,
+        num_cpus=rollout.num_actors * rollout.num_cpus
+        + num_gangs * learner.num_learners * learner.num_cpus_per_learner
+        + scores * config.scorer.num_cpus
+        + repairs * config.repair.num_actors * config.repair.num_cpus,
+        num_gpus=rollout.num_actors * rollout.num_gpus
+        + num_gangs * learner.num_learners * learner.num_gpus_per_learner
+        + scores * config.scorer.num_gpus
+        + repairs * config.repair.num_actors * config.repair.num_gpus,
         memory_bytes=int(
-            (2 * rollout.num_actors + learner.num_learners + 1) * PROCESS_GIB * GIB
+            (
+                2 * (rollout.num_actors + repairs * config.repair.num_actors)
+                + num_gangs * learner.num_learners
+                + scores
+                + 1
+            )
+            * PROCESS_GIB
+            * GIB
             + rollout.num_actors * (2 * weights + config.engine.cpu_kv_cache_gib * GIB)
-            + 8 * weights
+            + 8 * num_gangs * weights
         ),
     )
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from autotraj.config import RunConfig, load_section
 from autotraj.errors import UserError
 from tool_sandbox import build as image_build
 from tool_sandbox import server
-from tool_sandbox.config import SandboxConfig
+from tool_sandbox.config import SandboxConfig, SearchConfig
 from tool_sandbox.errors import SandboxError
 from tool_sandbox.local import LocalGateway
+from tool_sandbox.search_index import build_index
+from trajectory import word_problems_corpus
+from trajectory.records import write_jsonl
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +35,28 @@ def sandbox_session(config: RunConfig) -> Iterator[Gateway]:
     if config.gateway is not None:
         yield Gateway(config.gateway, token)
         return
+    make_index(config.sandbox.search)
     try:
         local = LocalGateway(config.sandbox)
     except SandboxError as error:
         raise UserError(str(error)) from error
     with local:
         yield Gateway(local.address, token)
+
+
+def make_index(config: SearchConfig) -> None:
+    """Makes `sandbox.search.index` from `sandbox.search.corpus` if it isn't there. Raises UserError."""
+    if not config.corpus or Path(config.index).exists():
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        corpus = Path(config.corpus)
+        if config.corpus == "word-problems":
+            corpus = Path(scratch, "corpus.jsonl")
+            write_jsonl(corpus, word_problems_corpus.corpus())
+        try:
+            build_index(corpus, Path(config.index))
+        except (ValueError, OSError) as error:
+            raise UserError(f"sandbox.search.corpus: {error}") from error
 
 
 def serve(config_path: str | None, overrides: Sequence[str]) -> int:
@@ -55,4 +76,16 @@ def build(config_path: str | None, overrides: Sequence[str]) -> int:
         image_build.ensure_image(config)
     except SandboxError as error:
         raise UserError(str(error)) from error
+    return 0
+
+
+def search_index(corpus: str, out: str) -> int:
+    """`python -m autotraj search-index`: a BM25 index for `sandbox.search.index`."""
+    try:
+        num_documents = build_index(Path(corpus), Path(out))
+    except (ValueError, OSError) as error:
+        raise UserError(str(error)) from error
+    print(
+        f"{num_documents} documents indexed in {out}; use it with sandbox.search.kind=bm25 sandbox.search.index={out}"
+    )
     return 0

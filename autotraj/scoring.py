@@ -1,14 +1,94 @@
-"""Rewards for a whole group."""
+"""Rewards for whole groups: format and outcome, and what the reward model says, measured by its own running mean."""
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
+from typing import Any
 
+from actors.reward_model import Scores
+from autotraj.reward_service import RewardModelService, RewardModelUnavailable
 from rewards import combine
 from rewards.config import RewardConfig
+from rewards.trajectory import RunningNorm
+from trajectory.reward_input import reward_input
 from trajectory.types import Group
+
+VERSION_METRIC = "reward_model_version"
+"""In `Group.metrics`: which reward model scored it."""
 
 
 def score_group(group: Group, config: RewardConfig) -> Group:
-    """`group` with a reward for each trajectory. May block for `config.math_timeout_s` an answer."""
+    """`group` with rewards from format and outcome. May block for `config.math_timeout_s` an answer."""
     return replace(group, rewards=tuple(combine.score(group.task, t, config) for t in group.trajectories))
+
+
+class Scorer:
+    """Scores groups with the reward model, from several threads."""
+
+    def __init__(
+        self, config: RewardConfig, service: RewardModelService, *, mask_results: bool, required: bool
+    ) -> None:
+        """`required`: a group that the model can't score isn't scored at all; else it is scored without, and says so."""
+        self._config = config
+        self._service = service
+        self._mask_results = mask_results
+        self._required = required
+        self._lock = threading.Lock()
+        self._norm = RunningNorm(clip=config.trajectory_clip)
+        self._norm_version = service.version
+        self.num_scored_without = 0
+
+    def score(self, group: Group) -> Group:
+        """`group` with rewards. Raises RewardModelUnavailable if the model doesn't answer and is required."""
+        sequences = [reward_input(t, mask_results=self._mask_results) for t in group.trajectories]
+        try:
+            scores = self._service.score(sequences)
+        except RewardModelUnavailable as error:
+            if self._required:
+                raise
+            return self._without(group, str(error))
+        rewards = tuple(
+            combine.score(group.task, trajectory, self._config, rm)
+            for trajectory, rm in zip(group.trajectories, self._measured(scores), strict=True)
+        )
+        raw = [float(value) for value in scores.values]
+        metrics = group.metrics | {VERSION_METRIC: float(scores.version), "reward_model_mean": sum(raw) / len(raw)}
+        return replace(group, rewards=rewards, metrics=metrics)
+
+    def metrics(self) -> dict[str, float]:
+        return {
+            VERSION_METRIC: float(self._service.version),
+            "reward_model_restarts": float(self._service.num_restarts),
+            "groups_scored_without": float(self.num_scored_without),
+        }
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint: which model scores, and what its scores are measured by."""
+        with self._lock:
+            norm = self._norm.state()
+        return {"norm": norm, "version": self._service.version, "path": self._service.path}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Raises RunError if the model that scored then is no longer there."""
+        if state["version"] != self._service.version:
+            self._service.replace(state["path"], state["version"])
+        self._norm.restore(state["norm"])
+        self._norm_version = state["version"]
+
+    def _measured(self, scores: Scores) -> list[float]:
+        """What `combine.score` takes: raw with preset `paper`, else by the mean and deviation of this model's scores."""
+        values = [float(value) for value in scores.values]
+        if self._config.preset == "paper":
+            return values
+        with self._lock:
+            if scores.version > self._norm_version:  # another model, another scale
+                self._norm, self._norm_version = RunningNorm(clip=self._config.trajectory_clip), scores.version
+            self._norm.update(values)
+            return [self._norm.normalise(value) for value in values]
+
+    def _without(self, group: Group, why: str) -> Group:
+        self.num_scored_without += 1
+        scored = score_group(group, self._config)
+        note = f"scored without the reward model: {why}"
+        return replace(scored, rewards=tuple(replace(r, notes=(*r.notes, note)) for r in scored.rewards))

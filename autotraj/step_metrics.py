@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from trajectory.ledger import Ledger
 from trajectory.types import Group
 
 
@@ -36,8 +37,7 @@ def describe_groups(groups: Sequence[Group], policy_version: int) -> dict[str, f
         "staleness_mean": _mean([float(a) for a in ages]),
         "staleness_max": float(max(ages, default=0)),
     }
-    for part in sorted({name for r in rewards for name in r.parts}):
-        metrics[f"reward/{part}"] = _mean([r.parts.get(part, 0.0) for r in rewards])
+    metrics |= {f"reward/{part}": value for part, value in reward_parts(groups).items()}
     for reason, count in sorted(Counter(t.finish_reason for t in trajectories).items()):
         metrics[f"finish/{reason}"] = count / len(trajectories)
     if calls:
@@ -45,6 +45,25 @@ def describe_groups(groups: Sequence[Group], policy_version: int) -> dict[str, f
         for status, count in sorted(Counter(c.status for c in calls).items()):
             metrics[f"tool/{status}"] = count / len(calls)
     return metrics
+
+
+def describe_ledger(ledger: Ledger) -> dict[str, float]:
+    """What waits, and what was lost or done again so far, by reason."""
+    counts = ledger.counts()
+    return {
+        "queue/leased": float(counts.leased),
+        "queue/scored": float(counts.scored),
+        **{f"dropped/{reason}": float(n) for reason, n in ledger.drop_reasons.items()},
+        **{f"handed_back/{reason}": float(n) for reason, n in ledger.hand_back_reasons.items()},
+    }
+
+
+def reward_parts(groups: Sequence[Group]) -> dict[str, float]:
+    """The mean of each part of the reward."""
+    rewards = [r for g in groups for r in g.rewards]
+    return {
+        part: _mean([r.parts.get(part, 0.0) for r in rewards]) for part in sorted({p for r in rewards for p in r.parts})
+    }
 
 
 def _mean(values: Sequence[float]) -> float:

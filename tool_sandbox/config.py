@@ -18,6 +18,10 @@ class SearchConfig(Section):
     index: str = ""
     """For `bm25`: the folder that `python -m autotraj search-index` made, as seen from the repository root."""
 
+    corpus: str = ""
+    """For `bm25`: what a run makes `index` from if it isn't there: a .jsonl file, or `word-problems`, the corpus of that
+    data source's lookups."""
+
     url: str = ""
     """For `http`: the retriever's address, without `/search`."""
 
@@ -49,6 +53,8 @@ class SearchConfig(Section):
     def _has_its_source(self) -> SearchConfig:
         if self.kind == "bm25" and not self.index:
             raise ValueError('kind = "bm25" needs index, the folder that `python -m autotraj search-index` made')
+        if self.corpus and self.kind != "bm25":
+            raise ValueError(f'corpus has no effect with kind = "{self.kind}"')
         if self.kind == "http" and not self.url.startswith(("http://", "https://")):
             raise ValueError(f'kind = "http" needs url, an address with http:// or https://; it is {self.url!r}')
         return self

@@ -1,0 +1,81 @@
+"""`evaluate --benchmarks` and `compare`: a checkpoint on a suite of benchmark files, and runs side by side."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from autotraj import preflight
+from autotraj.benchmark_config import BenchmarkSuite, load_suite
+from autotraj.benchmarks import BenchmarkResult, measure
+from autotraj.comparison import comparison_table
+from autotraj.config import load, with_changes
+from autotraj.errors import UserError
+from autotraj.judge import judge
+from autotraj.launch import engines, parts
+from autotraj.launch import measure as sample
+from trajectory.tasks import load_tasks
+from trajectory.types import Task
+
+EXIT_OK = 0
+
+
+def load_benchmarks(suite: BenchmarkSuite) -> dict[str, list[Task]]:
+    """Every benchmark's problems, all read before anything starts. Raises UserError, naming the benchmark."""
+    found = {}
+    for benchmark in suite.benchmarks:
+        try:
+            found[benchmark.name] = load_tasks(benchmark.data)
+        except ValueError as error:
+            raise UserError(f"benchmark {benchmark.name}: {error}") from error
+    return found
+
+
+def evaluate_suite(config_path: str | None, overrides: Sequence[str], suite_path: str, out: str) -> int:
+    """Samples `model` on every benchmark of a suite, and writes `<out>/<benchmark>.json`."""
+    console = Console()
+    config = load(config_path, overrides)
+    suite = load_suite(suite_path)
+    tasks = load_benchmarks(suite)
+    preflight.check(config)
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    results: list[BenchmarkResult] = []
+    with parts(config) as gateway, engines(config, gateway) as pool:
+        for benchmark in suite.benchmarks:
+            changed = with_changes(
+                config, {"eval.num_samples": benchmark.num_samples, "eval.temperature": benchmark.temperature}
+            )
+            sampled = sample(benchmark.name, pool, changed, tasks[benchmark.name])
+            verdicts = None
+            if benchmark.judged:
+                assert suite.judge is not None, "the suite was checked"
+                verdicts = asyncio.run(judge(sampled.groups, suite.judge))
+            result = measure(folder.name, benchmark.name, sampled.groups, verdicts=verdicts, seed=config.seed)
+            (folder / f"{benchmark.name}.json").write_text(result.to_json() + "\n")
+            results.append(result)
+            console.print(f"{benchmark.name}: done after {sampled.seconds:.0f} s")
+    console.print(comparison_table([results]))
+    console.print(f"figures: {folder}; beside another run's: python -m autotraj compare OTHER {folder}")
+    return EXIT_OK
+
+
+def compare(folders: Sequence[str]) -> int:
+    """`python -m autotraj compare`: the results that `evaluate --benchmarks` left, a column a run."""
+    runs = []
+    for folder in folders:
+        files = sorted(Path(folder).glob("*.json"))
+        if not files:
+            raise UserError(f"{folder}: no results there; `evaluate --benchmarks FILE --out {folder}` writes them")
+        try:
+            runs.append([BenchmarkResult.from_json(file.read_text()) for file in files])
+        except ValueError as error:
+            raise UserError(f"{folder}: {error}") from error
+    try:
+        Console().print(comparison_table(runs))
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return EXIT_OK

@@ -1,0 +1,230 @@
+"""Repair while GRPO runs: bad trajectories become preference pairs, and the reward model follows the policy.
+
+    scored group ──offer──▶ requests ──repairers──▶ accepted repair + original = pair ──every K steps──▶ refresh
+                                                                                                            │
+    next groups' scores ◀── version + 1 ◀── RewardModelService.replace ◀── export ◀── pair_step … ◀─────────┘
+
+Nothing here holds up the loop: a group that finds the repairers busy passes, and is counted; a refresh runs in a thread, on
+learners of its own. Repaired tokens are never trained on by policy gradient: the policy did not sample them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections import Counter, deque
+from concurrent import futures
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from actors.repairer import RepairRequest, RepairResult
+from autotraj import repair_requests
+from autotraj.config import RunConfig
+from autotraj.errors import RunError
+from autotraj.pairs import pair_accuracy
+from autotraj.reward_service import RewardModelService
+from autotraj.runner_pool import Failed, Outcome, RunnerPool
+from autotraj.stages import export
+from learners.batching import Pair
+from learners.config import LearnerConfig
+from learners.errors import LearnerError
+from learners.group import LearnerGroup
+from trajectory.records import preference_record
+from trajectory.reward_input import reward_input
+from trajectory.types import Group
+
+logger = logging.getLogger(__name__)
+
+KEEP_MODELS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Refreshed:
+    """What a refresh did."""
+
+    path: str
+    version: int
+    num_pairs: int
+    accuracy_before: float  # on pairs that the model had not seen: how far it lagged behind the policy
+
+
+class OnlineRepair:
+    """Owned by the loop's thread; only `_refresh` runs beside it."""
+
+    def __init__(self, config: RunConfig, repairers: RunnerPool, service: RewardModelService, folder: Path) -> None:
+        self._config = config
+        self._settings = config.online_repair
+        self._repairers = repairers
+        self._service = service
+        self._folder = folder
+        self._pairs: deque[Pair] = deque(maxlen=self._settings.num_pairs)
+        self._num_new = 0  # pairs since the last refresh
+        self._requests: dict[str, list[RepairRequest]] = {}
+        self._counts: Counter[str] = Counter()
+        self._reasons: Counter[str] = Counter()
+        self._accuracy_before = float("nan")
+        self._trainer: LearnerGroup | None = None
+        self._thread = futures.ThreadPoolExecutor(1, thread_name_prefix="refresh")
+        self._refreshing: futures.Future[Refreshed] | None = None
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = (folder / "pairs.jsonl").open("a", buffering=1)
+
+    # --- repairs ----------------------------------------------------------------------------------------------------
+
+    def offer(self, group: Group) -> None:
+        """Gives the worst trajectories of a scored group to a repairer, if one has time."""
+        requests = list(repair_requests.assess(group, self._config.quality).requests)
+        if not requests:
+            self._counts["groups_good"] += 1
+            return
+        runner_id = self._repairers.idle_slot()
+        if runner_id is None or self._repairers.num_in_flight("repair") >= self._settings.max_in_flight:
+            self._counts["groups_passed"] += 1
+            return
+        requests.sort(key=lambda request: (request.correct, request.quality.score))
+        chosen = requests[: self._settings.max_per_group]
+        self._requests[group.lease_id] = chosen
+        self._counts["groups_offered"] += 1
+        self._repairers.submit(
+            runner_id,
+            group.lease_id,
+            "repair",
+            timeout_s=repair_requests.timeout_s(self._config, len(chosen)),
+            requests=chosen,
+            seed=repair_requests.seed_of(self._config.seed, group.task, self._counts["groups_offered"]),
+        )
+
+    def take(self, outcome: Outcome) -> None:
+        """What became of a group's repairs."""
+        requests = self._requests.pop(outcome.key)
+        if isinstance(outcome, Failed):
+            self._reasons[outcome.reason] += len(requests)
+            return
+        results: list[RepairResult] = outcome.value
+        for request, result in zip(requests, results, strict=True):
+            self._reasons.update(attempt.reason for attempt in result.attempts if attempt.reason)
+            if result.accepted is None:
+                self._counts["hard"] += 1
+                continue
+            self._add(request, result)
+
+    def _add(self, request: RepairRequest, result: RepairResult) -> None:
+        assert result.accepted is not None
+        mask_results = self._config.scorer.mask_results
+        pair = Pair(
+            chosen=reward_input(result.accepted, mask_results=mask_results),
+            rejected=reward_input(request.trajectory, mask_results=mask_results),
+            margin=self._config.reward_model.margin,
+        )
+        if np.array_equal(pair.chosen, pair.rejected) or len(pair) > self._config.learner.micro_batch_tokens:
+            self._counts["pairs_unusable"] += 1
+            return
+        self._pairs.append(pair)
+        self._num_new += 1
+        self._counts["repaired"] += 1
+        record = preference_record(
+            request.task.question,
+            result.accepted.text,
+            request.trajectory.text,
+            self._config.episode.system_prompt,
+            task_id=request.task.id,
+        )
+        self._file.write(json.dumps(record) + "\n")
+
+    # --- refreshes --------------------------------------------------------------------------------------------------
+
+    def on_step(self, step: int) -> None:
+        """Begins a refresh every `refresh_every` policy steps; takes note of one that ended."""
+        if self._refreshing is not None and self._refreshing.done():
+            self._finish_refresh(self._refreshing)
+            self._refreshing = None
+        due = step % self._settings.refresh_every == 0
+        if not due or self._refreshing is not None:
+            return
+        if self._num_new < self._settings.min_pairs:
+            self._counts["refreshes_put_off"] += 1
+            return
+        pairs, num_new, self._num_new = list(self._pairs), self._num_new, 0
+        self._refreshing = self._thread.submit(self._refresh, pairs, min(num_new, len(pairs)))
+
+    def _finish_refresh(self, future: futures.Future[Refreshed]) -> None:
+        try:
+            done = future.result()
+        except (LearnerError, RunError) as error:
+            # The loop goes on with the model that it has; the metrics show its version standing still.
+            logger.warning("refreshing the reward model failed: %s", str(error).splitlines()[0])
+            self._counts["refreshes_failed"] += 1
+            return
+        self._counts["refreshes"] += 1
+        self._accuracy_before = done.accuracy_before
+
+    def _refresh(self, pairs: list[Pair], num_new: int) -> Refreshed:
+        """In a thread: trains on the pairs once, in order, exports, and has the service take the result."""
+        trainer = self._ready_trainer()
+        new = pairs[-num_new:]
+        scores = trainer.scores([pair.chosen for pair in new] + [pair.rejected for pair in new])
+        before = pair_accuracy(scores[: len(new)], scores[len(new) :]).accuracy
+        size = self._config.reward_model.batch_pairs
+        for start in range(0, len(pairs), size):
+            trainer.pair_step(pairs[start : start + size])
+        version = self._service.version + 1
+        path = self._folder / f"reward-model-{version:06d}"
+        export(trainer, path)
+        self._service.replace(str(path.resolve()), version)
+        for old in sorted(self._folder.glob("reward-model-*"))[:-KEEP_MODELS]:
+            shutil.rmtree(old)
+        return Refreshed(str(path), version, len(pairs), before)
+
+    def _ready_trainer(self) -> LearnerGroup:
+        if self._trainer is None or not self._trainer.alive:
+            changes = {
+                "model": self._service.path,
+                "head": "scalar",
+                "lr": self._settings.lr,
+                "lora": self._config.reward_model.lora,
+                "schedule": "constant",
+                "warmup_steps": 0,
+                "total_steps": None,
+                "num_minibatches": 1,
+                "weight_sync": "host",
+            }
+            self._trainer = LearnerGroup(LearnerConfig.model_validate(self._config.learner.model_dump() | changes))
+            self._trainer.start()
+        return self._trainer
+
+    # --- what the loop reports and keeps ----------------------------------------------------------------------------
+
+    def metrics(self) -> dict[str, float]:
+        return {
+            **{f"repair/{name}": float(count) for name, count in self._counts.items()},
+            **{f"repair/failed/{reason}": float(count) for reason, count in self._reasons.items()},
+            "repair/pairs": float(len(self._pairs)),
+            "repair/pair_accuracy_before_refresh": self._accuracy_before,
+        }
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint: the newest pairs. The model's own path is the service's."""
+        return {
+            "pairs": [[p.chosen.tolist(), p.rejected.tolist(), p.margin] for p in self._pairs],
+            "num_new": self._num_new,
+            "counts": dict(self._counts),
+            "reasons": dict(self._reasons),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._pairs.extend(
+            Pair(chosen=np.array(c, np.int32), rejected=np.array(r, np.int32), margin=m) for c, r, m in state["pairs"]
+        )
+        self._num_new = state["num_new"]
+        self._counts.update(state["counts"])
+        self._reasons.update(state["reasons"])
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        if self._trainer is not None:
+            self._trainer.shutdown()
+        self._file.close()

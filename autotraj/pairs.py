@@ -1,0 +1,75 @@
+"""Preference pairs: read from their file, cut as the reward model reads them, split by question. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from learners.batching import Pair
+from trajectory.chat import Tokenizer
+from trajectory.records import encode_conversation, read_jsonl
+from trajectory.reward_input import joined
+
+
+@dataclass(frozen=True, slots=True)
+class PairSet:
+    """Training and held-out pairs; no question is in both."""
+
+    train: tuple[Pair, ...]
+    held_out: tuple[Pair, ...]
+    num_too_long: int
+    num_alike: int  # differ in what tools returned alone, which is masked
+
+
+@dataclass(frozen=True, slots=True)
+class PairAccuracy:
+    """How often the chosen side scores higher, and by how much."""
+
+    accuracy: float
+    margin_mean: float
+
+
+def load_pairs(
+    path: Path, tokenizer: Tokenizer, *, margin: float, mask_results: bool, held_out: float, max_tokens: int
+) -> PairSet:
+    """The records of a `preferences.jsonl`, split by question. Raises ValueError for a file that doesn't hold them."""
+    train: list[Pair] = []
+    kept_out: list[Pair] = []
+    num_too_long = num_alike = 0
+    for record in read_jsonl(path, ["prompt", "chosen", "rejected", "task_id"]):
+        sides = [
+            encode_sides(tokenizer, [*record["prompt"], *record[side]], mask_results=mask_results)
+            for side in ("chosen", "rejected")
+        ]
+        pair = Pair(chosen=sides[0], rejected=sides[1], margin=margin)
+        if len(pair) > max_tokens:
+            num_too_long += 1
+            continue
+        if np.array_equal(pair.chosen, pair.rejected):
+            num_alike += 1
+            continue
+        (kept_out if is_held_out(record["task_id"], held_out) else train).append(pair)
+    return PairSet(tuple(train), tuple(kept_out), num_too_long, num_alike)
+
+
+def encode_sides(tokenizer: Tokenizer, messages: Sequence[dict[str, str]], *, mask_results: bool) -> NDArray[np.int32]:
+    """What the reward model reads of a trajectory: prompt and response, the environment's tokens left out if masked."""
+    encoded = encode_conversation(tokenizer, messages)
+    return joined(encoded.prompt_ids, encoded.response_ids, encoded.mask, mask_results=mask_results)
+
+
+def is_held_out(task_id: str, share: float) -> bool:
+    """Decided by the question alone, so that it stays so when pairs are added."""
+    digest = hashlib.sha256(f"held-out/{task_id}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") < share * 2**64
+
+
+def pair_accuracy(chosen: NDArray[np.float32], rejected: NDArray[np.float32]) -> PairAccuracy:
+    """Both (N,); a tie counts as half right."""
+    gaps = np.asarray(chosen, np.float64) - rejected
+    return PairAccuracy(float(np.mean((gaps > 0) + 0.5 * (gaps == 0))), float(gaps.mean()))

@@ -1,0 +1,55 @@
+"""Who repairs: the policy's own engines, or repair actors with an engine or an endpoint behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+from pydantic import SecretStr
+from ray.rllib.utils.actor_manager import FaultTolerantActorManager
+
+from actors.config import RepairSettings
+from actors.repair import RepairActor
+from autotraj.config import RunConfig
+from autotraj.runner_pool import RunnerPool
+from autotraj.sandbox import Gateway
+
+
+@contextmanager
+def repairer_pool(config: RunConfig, gateway: Gateway, runners: RunnerPool) -> Iterator[RunnerPool]:
+    """The pool to submit `repair` to: `runners` itself if the policy repairs, else actors for the length of the block."""
+    if config.repair.repairer == "policy":
+        yield runners
+        return
+    settings = RepairSettings(
+        model=config.model,
+        repair=config.repair,
+        episode=config.episode,
+        quality=config.quality,
+        reward=config.reward,
+        sandbox_address=gateway.address,
+        sandbox_token=SecretStr(gateway.token) if gateway.token else None,
+    )
+    actor = ray.remote(RepairActor).options(
+        num_cpus=config.repair.num_cpus,
+        num_gpus=config.repair.num_gpus,
+        max_restarts=-1,  # `RunnerPool` counts deaths and gives up
+        max_concurrency=1000,
+    )
+    actors = [actor.remote(settings, index) for index in range(config.repair.num_actors)]
+    manager = FaultTolerantActorManager(actors, max_remote_requests_in_flight_per_actor=1000)
+    pool = RunnerPool(
+        manager,
+        start_timeout_s=config.grpo.start_timeout_s,
+        sync_timeout_s=config.grpo.sync_timeout_s,
+        gate_tolerance=1.0,  # no weights are pushed to them
+        role="repair actor",
+    )
+    try:
+        pool.start()
+        pool.wait_ready(everyone=False)
+        yield pool
+    finally:
+        for one in actors:
+            ray.kill(one)

@@ -1,0 +1,346 @@
+"""`run`: the whole method in one command and one folder, each stage resumable.
+
+    base ──▶ synthesize ──▶ sft ──▶ reward-model ──▶ grpo ──▶ report
+     └ measured               └ measured              └ measured
+
+`stages.json` says what is done: the same command on the same folder goes on behind it. Stages that `stages` leaves out are
+neither run nor used.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from autotraj import preflight, stages
+from autotraj.config import RunConfig, load, to_toml, with_changes
+from autotraj.errors import UserError
+from autotraj.evaluate import EvalResult
+from autotraj.grpo import GRPO
+from autotraj.grpo_config import rollout_timeout_of
+from autotraj.interrupt import Interrupt, graceful_interrupt
+from autotraj.launch import build, engines, measure, parts, train
+from autotraj.progress import ProgressView
+from autotraj.repairers import repairer_pool
+from autotraj.report import write_report
+from autotraj.reward_model import train_reward_model
+from autotraj.run_folder import RunFolder, latest_checkpoint
+from autotraj.runner_pool import RunnerPool
+from autotraj.sandbox import Gateway
+from autotraj.sft import sft
+from autotraj.stage_config import Stage
+from autotraj.stage_progress import StageView
+from autotraj.step_metrics import reward_parts
+from autotraj.synthesize import Progress, Synthesis
+from trajectory.store import TrajectoryLog
+from trajectory.types import Group
+
+EXIT_OK, EXIT_INTERRUPTED = 0, 130
+NUM_SAMPLES = 24
+"""Groups of each evaluation that the report shows."""
+
+STAGES_FILE = "stages.json"
+
+
+class Pipeline:
+    """One run folder's stages. Use within `parts`."""
+
+    def __init__(self, config: RunConfig, gateway: Gateway, console: Console, interrupt: Interrupt) -> None:
+        self.config = config
+        self.path = Path(config.run_dir)
+        self.gateway = gateway
+        self.console = console
+        self.interrupt = interrupt
+        self.started = time.monotonic()
+        path = self.path / STAGES_FILE
+        self.done: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+        self.train_tasks, self.eval_tasks = preflight.check(config)
+
+    def run(self) -> None:
+        """Whatever isn't done yet. Raises `stages.Interrupted`."""
+        wanted = self.config.stages
+        if "base" not in self.done or ("synthesize" in wanted and "synthesize" not in self.done):
+            self.sample_base()
+        if "sft" in wanted:
+            self.once("sft", self.sft)
+        if "reward-model" in wanted:
+            self.once("reward-model", self.reward_model)
+        if "grpo" in wanted:
+            if "grpo" not in self.done:
+                self.grpo()
+        elif "sft" in wanted and "evaluate-sft" not in self.done:
+            with self.engines(self.model("sft")) as pool:
+                self.evaluate("sft", pool)
+        self.write_summary()
+
+    def only(self, name: str) -> None:
+        """One stage, whose input is there."""
+        if name == "synthesize":
+            candidates = {"rollout.group_size": self.config.synthesis.num_candidates}
+            with self.engines(self.config.model, candidates) as pool:
+                self.once(name, lambda: self.synthesize(pool))
+        else:
+            self.once(name, self.sft if name == "sft" else self.reward_model)
+
+    # --- stages -----------------------------------------------------------------------------------------------------
+
+    def sample_base(self) -> None:
+        """The base is measured, and asked for candidates, by the same engines."""
+        candidates = {"rollout.group_size": self.config.synthesis.num_candidates}
+        with self.engines(self.config.model, candidates) as pool:
+            if "evaluate-base" not in self.done:
+                self.evaluate("base", pool)
+            if "synthesize" in self.config.stages:
+                self.once("synthesize", lambda: self.synthesize(pool))
+        self.record("base", {})
+
+    def synthesize(self, pool: RunnerPool) -> dict[str, Any]:
+        config = self.config
+        folder = self.path / stages.SYNTHESIS
+        folder.mkdir(parents=True, exist_ok=True)
+        with (
+            StageView("synthesize", "questions", self.console) as view,
+            repairer_pool(config, self.gateway, pool) as repairers,
+        ):
+            synthesis = Synthesis(
+                config,
+                folder,
+                pool,
+                repairers,
+                rollout_timeout_s=rollout_timeout_of(config),
+                on_progress=lambda p: view.update(p.num_done, p.num_questions, _synthesis_note(p)),
+            )
+            summary = synthesis.run(self.train_tasks[: config.synthesis.num_questions], self.interrupt)
+        dataset_info = summary.pop("dataset_info")
+        (folder / "dataset_info.json").write_text(json.dumps(dataset_info, indent=2) + "\n")
+        (folder / "synthesis.json").write_text(json.dumps(summary, indent=2) + "\n")
+        self.console.print(
+            f"synthesize: {summary['num_candidates']} candidates of {summary['num_questions']} questions; "
+            f"{summary['num_kept']} kept, {summary['num_repaired']} repaired, {summary['num_hard']} hard "
+            f"({summary['seconds']:.0f} s, {summary['tokens_per_second']:.0f} tokens/s)",
+            soft_wrap=True,
+        )
+        return summary
+
+    def sft(self) -> dict[str, Any]:
+        with StageView("sft", "steps", self.console) as view:
+            figures = sft(self.config, interrupt=self.interrupt, on_step=view.step)
+        self.console.print(
+            f"sft: {figures['num_steps']} steps on {figures['num_trajectories']} trajectories, last loss "
+            f"{figures['last_loss'] or float('nan'):.3f}"
+        )
+        return figures
+
+    def reward_model(self) -> dict[str, Any]:
+        with StageView("reward-model", "steps", self.console) as view:
+            figures = train_reward_model(self.config, self.model("sft"), interrupt=self.interrupt, on_step=view.step)
+        self.console.print(
+            f"reward-model: {figures['pair_accuracy']:.1%} of {figures['num_held_out']} held-out pairs in the right order, "
+            f"trained on {figures['num_pairs']}",
+            soft_wrap=True,
+        )
+        return figures
+
+    def grpo(self) -> None:
+        config = with_changes(
+            self.config,
+            {
+                "model": self.model("sft"),
+                "run_dir": str(self.path / stages.GRPO),
+                "reward_model.path": self.reward_model_path(),
+            },
+        )
+        folder, checkpoint = RunFolder.stage(Path(config.run_dir))
+        with folder:
+            algo = build(config, self.gateway, trajectory_log=folder.trajectory_log)
+            try:
+                if checkpoint is None and "sft" in self.config.stages and "evaluate-sft" not in self.done:
+                    self.evaluate("sft", algo)
+                if checkpoint is not None:
+                    algo.restore_from_path(str(checkpoint.resolve()))
+                    self.console.print(f"grpo: resumed at step {algo.policy_version}")
+                started = time.monotonic()
+                with ProgressView(config.grpo.num_steps, console=self.console) as view:
+                    complete = train(
+                        algo, folder, num_steps=config.grpo.num_steps, on_step=view.step, interrupt=self.interrupt
+                    )
+                if not complete:
+                    raise stages.Interrupted
+                stages.export(algo.learner_group, folder.path / "policy")
+                self.evaluate("grpo", algo, seconds=time.monotonic() - started)
+            finally:
+                algo.stop()
+        self.record("grpo", {})
+
+    # --- measuring --------------------------------------------------------------------------------------------------
+
+    def evaluate(self, name: str, source: GRPO | RunnerPool, *, seconds: float = 0.0) -> None:
+        """`seconds`: of the stage's training, to be shown with the evaluation's own."""
+        result = measure(name, source, self.config, self.eval_tasks)
+        self.write_samples(name, result.groups)
+        self.record(f"evaluate-{name}", stage_entry(result, seconds))
+        self.console.print(
+            f"{name}: accuracy {result.accuracy:.1%} ± {result.accuracy_ci95:.1%} on {result.num_problems} problems, "
+            f"tool-call rate {result.tool_call_rate:.0%} ({result.seconds:.0f} s)",
+            soft_wrap=True,
+        )
+
+    def write_samples(self, name: str, groups: Sequence[Group]) -> None:
+        folder = self.path / "samples"
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{name}.log"
+        path.unlink(missing_ok=True)
+        log = TrajectoryLog(path)
+        for group in groups[:NUM_SAMPLES]:
+            log.append(group)
+        log.close()
+
+    # --- the folder -------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def engines(self, model: str, changes: dict[str, Any] | None = None) -> Iterator[RunnerPool]:
+        with engines(with_changes(self.config, {"model": model, **(changes or {})}), self.gateway) as pool:
+            yield pool
+
+    def model(self, after: Stage) -> str:
+        """The policy as it is after a stage, or the base if that stage isn't part of this run."""
+        if after == "sft" and "sft" in self.config.stages:
+            return str(stages.require(self.path / stages.SFT / "policy", "sft"))
+        return self.config.model
+
+    def reward_model_path(self) -> str:
+        if "reward-model" in self.config.stages:
+            return str(stages.require(self.path / stages.REWARD_MODEL / "model", "reward-model").resolve())
+        return self.config.reward_model.path
+
+    def once(self, name: str, work: Callable[[], dict[str, Any]]) -> None:
+        if name in self.done:
+            return
+        started = time.monotonic()
+        self.record(name, work() | {"stage_seconds": round(time.monotonic() - started, 1)})
+
+    def record(self, name: str, figures: dict[str, Any]) -> None:
+        """From here on this is done."""
+        self.done[name] = figures
+        partial = self.path / f".{STAGES_FILE}.partial"
+        partial.write_text(json.dumps(self.done, indent=2) + "\n")
+        partial.replace(self.path / STAGES_FILE)
+
+    def write_summary(self) -> None:
+        measured = [
+            self.done[f"evaluate-{name}"] for name in ("base", "sft", "grpo") if f"evaluate-{name}" in self.done
+        ]
+        total = time.monotonic() - self.started
+        summary = {
+            "model": self.config.model,
+            "seed": self.config.seed,
+            "stages": measured,
+            "total_seconds": round(total, 1),
+            **{
+                name.replace("-", "_"): self.done[name]
+                for name in ("synthesize", "sft", "reward-model")
+                if name in self.done
+            },
+        }
+        (self.path / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        report = write_report(self.path)
+        self.console.print(f"{total:.0f} s in all. Figures: {self.path / 'summary.json'}. Report: {report}")
+
+
+def stage_entry(result: EvalResult, seconds: float) -> dict[str, Any]:
+    """One entry of `summary.json`; `seconds` is the stage's training and its evaluation."""
+    return {
+        "name": result.name,
+        "accuracy": round(result.accuracy, 4),
+        "accuracy_ci95": round(result.accuracy_ci95, 4),
+        "num_problems": result.num_problems,
+        "tool_call_rate": round(result.tool_call_rate, 4),
+        "mean_reward": round(result.mean_reward, 4),
+        "mean_reward_ci95": round(result.mean_reward_ci95, 4),
+        "reward_parts": {name: round(value, 4) for name, value in reward_parts(result.groups).items()},
+        "seconds": round(seconds + result.seconds, 1),
+    }
+
+
+def open_folder(config: RunConfig) -> Path:
+    """The run folder, new or to go on with. Raises UserError if it holds a run of other settings."""
+    path = Path(config.run_dir)
+    path.mkdir(parents=True, exist_ok=True)
+    saved, text = path / "config.toml", to_toml(config)
+    if saved.is_file() and saved.read_text() != text:
+        differing = sorted(set(text.splitlines()) ^ set(saved.read_text().splitlines()))
+        raise UserError(
+            f"run_dir: {path} holds a run with other settings ({'; '.join(differing[:4])}); choose another run_dir, or "
+            "give the same settings to go on with it"
+        )
+    if not saved.is_file() and latest_checkpoint(path):
+        raise UserError(f"run_dir: {path} holds a run of the command `grpo`; choose another run_dir")
+    saved.write_text(text)
+    return path
+
+
+def at_its_largest(config: RunConfig) -> RunConfig:
+    """What Ray must have room for: GRPO with the reward model that an earlier stage will have made."""
+    if "reward-model" not in config.stages or "grpo" not in config.stages:
+        return config
+    return with_changes(config, {"reward_model.path": str(Path(config.run_dir) / stages.REWARD_MODEL / "model")})
+
+
+def execute(config: RunConfig, console: Console) -> int:
+    """Runs, or goes on with, the pipeline of `config`; returns the exit code."""
+    preflight.check(config)
+    open_folder(config)
+    console.print(
+        f"[bold]AutoTraj[/bold]: {config.model}; stages {', '.join(config.stages)}; run folder {config.run_dir}\n"
+        "starting the sandbox, Ray and the engines …",
+        soft_wrap=True,
+    )
+    with graceful_interrupt() as interrupt, parts(at_its_largest(config)) as gateway:
+        pipeline = Pipeline(config, gateway, console, interrupt)
+        try:
+            pipeline.run()
+        except stages.Interrupted:
+            console.print(f"interrupted; the same command goes on with {config.run_dir}")
+            return EXIT_INTERRUPTED
+    return EXIT_OK
+
+
+def stage(name: str, config_path: str | None, overrides: Sequence[str]) -> int:
+    """`python -m autotraj {synthesize,sft,reward-model}`: one stage of a run's folder."""
+    config, console = load(config_path, overrides), Console()
+    if name not in config.stages:
+        raise UserError(f"stages = {list(config.stages)} leaves {name!r} out; add it")
+    samples = name == "synthesize"
+    preflight.check(config, sandbox=samples)
+    open_folder(config)
+    with graceful_interrupt() as interrupt, parts(config, sandbox=samples) as gateway:
+        pipeline = Pipeline(config, gateway, console, interrupt)
+        if name in pipeline.done:
+            raise UserError(
+                f"{name} is done in {config.run_dir} ({STAGES_FILE}); to do it again choose another run_dir"
+            )
+        try:
+            pipeline.only(name)
+        except stages.Interrupted:
+            console.print(f"interrupted; the same command goes on with {config.run_dir}")
+            return EXIT_INTERRUPTED
+    return EXIT_OK
+
+
+def run(config_path: str | None, overrides: Sequence[str]) -> int:
+    """`python -m autotraj run`."""
+    return execute(load(config_path, overrides), Console())
+
+
+def _synthesis_note(progress: Progress) -> str:
+    speed = progress.num_tokens / progress.seconds if progress.seconds else 0.0
+    return (
+        f"{progress.num_kept} kept, {progress.num_repaired} repaired, {progress.num_hard} hard, "
+        f"{progress.num_dropped} dropped; {speed:.0f} tokens/s"
+    )
