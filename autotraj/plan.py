@@ -197,7 +197,7 @@ def _learner(config: RunConfig, shape: Architecture) -> ActorPlan:
         "logits": "3 · logit_chunk_mib: logits, their log-softmax, its gradient",
         "overhead": "context and workspaces" if learner.num_gpus_per_learner else "one process",
     }
-    if config.loss.kl_coef > 0:
+    if config.loss.kl_coef > 0 and learner.lora is None:  # with adapters it is the model without them
         memory["reference"] = b * shape.num_parameters // (ranks if zero == 3 else 1)
         formulas["reference"] = f"{b}P" + (" / N" if zero == 3 else "")
     return ActorPlan(

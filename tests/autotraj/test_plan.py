@@ -123,7 +123,9 @@ def test_zero_shards_by_stage() -> None:
 def test_a_reference_and_a_reward_model_are_in_the_plan() -> None:
     config = recipe("qwen2.5-7b", "loss.kl_coef=0.01", "loss.kl_estimator=k3")
     planned = plan(config, reward_model=RewardModelConfig(num_gpus=1))
-    assert planned.actors[1].memory["reference"] == 2 * 7_615_616_512
+    assert "reference" not in planned.actors[1].memory, "it is the policy without its adapters"
+    full = config.model_copy(update={"learner": config.learner.model_copy(update={"lora": None})})
+    assert plan(full).actors[1].memory["reference"] == 2 * 7_615_616_512
     reward_model = planned.actors[2]
     # Without the output layer of 152064 · 3584, with a head of 3584; twice, for a swap.
     assert reward_model.memory["weights"] == 4 * (7_615_616_512 - 152_064 * 3584 + 3584)
