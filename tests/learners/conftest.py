@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from learners.batching import Sample
+from learners.batching import Pair, Sample
 
 VOCAB = 330
+PAD = 329
 
 
 @pytest.fixture(scope="session")
@@ -28,6 +29,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         head_dim=16,
         tie_word_embeddings=False,
         max_position_embeddings=512,
+        pad_token_id=PAD,
     )
     path = tmp_path_factory.mktemp("tiny_qwen3")
     Qwen3ForCausalLM(config).save_pretrained(path)
@@ -53,6 +55,20 @@ def samples() -> list[Sample]:
                 advantage=float(rng.normal()),
             )
         )
+    return made
+
+
+@pytest.fixture(scope="session")
+def pairs() -> list[Pair]:
+    """Seven, with a common prompt and sides of unequal lengths, some with a margin; the chosen side has more of token 7."""
+    rng = np.random.default_rng(2)
+    made = []
+    for i in range(7):
+        prompt = rng.integers(0, PAD, int(rng.integers(3, 10)))
+        sides = [rng.integers(0, PAD, int(rng.integers(4, 30))) for _ in range(2)]
+        sides[0][::2] = 7
+        chosen, rejected = (np.concatenate([prompt, side]).astype(np.int32) for side in sides)
+        made.append(Pair(chosen=chosen, rejected=rejected, margin=0.5 * (i % 3)))
     return made
 
 

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from learners.batching import Sample
+from learners.batching import Pair, Sample
 from learners.config import LearnerConfig, LossConfig
 
 
@@ -53,3 +53,44 @@ def plain_policy_training(
         optimizer.zero_grad()
         metrics.append({"loss": total, "grad_norm": norm.item()})
     return {name: p.detach() for name, p in model.named_parameters()}, metrics
+
+
+def plain_scores(path: Path, sequences: Sequence[NDArray[np.int32]], dtype: torch.dtype = torch.float32) -> list[float]:
+    """All in one padded batch, as anybody would who follows Hugging Face's documentation."""
+    model = AutoModelForSequenceClassification.from_pretrained(path, dtype=dtype)
+    width = max(map(len, sequences))
+    ids = torch.full((len(sequences), width), model.config.pad_token_id)
+    attended = torch.zeros_like(ids)
+    for row, sequence in enumerate(sequences):
+        ids[row, : len(sequence)] = torch.from_numpy(sequence.astype(np.int64))
+        attended[row, : len(sequence)] = 1
+    with torch.no_grad():
+        return model(input_ids=ids, attention_mask=attended).logits[:, 0].float().tolist()
+
+
+def plain_pair_training(
+    path: Path, pairs: Sequence[Pair], config: LearnerConfig, num_steps: int
+) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
+    """Bradley–Terry by log(1 + e^(margin − gap)), one sequence at a time, in float64."""
+    model = AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float64)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=0.0
+    )
+    metrics = []
+    for _ in range(num_steps):
+        losses, gaps = [], []
+        for pair in pairs:
+            sides = [torch.from_numpy(side.astype(np.int64))[None] for side in (pair.chosen, pair.rejected)]
+            chosen, rejected = (model(input_ids=side).logits[0, 0] for side in sides)
+            gaps.append((chosen - rejected).item())
+            losses.append(torch.log1p(torch.exp(pair.margin - (chosen - rejected))))
+        loss = torch.stack(losses).mean()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        accuracy = float(np.mean([gap > 0 for gap in gaps]))
+        metrics.append(
+            {"loss": loss.item(), "accuracy": accuracy, "margin_mean": float(np.mean(gaps)), "grad_norm": norm.item()}
+        )
+    return {name: p.detach().float() for name, p in model.named_parameters()}, metrics

@@ -5,7 +5,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learners.batching import MicroBatch, Sample, collate, minibatches, pack
+from learners.batching import (
+    MicroBatch,
+    Pair,
+    Sample,
+    check_pairs,
+    collate,
+    collate_pairs,
+    collate_sequences,
+    minibatches,
+    pack,
+)
 
 
 def sample(length: int, prompt_len: int = 1) -> Sample:
@@ -98,3 +108,54 @@ def test_layouts_by_hand() -> None:
         assert batch.mask.tolist() == [[True, False, True], [True, False, False]]
         assert batch.behaviour_logprobs.tolist() == [[-1.0, 0.0, -3.0], [0.0, 0.0, 0.0]]
         assert batch.advantages.tolist() == [2.0, -1.0]
+
+
+def ids(*tokens: int) -> np.ndarray:
+    return np.array(tokens, dtype=np.int32)
+
+
+def test_pairs_that_prefer_nothing_are_refused_by_number() -> None:
+    good = Pair(chosen=ids(1, 2), rejected=ids(1, 3))
+    check_pairs([good])
+    for bad, message in (
+        (Pair(chosen=ids(1, 2), rejected=ids(1, 2)), "pair 1: both sides are the same 2 tokens"),
+        (Pair(chosen=ids(), rejected=ids(1)), "pair 1: the chosen side is empty"),
+        (Pair(chosen=ids(1), rejected=ids()), "pair 1: the rejected side is empty"),
+        (Pair(chosen=ids(1), rejected=ids(2), margin=float("nan")), "pair 1: margin=nan"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_pairs([good, bad])
+    with pytest.raises(ValueError, match="no pairs"):
+        check_pairs([])
+
+
+def test_score_layouts_by_hand() -> None:
+    """Padding is token 9. One pair of 3 and 2 tokens, whose second side ends in a 9, which is no place to read at."""
+    pair = Pair(chosen=ids(1, 2, 3), rejected=ids(4, 9), margin=0.5)
+    (padded,) = collate_pairs([pair], 6, 0, 1, pad_token_id=9, padded=True)
+    (packed,) = collate_pairs([pair], 5, 0, 1, pad_token_id=9, padded=False)
+    assert padded.layout.input_ids.tolist() == [[1, 2, 3], [4, 9, 0]]
+    assert packed.layout.input_ids.tolist() == [[1, 2, 3, 4, 9]]
+    assert padded.source.tolist() == packed.source.tolist() == [2, 3]
+    assert padded.margins is not None
+    assert padded.margins.tolist() == [0.5]
+    with pytest.raises(ValueError, match="micro_batch_tokens=5"):
+        collate_pairs([pair], 5, 0, 1, pad_token_id=9, padded=True)
+    (nothing_else,) = collate_sequences([ids(9, 9)], 5, 0, 1, pad_token_id=9, padded=True)
+    assert nothing_else.source.tolist() == [0]
+    with pytest.raises(ValueError, match="sequence 1 is empty"):
+        collate_sequences([ids(1), ids()], 5, 0, 1, pad_token_id=9, padded=True)
+
+
+@pytest.mark.parametrize("padded", [True, False])
+def test_every_pair_and_sequence_is_on_one_rank_once_and_fillers_have_no_items(padded: bool) -> None:
+    pairs = [Pair(chosen=ids(*range(n)), rejected=ids(*range(n + 1))) for n in (3, 9, 4)]
+    ranks = [collate_pairs(pairs, 20, rank, 4, pad_token_id=0, padded=padded) for rank in range(4)]
+    assert sorted(i for batches in ranks for b in batches for i in b.items) == [0, 1, 2]
+    assert {len(batches) for batches in ranks} == {1}
+    (filler,) = [b for batches in ranks for b in batches if not b.items]
+    assert filler.margins is not None
+    assert (len(filler.source), len(filler.margins)) == (2, 0)
+    sequences = [p.chosen for p in pairs]
+    batches = [b for rank in range(2) for b in collate_sequences(sequences, 9, rank, 2, pad_token_id=0, padded=padded)]
+    assert sorted(i for b in batches for i in b.items) == [0, 1, 2]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from learners.config import LossConfig
-from learners.losses import importance_weight, kl_estimate, policy_loss, sft_loss
+from learners.losses import bradley_terry, importance_weight, kl_estimate, policy_loss, sft_loss
 
 MASK = torch.tensor([[True, True, False], [True, True, True]])
 LOGPROBS = torch.tensor([[-0.5, -1.0, -9.0], [-2.0, -0.25, -1.0]], dtype=torch.float64)
@@ -263,3 +263,28 @@ def test_loss_and_gradient_equal_trl(algorithm: str, settings: dict) -> None:
     ours.backward()
     assert ours.item() == pytest.approx(theirs.item(), abs=1e-6)
     torch.testing.assert_close(ours_in.grad, theirs_in.grad, atol=1e-6, rtol=0)
+
+
+def test_bradley_terry_by_hand() -> None:
+    """Gaps ln 3, 0 and −ln 3, the last with a margin of ln 3: σ is 3/4, 1/2 and 1/10."""
+    chosen = torch.tensor([math.log(3), 1.0, 0.0], dtype=torch.float64, requires_grad=True)
+    rejected = torch.tensor([0.0, 1.0, math.log(3)], dtype=torch.float64)
+    margins = torch.tensor([0.0, 0.0, math.log(3)], dtype=torch.float64)
+    loss, metrics = bradley_terry(chosen, rejected, margins, num_pairs_global=3)
+    assert loss.item() == pytest.approx((math.log(4 / 3) + math.log(2) + math.log(10)) / 3)
+    assert metrics["accuracy"].item() == pytest.approx(0.5)  # right, a tie, wrong
+    assert metrics["margin_mean"].item() == pytest.approx(0.0)
+    (gradient,) = torch.autograd.grad(loss, chosen)
+    assert gradient.tolist() == pytest.approx([-0.25 / 3, -0.5 / 3, -0.9 / 3])  # −(1 − σ) / N
+
+
+def test_bradley_terry_of_shares_adds_up_and_of_nothing_is_nothing() -> None:
+    generator = torch.Generator().manual_seed(0)
+    chosen, rejected, margins = (100 * torch.rand(5, generator=generator) for _ in range(3))
+    whole, _ = bradley_terry(chosen, rejected, margins, num_pairs_global=5)
+    cuts = [slice(0, 2), slice(2, 2), slice(2, 5)]
+    shares = [bradley_terry(chosen[c], rejected[c], margins[c], num_pairs_global=5)[0] for c in cuts]
+    assert sum(shares).item() == pytest.approx(whole.item())
+    assert shares[1].item() == 0.0
+    expected = -torch.nn.functional.logsigmoid(chosen - rejected - margins).mean()  # TRL 1.16, RewardTrainer
+    assert whole.item() == pytest.approx(expected.item())
