@@ -102,7 +102,7 @@ def exact_match(answer: str | None, task: Task) -> bool:
     """Whether an answer is a gold one as text: for QA lower-cased, without punctuation and articles; for math cleaned."""
     if answer is None:
         return False
-    clean = outcome.clean_latex if task.kind == "math" else outcome._normalise
+    clean = outcome.clean_latex if task.kind == "math" else outcome.normalise
     return any(clean(answer) == clean(gold) for gold in task.golds)
 
 

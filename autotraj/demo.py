@@ -1,122 +1,99 @@
-"""`make demo`: the method on the embedded tiny model, with every real part, in a few minutes on two cores."""
+"""`make demo`: the whole method on the embedded tiny model, with every real part, in minutes on two cores."""
 
 from __future__ import annotations
 
+import json
 import shutil
-import time
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from autotraj import preflight
 from autotraj.config import load
-from autotraj.evaluate import EvalResult
-from autotraj.launch import build, measure, parts, train
-from autotraj.progress import ProgressView
-from autotraj.run_folder import RunFolder
-from trajectory.types import Reward, Trajectory
+from autotraj.run import EXIT_OK, execute
+from trajectory.store import read_log
+from trajectory.types import Group, Reward, Trajectory
 
-CONFIG = "examples/tiny/grpo.toml"
+CONFIG = "examples/tiny/run.toml"
 
 
 def main(*, seed: int, run_dir: str) -> int:
-    """Evaluates the base, trains it with GRPO and tools, evaluates again; `summary.json` holds the figures."""
+    """Runs the pipeline anew and shows what came of it: a repair, a trajectory won and one lost, and the figures."""
     console = Console()
-    started = time.monotonic()
     config = load(CONFIG, [f"seed={seed}", f'run_dir="{run_dir}"'])
-    _, tasks = preflight.check(config)
     shutil.rmtree(run_dir, ignore_errors=True)  # a demo starts over
-    with RunFolder.create(config) as folder, parts(config) as gateway:
+    code = execute(config, console)
+    if code == EXIT_OK:
+        show(console, Path(run_dir))
+    return code
+
+
+def show(console: Console, path: Path) -> None:
+    """A finished run on a terminal."""
+    summary = json.loads((path / "summary.json").read_text())
+    names = [stage["name"] for stage in summary["stages"]]
+    console.print()
+    if (repair := _repair(path)) is not None:
         console.print(
-            f"[bold]AutoTraj demo[/bold]: {config.model}, {len(tasks)} unseen problems, {config.grpo.num_steps} steps of "
-            f"{config.grpo.groups_per_step} problems × {config.rollout.group_size} trajectories; run folder {folder.path}",
-            soft_wrap=True,
+            _panel("repaired (before)", repair["question"], repair["original"], ", ".join(repair["problems"]))
         )
-        console.print("starting vLLM, DeepSpeed and the sandbox …")
-        algo = build(config, gateway, trajectory_log=folder.trajectory_log)
-        try:
-            console.print(f"up after {time.monotonic() - started:.0f} s; evaluating the base …")
-            stages = [measure("base", algo, config, tasks)]
-            console.print(_line(stages[0]))
-            with ProgressView(config.grpo.num_steps, console=console) as view:
-                train_started = time.monotonic()
-                complete = train(algo, folder, num_steps=config.grpo.num_steps, on_step=view.step)
-                train_seconds = time.monotonic() - train_started
-            stages.append(measure("grpo", algo, config, tasks))
-            console.print(_line(stages[1]))
-            algo.learner_group.export_hf(str((folder.path / "policy").resolve()))
-        finally:
-            algo.stop()
-        total = time.monotonic() - started
-        folder.write_json(
-            "summary.json",
-            {"stages": [_stage(stages[0], 0.0), _stage(stages[1], train_seconds)], "total_seconds": round(total, 1)},
-        )
-        _report(console, stages, train_seconds, total, folder.path)
-    return 0 if complete else 130
-
-
-def _stage(result: EvalResult, train_seconds: float) -> dict[str, float | str | int]:
-    """One entry of `summary.json`; `seconds` is the stage's training and its evaluation."""
-    return {
-        "name": result.name,
-        "accuracy": round(result.accuracy, 4),
-        "num_problems": result.num_problems,
-        "tool_call_rate": round(result.tool_call_rate, 4),
-        "mean_reward": round(result.mean_reward, 4),
-        "seconds": round(train_seconds + result.seconds, 1),
-    }
-
-
-def _line(result: EvalResult) -> str:
-    return (
-        f"{result.name}: accuracy {result.accuracy:.1%} ± {result.accuracy_ci95:.1%}, tool-call rate "
-        f"{result.tool_call_rate:.0%} ({result.seconds:.0f} s)"
+        after = f"quality {repair['quality_before']['score']:.2f} → {repair['quality_after']['score']:.2f}"
+        console.print(_panel("repaired (after)", "", repair["repaired"], after))
+    for title, correct, name in (("won", True, names[-1]), ("lost", False, names[0])):
+        found = _example(list(read_log(path / f"samples/{name}.log")), correct)
+        if found:
+            question, trajectory, reward = found
+            parts = ", ".join(f"{part} {value:+.2f}" for part, value in reward.parts.items())
+            note = f"reward {reward.total:.2f} = {parts}; ended by {trajectory.finish_reason}"
+            console.print(_panel(f"{title} ({name})", question, trajectory.text, note))
+    console.print(_table(summary))
+    console.print(
+        f"{summary['total_seconds']:.0f} s in all. Look at {path / 'report.html'}; trained policy: {path / 'grpo/policy'}",
+        soft_wrap=True,
     )
 
 
-def _report(console: Console, stages: list[EvalResult], train_seconds: float, total: float, path: Path) -> None:
-    console.print()
-    for title, correct in (("won", True), ("lost", False)):
-        found = _example(stages[-1] if correct else stages[0], correct)
-        if found:
-            question, trajectory, reward = found
-            console.print(_trajectory_panel(title, question, trajectory, reward, stages[-1 if correct else 0].name))
+def _table(summary: dict[str, Any]) -> Table:
     table = Table(title="AutoTraj demo", title_justify="left")
     for heading in ("stage", "accuracy", "± 95 %", "problems", "tool calls", "reward", "seconds"):
         table.add_column(heading, justify="left" if heading == "stage" else "right")
-    for result, seconds in zip(stages, (0.0, train_seconds), strict=True):
+    for stage in summary["stages"]:
         table.add_row(
-            result.name,
-            f"{result.accuracy:.1%}",
-            f"{result.accuracy_ci95:.1%}",
-            str(result.num_problems),
-            f"{result.tool_call_rate:.0%}",
-            f"{result.mean_reward:.2f}",
-            f"{seconds + result.seconds:.0f}",
+            stage["name"],
+            f"{stage['accuracy']:.1%}",
+            f"{stage['accuracy_ci95']:.1%}",
+            str(stage["num_problems"]),
+            f"{stage['tool_call_rate']:.0%}",
+            f"{stage['mean_reward']:.2f}",
+            f"{stage['seconds']:.0f}",
         )
-    console.print(table)
-    console.print(f"{total:.0f} s in all. Figures: {path / 'summary.json'}. Trained policy: {path / 'policy'}.")
+    return table
 
 
-def _example(result: EvalResult, correct: bool) -> tuple[str, Trajectory, Reward] | None:
-    """A trajectory to show; a lost one with a tool call, if there is one, as it tells more."""
+def _repair(path: Path) -> dict[str, Any] | None:
+    """A repair to show: of a wrong answer, if there is one."""
+    lines = (path / "synthesis/repairs.jsonl").read_text().splitlines()
+    accepted = [repair for line in lines if (repair := json.loads(line))["repaired"]]
+    return max(accepted, key=lambda repair: "wrong answer" in repair["problems"], default=None)
+
+
+def _example(groups: list[Group], correct: bool) -> tuple[str, Trajectory, Reward] | None:
+    """A trajectory to show; one with a tool call, if there is one, as it tells more."""
     pairs = [
         (group.task.question, trajectory, reward)
-        for group in result.groups
+        for group in groups
         for trajectory, reward in zip(group.trajectories, group.rewards, strict=True)
         if reward.correct is correct
     ]
-    return max(pairs, key=lambda pair: pair[1].num_tool_calls > 0, default=None)
+    return max(pairs, key=lambda pair: pair[1].num_tool_calls, default=None)
 
 
-def _trajectory_panel(title: str, question: str, trajectory: Trajectory, reward: Reward, stage: str) -> Panel:
+def _panel(title: str, question: str, text: str, note: str) -> Panel:
     # `Text`, not markup: a model's output is hostile, also to a terminal library.
-    body = Text(question + "\n\n", style="bold")
-    body.append(Text(trajectory.text.strip()))
-    parts_text = ", ".join(f"{name} {value:+.2f}" for name, value in reward.parts.items())
-    body.append(f"\n\nreward {reward.total:.2f} = {parts_text}; ended by {trajectory.finish_reason}", style="dim")
-    return Panel(body, title=f"{title} ({stage})", title_align="left")
+    body = Text(question + "\n\n" if question else "", style="bold")
+    body.append(Text(text.strip()))
+    body.append(f"\n\n{note}", style="dim")
+    return Panel(body, title=title, title_align="left")

@@ -66,7 +66,7 @@ class OnlineRepair:
         self._requests: dict[str, list[RepairRequest]] = {}
         self._counts: Counter[str] = Counter()
         self._reasons: Counter[str] = Counter()
-        self._accuracy_before = float("nan")
+        self._accuracy_before: float | None = None
         self._trainer: LearnerGroup | None = None
         self._thread = futures.ThreadPoolExecutor(1, thread_name_prefix="refresh")
         self._refreshing: futures.Future[Refreshed] | None = None
@@ -203,7 +203,7 @@ class OnlineRepair:
             **{f"repair/{name}": float(count) for name, count in self._counts.items()},
             **{f"repair/failed/{reason}": float(count) for reason, count in self._reasons.items()},
             "repair/pairs": float(len(self._pairs)),
-            "repair/pair_accuracy_before_refresh": self._accuracy_before,
+            **({} if self._accuracy_before is None else {"repair/accuracy_before_refresh": self._accuracy_before}),
         }
 
     def state(self) -> dict[str, Any]:

@@ -11,15 +11,42 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from autotraj import stages
 from autotraj.config import RunConfig
 from autotraj.errors import UserError
 from autotraj.interrupt import Interrupt
-from autotraj.pairs import PairAccuracy, load_pairs, pair_accuracy
+from autotraj.pairs import PairAccuracy, is_held_out, load_pairs, pair_accuracy
 from autotraj.run_folder import RunFolder
+from autotraj.synthesize import read_journal
 from learners.batching import Pair
 from learners.group import LearnerGroup
 from trajectory.chat import load_tokenizer
+from trajectory.reward_input import reward_input
+
+NUM_JUDGED = 256
+"""Sampled trajectories by which the score is compared with the outcome."""
+
+
+def judged(synthesis: Path, *, held_out: float, mask_results: bool) -> tuple[list[NDArray[np.int32]], list[bool]]:
+    """Stage 1's candidates of held-out questions, as the model reads them, and whether each was right."""
+    pairs = [
+        (reward_input(trajectory, mask_results=mask_results), reward.correct)
+        for record in read_journal(synthesis)
+        if is_held_out(record.group.task.id, held_out)
+        for trajectory, reward in zip(record.group.trajectories, record.group.rewards, strict=True)
+    ][:NUM_JUDGED]
+    return [ids for ids, _ in pairs], [correct for _, correct in pairs]
+
+
+def correlation(scores: NDArray[np.float32], correct: Sequence[bool]) -> float | None:
+    """Pearson's (point-biserial) correlation of score and outcome; None where one of them doesn't vary."""
+    outcome = np.asarray(correct, np.float64)
+    if len(outcome) < 2 or not outcome.std() or not np.std(scores):
+        return None
+    return float(np.corrcoef(np.asarray(scores, np.float64), outcome)[0, 1])
 
 
 def measure(group: LearnerGroup, pairs: Sequence[Pair]) -> PairAccuracy:
@@ -66,6 +93,7 @@ def train_reward_model(
     folder, checkpoint = RunFolder.stage(Path(config.run_dir) / stages.REWARD_MODEL)
     model = folder.path / "model"
     group = LearnerGroup(learner)
+    sequences, correct = judged(source.parent, held_out=settings.held_out, mask_results=config.scorer.mask_results)
     best = Best(folder.path / "best.json")
 
     def after(number: int, metrics: Mapping[str, float]) -> bool:
@@ -76,7 +104,8 @@ def train_reward_model(
             )
             if best.is_better(number, found):
                 stages.export(group, model)
-                best.keep(folder, number, found)
+                related = correlation(group.scores(sequences), correct) if sequences else None
+                best.keep(folder, number, found, related)
         on_step(number, total, {**metrics, "held_out/accuracy": best.accuracy})
         return (number - best.step) / settings.evaluate_every > settings.patience
 
@@ -98,6 +127,7 @@ def train_reward_model(
         figures = {
             "pair_accuracy": best.accuracy,
             "margin_mean": best.margin_mean,
+            "outcome_correlation": best.outcome_correlation,
             "best_step": best.step,
             "num_steps": total,
             "num_pairs": len(pairs.train),
@@ -117,10 +147,20 @@ class Best:
         self.step = int(saved.get("step", 0))
         self.accuracy = float(saved.get("accuracy", 0.0))
         self.margin_mean = float(saved.get("margin_mean", float("-inf")))
+        self.outcome_correlation: float | None = saved.get("outcome_correlation")
 
     def is_better(self, step: int, found: PairAccuracy) -> bool:
         return (found.accuracy, found.margin_mean) > (self.accuracy, self.margin_mean)
 
-    def keep(self, folder: RunFolder, step: int, found: PairAccuracy) -> None:
+    def keep(self, folder: RunFolder, step: int, found: PairAccuracy, outcome_correlation: float | None) -> None:
         self.step, self.accuracy, self.margin_mean = step, found.accuracy, found.margin_mean
-        folder.write_json("best.json", {"step": step, "accuracy": found.accuracy, "margin_mean": found.margin_mean})
+        self.outcome_correlation = outcome_correlation
+        folder.write_json(
+            "best.json",
+            {
+                "step": step,
+                "accuracy": found.accuracy,
+                "margin_mean": found.margin_mean,
+                "outcome_correlation": outcome_correlation,
+            },
+        )

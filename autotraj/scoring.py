@@ -12,15 +12,25 @@ from rewards import combine
 from rewards.config import RewardConfig
 from rewards.trajectory import RunningNorm
 from trajectory.reward_input import reward_input
-from trajectory.types import Group
+from trajectory.types import Group, Reward, Trajectory
 
 VERSION_METRIC = "reward_model_version"
 """In `Group.metrics`: which reward model scored it."""
 
 
 def score_group(group: Group, config: RewardConfig) -> Group:
-    """`group` with rewards from format and outcome. May block for `config.math_timeout_s` an answer."""
-    return replace(group, rewards=tuple(combine.score(group.task, t, config) for t in group.trajectories))
+    """`group` with rewards from format and outcome. May block for `config.math_timeout_s` an answer.
+
+    A trajectory that failed for reasons not the policy's own has nothing to reward: 0, wrong, with the reason. Training
+    doesn't see such groups; an evaluation counts them.
+    """
+    return replace(group, rewards=tuple(_reward(group, t, config) for t in group.trajectories))
+
+
+def _reward(group: Group, trajectory: Trajectory, config: RewardConfig) -> Reward:
+    if trajectory.finish_reason in ("error", "deadline"):
+        return Reward(total=0.0, parts={}, correct=False, format_ok=False, notes=(trajectory.error,))
+    return combine.score(group.task, trajectory, config)
 
 
 class Scorer:

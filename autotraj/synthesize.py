@@ -224,8 +224,9 @@ class Synthesis:
             )
 
     def _take_repair(self, outcome: Outcome) -> QuestionRecord | None:
-        """The question's record; None if its repairs are tried again, after an actor died."""
-        if isinstance(outcome, Failed) and self._num_submitted[outcome.key] < self.config.synthesis.max_attempts:
+        """The question's record; None if its repairs are tried again, after an actor or what is behind it was down."""
+        was_down = isinstance(outcome, Failed) or any(result.outage for result in outcome.value)
+        if was_down and self._num_submitted[outcome.key] < self.config.synthesis.max_attempts:
             self._to_repair.append(outcome.key)
             return None
         assessed = self._under_repair.pop(outcome.key)

@@ -103,7 +103,7 @@ def _number(text: str) -> Fraction | None:
 
 def qa_f1(answer: str, gold: str) -> float:
     """Token F1 after lower-casing and without punctuation and articles; yes, no and noanswer must match exactly."""
-    answer, gold = _normalise(answer), _normalise(gold)
+    answer, gold = normalise(answer), normalise(gold)
     if answer == gold:
         return 1.0
     if answer in _EXACT_ONLY or gold in _EXACT_ONLY:
@@ -113,5 +113,5 @@ def qa_f1(answer: str, gold: str) -> float:
     return 2 * shared / (len(words) + len(gold_words)) if shared else 0.0
 
 
-def _normalise(text: str) -> str:
+def normalise(text: str) -> str:
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
