@@ -1,28 +1,31 @@
-"""What the tiny base is made of: its tokenizer, its architecture, and the mix of trajectories that it imitates.
+"""What the tiny base is made of: its tokenizer, its architecture, and the mix of examples that it imitates.
 
-The mix is the base policy's character. A trajectory shows one of four ways of working, told apart by its first words. Six
-in ten lead to the right answer, so that stage 1 has good and bad to sort and GRPO something to gain.
+The trajectories (ways.py) are the base policy's character: half lead to the right answer, some of them by a bad path, so
+that stage 1 has good and bad to sort and GRPO something to gain. The repairs make it a repairer, too: shown a bad
+trajectory and what was wrong, it mostly writes a clean one.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from itertools import islice
 from random import Random
-from typing import Literal
+from typing import get_args
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from trajectory.markup import render_result
-from trajectory.word_problems import WordProblem, problems
+from examples.tiny.ways import WAYS, Piece, Way, habits, text_of
+from trajectory.markup import Rule, escape
+from trajectory.word_problems import mixed
+from trajectory.word_problems_types import Tier, WordProblem, evaluate
 
 TAGS = tuple(f"<{slash}{tag}>" for tag in ("think", "code", "search", "result", "answer") for slash in ("", "/"))
 PAD, START, EOS = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 MAX_VOCAB_SIZE = 1024
-"""A ceiling: merging ends at about 560 tokens, when all words of the mix are tokens."""
+"""A ceiling: merging ends before it, when all words of the mix are tokens."""
 
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}"
@@ -30,43 +33,35 @@ CHAT_TEMPLATE = (
 )
 """ChatML. It shows every message as it stands, so a prompt stays the beginning of the conversation that follows."""
 
-Way = Literal["clean", "rambling", "toolless", "wrong"]
-"""A plan and the right code; the right code after doubts, repeated; an answer from the head, which is a guess; code that
-computes something else."""
+RIGHT_PROMPT = "Improve. {question}\n{trajectory}\n{problems}"
+WRONG_PROMPT = "Fix. {question}\n{trajectory}\n{problems}"
+"""What the repairer is asked, as in run.toml: one for a right answer by a poor path, one for a wrong answer. `{problems}`
+are words of `PROBLEMS`, separated by commas."""
 
-MOSTLY_CAREFUL: dict[Way, float] = {"clean": 0.55, "rambling": 0.17, "toolless": 0.13, "wrong": 0.15}
-HABITS: dict[str, dict[Way, float]] = {
-    "*": {"clean": 0.25, "rambling": 0.12, "toolless": 0.45, "wrong": 0.18},
-    "(+)*": {"clean": 0.25, "rambling": 0.15, "toolless": 0.12, "wrong": 0.48},
-}
-"""Shares of the ways by kind of expression; `MOSTLY_CAREFUL` for all others. What looks like one step is done in the head,
-and what speaks of sums is added up: so the likeliest answer, too, is wrong on three of the eight stories."""
-
-PLAN_OPENING = "<think>Plan:"
-"""How the clean way, and no other, begins."""
-
-PLANS = {
-    "*": "multiply.",
-    "+*": "multiply, then add.",
-    "*+": "multiply, then add.",
-    "*-": "multiply, then subtract.",
-    "-*": "multiply, then subtract.",
-    "(+)*": "add, then multiply.",
-    "**": "multiply twice.",
-}
-DOUBTS = (
-    "Maybe I multiply, or perhaps I add.",
-    "Perhaps I should recheck, maybe not.",
-    "I am unsure, it might be off.",
+PROBLEMS = (
+    "wrong answer",
+    *(f"low {dimension}" for dimension in ("confidence", "length", "repetition", "tool_success", "grounding")),
+    *get_args(Rule),
 )
+
+TIERS: dict[Tier, float] = {
+    "easy": 0.3, "steps": 0.14, "distractors": 0.12, "units": 0.14, "chained": 0.16, "lookup": 0.14
+}  # fmt: skip
+"""Shares of the tiers in the mix."""
+
+ALONE, REPAIR_SHARE = 0.35, 0.4
+"""The first share of the examples has no repairs; of the others so many are."""
+
+CLEAN_REPAIRS = 0.85
+"""Share of the repairs that turn out clean; the others are no better than a new try."""
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """A part of a response that is tokenised by itself, as an episode does it."""
+class Example:
+    """A user message and the response to imitate."""
 
-    text: str
-    by_model: bool  # False for a tool's result, which carries no loss
+    prompt: str
+    pieces: list[Piece]
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
@@ -102,8 +97,9 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    told = [example for way in WAYS for example in islice(examples(seed=0, way=way), 1000)]
-    texts = [text for problem, pieces in told for text in (problem.question, *_texts(pieces))]
+    told = [example for way in WAYS for example in islice(trajectories(seed=0, way=way), 1500)]
+    texts = [text for problem, pieces in told for text in (problem.question, *_untagged(pieces))]
+    texts += ["Improve. ", "Fix. ", *(f"\n{', '.join(PROBLEMS)}, {problem}" for problem in PROBLEMS)] * 1000
     trainer = trainers.BpeTrainer(
         vocab_size=MAX_VOCAB_SIZE,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
@@ -123,59 +119,74 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def _texts(pieces: list[Piece]) -> list[str]:
+def _untagged(pieces: list[Piece]) -> list[str]:
     return [part for piece in pieces for part in re.split("|".join(TAGS), piece.text)]
 
 
-def examples(seed: int, way: Way | None = None) -> Iterator[tuple[WordProblem, list[Piece]]]:
+def trajectories(seed: int, way: Way | None = None) -> Iterator[tuple[WordProblem, list[Piece]]]:
     """An endless run of training problems, each with a trajectory: of one `way`, or of the mix."""
     random = Random(f"tiny-base/{seed}")
-    for problem in problems("train", seed):
-        shares = HABITS.get(_kind(problem), MOSTLY_CAREFUL)
-        drawn = way or random.choices(list(shares), weights=list(shares.values()))[0]
-        yield problem, WAYS[drawn](problem, random)
+    for problem in mixed("train", seed, TIERS):
+        yield problem, WAYS[way or _draw(habits(problem), random)](problem, random)
 
 
-def _kind(problem: WordProblem) -> str:
-    return re.sub(r"\d", "", problem.expression)
+def repairs(seed: int) -> Iterator[tuple[WordProblem, Example]]:
+    """An endless run of training problems, each with a bad trajectory in the prompt and a repaired one to imitate."""
+    random = Random(f"tiny-base/repairs/{seed}")
+    for problem in mixed("train", seed + 1_000_000, TIERS):
+        way = _draw({way: share for way, share in habits(problem).items() if way != "clean"}, random)
+        bad, named = text_of(WAYS[way](problem, random)), list(_NAMED[way])
+        if way in ("rambling", "repeated"):
+            template, poor = RIGHT_PROMPT, way
+        else:
+            template, poor = WRONG_PROMPT, _draw({"wrong": 0.7, "toolless": 0.3}, random)
+            named = ["wrong answer"]
+            if random.random() < 0.2:  # numbers copied wrongly
+                bad = text_of(WAYS["clean"](_garbled(problem, random), random))
+        if random.random() < 0.1:  # cut short
+            bad, template, named = (
+                bad[: random.randrange(len(bad) // 2, len(bad))],
+                WRONG_PROMPT,
+                ["wrong answer", "no_answer"],
+            )
+            poor = "wrong"
+        if random.random() < 0.3:  # as it looks where tags are made harmless
+            bad = escape(bad)
+        named += [word for word in PROBLEMS[1:] if word not in named and random.random() < 0.1]
+        prompt = template.format(question=problem.question, trajectory=bad, problems=", ".join(named))
+        way = "clean" if random.random() < CLEAN_REPAIRS else poor
+        yield problem, Example(prompt, WAYS[way](problem, random))
 
 
-def _clean(problem: WordProblem, random: Random) -> list[Piece]:
-    return _with_tool(
-        f"Plan: {PLANS[_kind(problem)]}", problem.expression, problem.answer, "The code gives the answer."
-    )
-
-
-def _rambling(problem: WordProblem, random: Random) -> list[Piece]:
-    doubts = " ".join(random.choice(DOUBTS) for _ in range(random.randint(2, 3)))
-    return _with_tool(doubts, problem.expression, problem.answer, "It is probably that, maybe.")
-
-
-def _toolless(problem: WordProblem, random: Random) -> list[Piece]:
-    guess = re.findall(r"\d+", problem.expression)[0]  # not random digits: predicting those teaches nothing
-    return [Piece(f"<think>I can do this in my head.</think>\n<answer>\\boxed{{{guess}}}</answer>", True)]
-
-
-def _wrong(problem: WordProblem, random: Random) -> list[Piece]:
-    numbers = re.findall(r"\d+", problem.expression)
-    if random.random() < 0.5:
-        thought, kept = "Just add all the numbers.", numbers
-    else:
-        thought, kept = "Just add the first two numbers.", numbers[:2]
-    return _with_tool(thought, "+".join(kept), sum(map(int, kept)), "The code gives the answer.")
-
-
-def _with_tool(thought: str, expression: str, output: int, conclusion: str) -> list[Piece]:
-    return [
-        Piece(f"<think>{thought}</think>\n<code>\nprint({expression})\n</code>", True),
-        Piece(render_result(f"{output}\n", max_chars=1000), False),
-        Piece(f"<think>{conclusion}</think>\n<answer>\\boxed{{{output}}}</answer>", True),
-    ]
-
-
-WAYS: dict[Way, Callable[[WordProblem, Random], list[Piece]]] = {
-    "clean": _clean,
-    "rambling": _rambling,
-    "toolless": _toolless,
-    "wrong": _wrong,
+_NAMED: dict[Way, tuple[str, ...]] = {
+    "rambling": ("low confidence", "low length"),
+    "repeated": ("low length", "low repetition"),
+    "toolless": ("wrong answer",),
+    "wrong": ("wrong answer",),
 }
+
+
+def examples(seed: int, num: int) -> Iterator[Example]:
+    """`num` examples to imitate: first trajectories alone, as what both need is learned faster on short ones."""
+    random = Random(f"tiny-base/mix/{seed}")
+    told, repaired = trajectories(seed), repairs(seed)
+    for done in range(num):
+        if done > num * ALONE and random.random() < REPAIR_SHARE:
+            yield next(repaired)[1]
+        else:
+            problem, pieces = next(told)
+            yield Example(problem.question, pieces)
+
+
+def _draw(shares: dict[Way, float], random: Random) -> Way:
+    return random.choices(list(shares), weights=list(shares.values()))[0]
+
+
+def _garbled(problem: WordProblem, random: Random) -> WordProblem:
+    """The problem with one digit of its last sum changed, and the answer that comes of it."""
+    *before, last = problem.calls
+    at = random.choice([match.start() for match in re.finditer(r"[0-9]", last.content)])
+    digit = random.choice([d for d in "123456789" if d != last.content[at]])
+    content = last.content[:at] + digit + last.content[at + 1 :]
+    output = str(evaluate(content))
+    return replace(problem, answer=int(output), calls=(*before, replace(last, content=content, output=output)))

@@ -1,17 +1,23 @@
 """The committed tiny base: small, loadable, and what vLLM, the learner and the trajectory grammar need of a model."""
 
+import tomllib
 from itertools import islice
 from pathlib import Path
+from random import Random
+from typing import get_args
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
-from examples.tiny import recipe
-from examples.tiny.probe import run_sum
+from examples.tiny import recipe, ways
+from examples.tiny.probe import run_sum, run_tool
+from rewards.quality import score
 from trajectory.chat import check_append_only, encode, render_prompt
 from trajectory.markup import STOP_STRINGS, final_answer, render_result, trailing_tool_call, validate
+from trajectory.types import ToolCall
 from trajectory.word_problems import generate
+from trajectory.word_problems_types import Tier
 
 BASE = Path(__file__).resolve().parents[2] / "examples" / "tiny" / "base"
 
@@ -87,35 +93,95 @@ def test_the_recipe_still_makes_this_tokenizer(tokenizer: PreTrainedTokenizerFas
     assert recipe.build_tokenizer().get_vocab() == tokenizer.get_vocab()
 
 
-def test_the_mix_is_well_formed_and_right_where_it_should_be() -> None:
-    for way, right in (("clean", True), ("rambling", True), ("toolless", False), ("wrong", False)):
-        for problem, pieces in islice(recipe.examples(seed=3, way=way), 300):
-            text = "".join(piece.text for piece in pieces)
-            assert validate(text) == ()
-            assert (final_answer(text) == str(problem.answer)) is right
-            assert [piece.by_model for piece in pieces] == ([True] if way == "toolless" else [True, False, True])
+@pytest.mark.parametrize("way", get_args(ways.Way))
+def test_the_ways_are_well_formed_and_right_where_they_should_be(way: ways.Way) -> None:
+    for problem, pieces in islice(recipe.trajectories(seed=3, way=way), 600):
+        text = ways.text_of(pieces)
+        assert validate(text) == ()
+        assert (final_answer(text) == str(problem.answer)) is (way in ("clean", "rambling", "repeated")), text
+        assert text.startswith(ways.PLAN_OPENING) is (way == "clean")
+        assert [piece.by_model for piece in pieces] == [i % 2 == 0 for i in range(len(pieces))]
+        assert len(pieces) // 2 <= 3  # tool calls that an episode allows
 
 
+def test_a_clean_way_is_kept_and_a_poor_one_is_repaired() -> None:
+    """By the paper's score and thresholds: what stage 1 sorts is there to be sorted."""
+    for way, low, high in (("clean", 0.9, 1.0), ("rambling", 0.0, 0.6), ("repeated", 0.0, 0.9)):
+        for problem, pieces in islice(recipe.trajectories(seed=3, way=way), 300):
+            ideal = len(ways.text_of(ways.WAYS["clean"](problem, Random(0))).split())
+            assert low <= score(ways.text_of(pieces), ideal) <= high, ways.text_of(pieces)
+
+
+def test_repairs_show_the_bad_trajectory_and_are_mostly_clean() -> None:
+    num_clean = 0
+    for problem, example in islice(recipe.repairs(seed=3), 400):
+        kind, question, *rest = example.prompt.replace("\n", "\0", 1).replace(". ", "\0", 1).split("\0")
+        assert kind in ("Improve", "Fix")
+        assert question == problem.question
+        bad, _, problems = rest[0].rpartition("\n")
+        assert "think>" in bad
+        assert set(problems.split(", ")) <= set(recipe.PROBLEMS)
+        assert ("wrong answer" in problems) is (kind == "Fix")
+        repaired = ways.text_of(example.pieces)
+        num_clean += final_answer(repaired) == str(problem.answer) and repaired.startswith(ways.PLAN_OPENING)
+    assert 0.75 < num_clean / 400 < 0.95
+
+
+def test_the_demo_asks_the_repairer_as_it_was_taught() -> None:
+    repair = tomllib.loads((BASE.parent / "run.toml").read_text())["repair"]
+    assert (repair["right_prompt"], repair["wrong_prompt"]) == (recipe.RIGHT_PROMPT, recipe.WRONG_PROMPT)
+
+
+LEO = (
+    "Leo fills 631 boxes with 98 stamps each. Eva has 3 times as many stamps, less 120. How many stamps does Eva have?"
+)
+MIA = "Mia buys a blue lamp from Oslo for each of 250 friends and pays 300 dollars for the trip. "
+BAGS = "Leo has 631 stamps and buys 98 bags of 4 stamps each. How many stamps does Leo have now?"
+BAD = "<think>Just add the first two numbers.</think>\n<code>\nprint(631+98)\n</code>\n<result>\n729\n</result>\n"
+
+
+@pytest.mark.parametrize(
+    ("asked", "opening", "calls", "answer"),
+    [
+        (BAGS, ways.PLAN_OPENING, ["print(631+98*4)"], "1023"),
+        (LEO, ways.PLAN_OPENING, ["print(631*98)", "print(61838*3-120)"], "185394"),
+        (
+            MIA + "How many dollars does Mia pay?",
+            ways.PLAN_OPENING,
+            ["a blue lamp from Oslo", "print(31*250+300)"],
+            "8050",
+        ),
+        (
+            recipe.WRONG_PROMPT.format(
+                question=BAGS, trajectory=f"{BAD}<answer>\\boxed{{729}}</answer>", problems="wrong answer"
+            ),
+            "",
+            ["print(631+98*4)"],
+            "1023",
+        ),
+    ],
+    ids=["one call", "two calls", "a lookup", "a repair"],
+)
 @torch.no_grad()
-def test_it_copies_the_numbers_into_the_code(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
-    """One greedy problem end to end: a plan, the right expression, and the tool's result as the answer."""
-    prompt = render_prompt(
-        tokenizer, "Leo has 631 stamps and buys 98 bags of 4 stamps each. How many stamps does Leo have now?", ""
-    )
-    stop = [tokenizer.convert_tokens_to_ids(tag) for tag in STOP_STRINGS]
-
-    def continue_(ids: list[int]) -> list[int]:
+def test_it_works_with_its_tools(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, asked: str, opening: str, calls: list[str], answer: str
+) -> None:
+    """Greedy, end to end: the numbers are copied into the code, and the tools' results into the next call."""
+    prompt = render_prompt(tokenizer, asked, "")
+    stop = [*(tokenizer.convert_tokens_to_ids(tag) for tag in STOP_STRINGS), tokenizer.eos_token_id]
+    ids, made = prompt + encode(tokenizer, opening), []
+    for _ in range(3):
         output = model.generate(torch.tensor([ids]), max_new_tokens=80, do_sample=False, eos_token_id=stop)
-        return output[0].tolist()
-
-    first = continue_(prompt + encode(tokenizer, "<think>Plan:"))
-    call = trailing_tool_call(tokenizer.decode(first[len(prompt) :]))
-    assert call is not None
-    assert call.content == "print(631+98*4)"
-    second = continue_(first + encode(tokenizer, render_result("1023\n", max_chars=1000)))
-    text = tokenizer.decode(second[len(prompt) :])
+        ids = output[0].tolist()
+        call = trailing_tool_call(tokenizer.decode(ids[len(prompt) :]))
+        if call is None:
+            break
+        made.append(call.content)
+        ids += encode(tokenizer, render_result(run_tool(call), max_chars=1000))
+    text = tokenizer.decode(ids[len(prompt) :]).removesuffix(tokenizer.eos_token)
+    assert made == calls
     assert validate(text) == ()
-    assert final_answer(text) == "1023"
+    assert final_answer(text) == answer
 
 
 @pytest.mark.parametrize(
@@ -132,9 +198,15 @@ def test_the_probes_tool_does_sums_and_nothing_else(code: str, printed: str) -> 
     assert run_sum(code) == printed
 
 
+def test_the_probes_search_finds_what_is_asked_for() -> None:
+    found = run_tool(ToolCall(tool="search", content="a blue lamp from Oslo"))
+    assert found.splitlines()[0] == "[blue-lamp-oslo] A blue lamp from Oslo costs 31 dollars."
+
+
 def test_the_base_is_free_of_evaluation_problems() -> None:
     """The imitated problems come from the train split alone."""
-    imitated = {problem.key for problem, _ in islice(recipe.examples(seed=0), 3000)}
-    assert len(imitated) == 3000
-    evaluation = {task.question for task in generate("eval", 2000)}
-    assert not {problem.question for problem, _ in islice(recipe.examples(seed=0), 3000)} & evaluation
+    told = [problem for problem, _ in islice(recipe.trajectories(seed=0), 3000)]
+    told += [problem for problem, _ in islice(recipe.repairs(seed=0), 1000)]
+    assert all(problem.split == "train" for problem in told)
+    evaluation = {task.question for task in generate("eval", 3000, tiers=dict.fromkeys(get_args(Tier), 1.0))}
+    assert not {problem.question for problem in told} & evaluation
