@@ -79,5 +79,18 @@ def dry_run(config_path: str | None, overrides: Sequence[str]) -> int:
     """`python -m autotraj run --dry-run`: the resolved plan; nothing is started or written."""
     from autotraj.plan import plan, render
 
-    Console().print(render(plan(load(config_path, overrides))), soft_wrap=True, markup=False)
+    config = load(config_path, overrides)
+    scores = "reward-model" in config.stages or bool(config.reward_model.path)
+    synthesis, learns = (
+        config.synthesis,
+        f"{config.sft.epochs} epochs of SFT, {config.reward_model.epochs} on the pairs",
+    )
+    lines = [
+        f"stages       {', '.join(config.stages)}",
+        f"stage 1      {synthesis.num_questions} questions × {synthesis.num_candidates} candidates, up to "
+        f"{len(config.repair.temperatures)} repairs of each bad one by {config.repair.repairer}; {learns}",
+        "GRPO",
+        render(plan(config, reward_model=config.scorer if scores else None)),
+    ]
+    Console().print("\n".join(lines), soft_wrap=True, markup=False)
     return EXIT_OK
