@@ -85,6 +85,8 @@ class Learner:
         return self.engine.scores(sequences)
 
     def open_broadcast(self, address: str, port: int, num_engine_workers: int) -> None:
+        if self.broadcast is not None:
+            self.broadcast.close()  # of a group whose engines are others now
         self.broadcast = NCCLBroadcast(self.engine, address, port, num_engine_workers)
 
     def send_weights(self) -> None:
