@@ -1,0 +1,86 @@
+"""Scoring with the reward model when it answers, when another takes its place, and when it doesn't answer."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from test_synthesis_record import TASK, trajectory
+
+from actors.reward_model import Scores
+from autotraj.reward_service import RewardModelUnavailable
+from autotraj.scoring import VERSION_METRIC, Scorer
+from rewards.config import RewardConfig
+from trajectory.types import Group
+
+GROUP = Group(
+    lease_id="l", task=TASK, trajectories=tuple(trajectory(i, "Multiply.", answer) for i, answer in enumerate("6665"))
+)
+
+
+class Service:
+    """Stands in for the actor at its transport: what it returns, when it fails, which version it is."""
+
+    def __init__(self, values: Sequence[float], version: int = 1) -> None:
+        self.values, self.version, self.path, self.num_restarts = values, version, "model", 0
+        self.down = False
+
+    def score(self, sequences: Sequence[Any]) -> Scores:
+        if self.down:
+            raise RewardModelUnavailable("reward_model_timeout", "a caller waited 60 s for RewardModelActor(0)")
+        assert [len(ids) for ids in sequences] == [4] * 4  # prompt 2 + the model's own 2 of 3
+        return Scores(values=np.array(self.values, np.float32), version=self.version)
+
+    def replace(self, path: str, version: int) -> None:
+        self.path, self.version = path, version
+
+
+def scorer(service: Service, *, required: bool = True, preset: str = "default") -> Scorer:
+    return Scorer(RewardConfig(preset=preset), service, mask_results=True, required=required)
+
+
+def test_the_better_of_two_right_answers_earns_more_and_the_wrong_one_least() -> None:
+    scored = scorer(Service([2.0, 0.0, 1.0, 3.0])).score(GROUP)
+    totals = [reward.total for reward in scored.rewards]
+    assert totals[0] > totals[2] > totals[1] > totals[3]
+    assert scored.metrics[VERSION_METRIC] == 1.0
+    assert all(reward.total == pytest.approx(sum(reward.parts.values())) for reward in scored.rewards)
+
+
+def test_another_model_is_measured_by_a_scale_of_its_own() -> None:
+    service = Service([0.0, 1.0, 2.0, 3.0])
+    one = scorer(service)
+    before = one.score(GROUP)
+    service.values, service.version = [1000.0, 1001.0, 1002.0, 1003.0], 2
+    after = one.score(GROUP)
+    assert [r.parts["trajectory"] for r in after.rewards] == pytest.approx(
+        [r.parts["trajectory"] for r in before.rewards]
+    )
+    assert after.metrics[VERSION_METRIC] == 2.0
+
+
+def test_a_model_that_does_not_answer_stops_the_group_or_is_named_on_every_reward() -> None:
+    service = Service([])
+    service.down = True
+    with pytest.raises(RewardModelUnavailable, match="waited 60 s"):
+        scorer(service).score(GROUP)
+    lenient = scorer(service, required=False)
+    scored = lenient.score(GROUP)
+    assert all("scored without the reward model" in reward.notes[-1] for reward in scored.rewards)
+    assert all("trajectory" not in reward.parts for reward in scored.rewards)
+    assert VERSION_METRIC not in scored.metrics
+    assert lenient.metrics()["groups_scored_without"] == 1.0
+
+
+def test_a_resumed_scorer_goes_on_with_the_same_model_and_scale() -> None:
+    service = Service([0.0, 1.0, 2.0, 3.0], version=3)
+    one = scorer(service)
+    one.score(GROUP)
+    state = one.state()
+    fresh_service = Service([1.5, 1.5, 1.5, 1.5])
+    fresh = scorer(fresh_service)
+    fresh.restore(state)
+    assert fresh_service.version == 3
+    expected = one._norm.normalise(1.5)
+    service.values = fresh_service.values = [1.5] * 4
+    assert fresh._norm.normalise(1.5) == pytest.approx(expected)

@@ -1,0 +1,116 @@
+"""From scored candidates to requests, records and files, on a question small enough to follow by hand."""
+
+import numpy as np
+import pytest
+
+from actors.repairer import Attempt, RepairResult
+from autotraj import repair_requests, synthesis_record
+from autotraj.scoring import score_group
+from autotraj.synthesis_record import QuestionRecord
+from rewards.config import QualityConfig, RewardConfig
+from rewards.quality import Quality
+from trajectory.markup import render_result
+from trajectory.types import Group, Task, Trajectory
+
+TASK = Task(id="a", question="What is 2 times 3?", golds=("6",))
+
+
+def trajectory(index: int, thought: str, answer: str) -> Trajectory:
+    result = render_result("6\n", max_chars=100)
+    call = f"<think>{thought}</think>\n<code>\nprint(2*3)\n</code>"
+    text = f"{call}{result}<think>Done.</think><answer>\\boxed{{{answer}}}</answer>"
+    return Trajectory(
+        task_id="a",
+        index=index,
+        prompt_ids=np.array([1, 2], np.int32),
+        response_ids=np.array([3, 4, 5], np.int32),
+        loss_mask=np.array([True, False, True]),
+        logprobs=np.zeros(3, np.float32),
+        segments=(),
+        turns=(),
+        text=text,
+        finish_reason="answer",
+    )
+
+
+@pytest.fixture
+def group() -> Group:
+    candidates = (
+        trajectory(0, "Multiply.", "6"),
+        trajectory(1, "Maybe I multiply, perhaps not.", "6"),
+        trajectory(2, "Add.", "5"),
+    )
+    return score_group(Group(lease_id="l", task=TASK, trajectories=candidates), RewardConfig())
+
+
+@pytest.fixture
+def record(group: Group) -> QuestionRecord:
+    """The second was repaired at the second attempt, the third never."""
+    assessment = repair_requests.assess(group, QualityConfig())
+    good = assessment.qualities[0]
+    failed = Attempt(reason="copy", quality=None, text="…", temperature=0.3, error="why")
+    done = Attempt(reason="", quality=good, text="…", temperature=0.7)
+    return QuestionRecord(
+        group=group,
+        qualities=assessment.qualities,
+        kept=assessment.kept,
+        repaired=assessment.to_repair,
+        problems=tuple(request.problems for request in assessment.requests),
+        repairs=(
+            RepairResult(accepted=group.trajectories[0], quality=good, attempts=(failed, done)),
+            RepairResult(accepted=None, quality=None, attempts=(failed,) * 3),
+        ),
+    )
+
+
+def test_what_is_kept_and_what_a_repairer_is_told(group: Group) -> None:
+    found = repair_requests.assess(group, QualityConfig())
+    assert (found.kept, found.to_repair) == ((0,), (1, 2))
+    ideal = len(group.trajectories[0].text.split())
+    assert {quality.ideal_num_words for quality in found.qualities} == {ideal}  # of the shortest correct one, for all
+    doubting, wrong = found.requests
+    assert (doubting.correct, wrong.correct) == (True, False)
+    assert "low confidence" in doubting.problems
+    assert "wrong answer" not in doubting.problems
+    assert wrong.problems[0] == "wrong answer"
+
+
+def test_seeds_differ_by_question_and_attempt_and_nothing_else() -> None:
+    other = Task(id="b", question="?", golds=("1",))
+    seeds = {repair_requests.seed_of(s, t, a) for s in (0, 1) for t in (TASK, other) for a in (1, 2)}
+    assert len(seeds) == 8
+    assert repair_requests.seed_of(0, TASK, 1) == repair_requests.seed_of(0, TASK, 1)
+
+
+def test_the_journal_gives_back_what_it_was_given(record: QuestionRecord) -> None:
+    again = synthesis_record.decode(synthesis_record.encode(record))
+    assert synthesis_record.encode(again) == synthesis_record.encode(record)
+    assert again.repairs[0].attempts == record.repairs[0].attempts
+    assert again.qualities == record.qualities
+    with pytest.raises(ValueError, match="not the record of a question"):
+        synthesis_record.decode(b"\x80")
+
+
+def test_files_hold_each_trajectory_once(record: QuestionRecord) -> None:
+    sft = synthesis_record.sft_records(record, "")
+    assert [entry["source"] for entry in sft] == ["kept", "repaired"]
+    (pair,) = synthesis_record.preference_records(record, "")
+    assert pair["chosen"][0]["content"] == record.group.trajectories[0].text
+    assert pair["rejected"][0]["content"] == record.group.trajectories[1].text
+    (hard,) = synthesis_record.hard_records(record, "")
+    assert hard["reasons"] == ["copy"] * 3
+    assert hard["problems"][0] == "wrong answer"
+    shown = synthesis_record.repair_records(record)
+    assert [bool(entry["repaired"]) for entry in shown] == [True, False]
+
+
+def test_counts_and_means_by_hand(record: QuestionRecord) -> None:
+    found = synthesis_record.describe([record, record])
+    assert found["num_questions"] == 2
+    assert (found["num_candidates"], found["num_correct"], found["num_kept"]) == (6, 4, 2)
+    assert (found["num_to_repair"], found["num_repaired"], found["num_hard"]) == (4, 2, 2)
+    assert (found["num_attempts"], found["failed_attempts"]) == (10, {"copy": 8})
+    assert found["dimensions"]["before"]["confidence"] == 0.0
+    assert found["dimensions"]["after"]["confidence"] == 1.0
+    quality: Quality = record.qualities[0]
+    assert found["dimensions"]["kept"]["score"] == pytest.approx(quality.score, abs=1e-4)
