@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError, model_validator
 from actors.config import EngineConfig, EpisodeConfig, RepairConfig, RewardModelConfig, RolloutConfig
 from autotraj.errors import UserError
 from autotraj.stage_config import OnlineRepairConfig, RewardModelStageConfig, SFTConfig, Stage, SynthesisConfig
+from cluster.config import ElasticConfig
 from learners.config import LearnerConfig, LossConfig
 from rewards.config import QualityConfig, RewardConfig
 from tool_sandbox.config import SandboxConfig
@@ -98,6 +99,8 @@ class RunConfig(Section):
     engine: EngineConfig
     episode: EpisodeConfig = EpisodeConfig()
     rollout: RolloutConfig = RolloutConfig()
+    elastic: ElasticConfig = ElasticConfig()
+    """How the number of rollout actors follows the work."""
     sandbox: SandboxConfig = SandboxConfig()
     """The gateway that the run starts for itself; see `gateway` for one that is there."""
     reward: RewardConfig = RewardConfig()
@@ -139,6 +142,12 @@ class RunConfig(Section):
             )
         if self.rollout.group_size < 2:
             raise ValueError("rollout.group_size must be at least 2: an advantage compares siblings")
+        elastic = self.elastic
+        if elastic.max_actors and not elastic.min_actors <= self.rollout.num_actors <= elastic.max_actors:
+            raise ValueError(
+                f"rollout.num_actors = {self.rollout.num_actors}, with which the run starts, is not between "
+                f"elastic.min_actors = {elastic.min_actors} and elastic.max_actors = {elastic.max_actors}"
+            )
         if self.learner.head != "lm":
             raise ValueError("learner.head: the policy's is 'lm'; the reward model's stage sets its own")
         order = [stage for stage in get_args(Stage) if stage in self.stages]

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import logging
 import time
-from concurrent import futures
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +25,14 @@ from ray.rllib.core import ALL_MODULES
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.utils.metrics import LEARNER_RESULTS, NUM_ENV_STEPS_TRAINED_LIFETIME
 
+from autotraj.elastic import ElasticRunners
 from autotraj.errors import Stalled
 from autotraj.grpo_config import GRPOConfig
 from autotraj.online_repair import OnlineRepair
 from autotraj.reward_service import RewardModelService, RewardModelUnavailable
-from autotraj.runner_pool import Failed, Outcome, RunnerPool, managed
-from autotraj.scoring import Scorer, score_group
+from autotraj.runner_calls import Failed, Outcome
+from autotraj.runner_pool import RunnerPool, managed
+from autotraj.scoring import Scorer, ScoringThreads, score_group
 from autotraj.step_metrics import describe_groups, describe_ledger
 from autotraj.training_batch import TrainingBatch, assemble
 from learners.advantages import has_variance
@@ -45,8 +46,6 @@ from trajectory.types import Group, Task
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.25
-SCORE_WAIT_S = 0.01
-NUM_SCORERS = 4
 STATE_FILE = "autotraj_state.msgpack"
 
 
@@ -67,8 +66,7 @@ class GRPO(Algorithm):
         self._tasks: list[Task] = load_tasks(run.data)
         self._ledger = Ledger(self._tasks, seed=run.seed, max_attempts=run.grpo.max_attempts)
         self._buffer: list[Group] = []  # scored, in order of arrival
-        self._scorers = futures.ThreadPoolExecutor(NUM_SCORERS, thread_name_prefix="score")
-        self._scoring: dict[futures.Future[Group], str] = {}  # → lease id
+        self._scoring = ScoringThreads(self._score)
         self._pending: tuple[Pending[StepResult], TrainingBatch, float] | None = None
         self._num_leases = 0
         self._tokens_since_step = 0
@@ -89,6 +87,9 @@ class GRPO(Algorithm):
                 workers_per_engine=run.engine.tensor_parallel_size,
                 learners_train=lambda: self._pending is not None,
             )
+        self._elastic: ElasticRunners | None = None
+        if run.elastic.max_actors:
+            self._elastic = ElasticRunners(run.elastic, self.env_runner_group, self.runners, Path(run.run_dir))
         self.runners.start()  # in the background, while the learners come up
         self._bring_up_scoring(config)
         self.learner_group.start()
@@ -121,6 +122,8 @@ class GRPO(Algorithm):
     # --- one optimizer step -----------------------------------------------------------------------------------------
 
     def training_step(self) -> None:
+        if self._elastic:
+            self._elastic.watch(learners_wait=self._pending is None)
         self._admit()
         self._begin_step()
         for outcome in self.runners.poll(POLL_S, self._pending[0].refs if self._pending else []):
@@ -181,22 +184,17 @@ class GRPO(Algorithm):
             return
         self._ledger.finish(lease_id)
         self._tokens_since_step += sum(t.num_generated_tokens for t in group.trajectories)
-        # In a thread: comparing two hostile LaTeX answers may take `reward.math_timeout_s`, the reward model its deadline.
-        self._scoring[self._scorers.submit(self._score, group)] = lease_id
+        self._scoring.submit(lease_id, group)
 
     def _score(self, group: Group) -> Group:
         return self._scorer.score(group) if self._scorer else score_group(group, self.config.run_config.reward)
 
     def _collect_scored(self) -> None:
-        """Moves what has its rewards into the buffer. Most answers take microseconds and are there at once."""
-        done, _ = futures.wait(self._scoring, timeout=SCORE_WAIT_S if self._scoring else 0)
-        for future in done:
-            lease_id = self._scoring.pop(future)
-            try:
-                group = future.result()
-            except RewardModelUnavailable as error:
-                logger.warning("a group is dropped: %s", error)
-                self._ledger.drop(lease_id, error.reason)
+        """Moves what has its rewards into the buffer."""
+        for lease_id, group in self._scoring.collect():
+            if isinstance(group, RewardModelUnavailable):
+                logger.warning("a group is dropped: %s", group)
+                self._ledger.drop(lease_id, group.reason)
                 continue
             self._ledger.score(lease_id)
             if self._repair:
@@ -245,6 +243,8 @@ class GRPO(Algorithm):
         self.runners.push(result.update, result.probe)
         if self._repair:
             self._repair.on_step(self.policy_version)
+        if self._elastic:
+            self._elastic.on_step(self.policy_version)
         elapsed = now - self._last_step_at
         self.step_metrics = metrics | {
             "step": float(self.policy_version),
@@ -339,7 +339,7 @@ class GRPO(Algorithm):
         self._publish()
 
     def cleanup(self) -> None:
-        self._scorers.shutdown(wait=False, cancel_futures=True)
+        self._scoring.close()
         if self._repair:
             self._repair.close()
         if self._service:

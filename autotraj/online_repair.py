@@ -27,7 +27,8 @@ from autotraj.config import RunConfig
 from autotraj.errors import RunError
 from autotraj.pairs import pair_accuracy
 from autotraj.reward_service import RewardModelService
-from autotraj.runner_pool import Failed, Outcome, RunnerPool
+from autotraj.runner_calls import Failed, Outcome
+from autotraj.runner_pool import RunnerPool
 from autotraj.stages import export
 from learners.batching import Pair
 from learners.config import LearnerConfig

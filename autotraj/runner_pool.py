@@ -6,6 +6,8 @@ A runner's life:
         ▲                                                          │
         └────────────── RLlib restarts the actor ◀──── down ◀──────┘ any actor error
 
+and, where the pool follows the work (`autotraj/elastic.py`), ready ──dismissed──▶ draining ──its last group──▶ gone.
+
 Calls are ours (one `ObjectRef` a call, so that a failure is known by its lease); health, probing and restarting are
 RLlib's `FaultTolerantActorManager`. Only a runner that is ready at the newest version gets new work.
 """
@@ -15,7 +17,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import ray
@@ -25,61 +26,17 @@ from ray.rllib.utils.actor_manager import FaultTolerantActorManager
 from autotraj import gate
 from autotraj.broadcast import BroadcastSync, LearnerSide
 from autotraj.errors import RunError, Stalled
+from autotraj.runner_calls import Call, CallKind, Failed, Finished, Outcome, Runner
 from trajectory.weights import LogprobProbe
 
 logger = logging.getLogger(__name__)
 
 PROBE_TIMEOUT_S = 0.2
 
-CallKind = Literal["start", "work", "join", "sync", "probe"]
-
 
 def managed(group: EnvRunnerGroup) -> FaultTolerantActorManager:
     """The manager of RLlib's group: its own wrappers hide which request failed."""
     return group._worker_manager
-
-
-@dataclass(slots=True)
-class _Runner:
-    state: Literal["starting", "syncing", "ready", "down"] = "starting"
-    policy_version: int = -1
-    in_flight: int = 0
-    deaths: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class _Call:
-    kind: CallKind
-    runner_id: int
-    deadline: float
-    method: str = ""  # of work
-    key: str = ""
-    policy_version: int = -1
-
-    @property
-    def what(self) -> str:
-        return self.method or self.kind
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """Work that came back: the method's return value."""
-
-    method: str
-    key: str
-    value: Any
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """Work that didn't; `reason` is a short name for counting."""
-
-    method: str
-    key: str
-    reason: str
-
-
-Outcome = Finished | Failed
 
 
 class RunnerPool:
@@ -101,8 +58,8 @@ class RunnerPool:
         self._gate_tolerance = gate_tolerance
         self._max_restarts = max_restarts
         self._role = role
-        self._runners = {runner_id: _Runner() for runner_id in self._manager.actor_ids()}
-        self._calls: dict[ray.ObjectRef, _Call] = {}
+        self._runners: dict[int, Runner] = {i: Runner(start_timeout_s) for i in self._manager.actor_ids()}
+        self._calls: dict[ray.ObjectRef, Call] = {}
         self._update: Any = None  # ObjectRef of the newest WeightUpdate; None while engines hold what they loaded
         self._probe: LogprobProbe | None = None
         self.policy_version = 0
@@ -133,7 +90,18 @@ class RunnerPool:
 
     @property
     def num_runners(self) -> int:
-        return len(self._runners)
+        """All that are or shall be there; not those that leave."""
+        return sum(not r.leaves for r in self._runners.values())
+
+    @property
+    def num_joining(self) -> int:
+        """Added runners that aren't ready yet."""
+        return sum(r.added and r.policy_version < 0 and not r.leaves for r in self._runners.values())
+
+    @property
+    def num_idle(self) -> int:
+        """Ready runners without any call."""
+        return sum(r.state == "ready" and not r.in_flight for r in self._runners.values())
 
     def num_in_flight(self, method: str) -> int:
         """How many calls of `method` are being worked on."""
@@ -141,10 +109,7 @@ class RunnerPool:
 
     def describe(self) -> str:
         """Who is where, for messages: `runner 1 ready at version 3 with 4 calls`."""
-        return "; ".join(
-            f"runner {i} {r.state} at version {r.policy_version} with {r.in_flight} calls"
-            for i, r in self._runners.items()
-        )
+        return "; ".join(f"runner {i} {runner}" for i, runner in self._runners.items())
 
     def start(self) -> None:
         """Begins to start every engine; `wait_ready` or `poll` sees them come up."""
@@ -152,13 +117,33 @@ class RunnerPool:
             self._start(runner_id)
 
     def wait_ready(self, *, everyone: bool = True) -> None:
-        """Blocks until engines are up and synced (all, or at least one); raises `Stalled` at the start deadline."""
+        """Blocks until engines are ready, late joiners aside (all, or at least one); `Stalled` at the start deadline."""
         deadline = time.monotonic() + self._start_timeout_s
-        while self.num_ready < (self.num_runners if everyone else 1):
+        while self.num_ready < (self.num_runners - self.num_joining if everyone else 1):
             if time.monotonic() > deadline:
                 raise Stalled(f"engines not ready after {self._start_timeout_s:.0f} s: {self.describe()}")
             self.restore()
             self.poll(0.25)
+
+    def adopt(self, *, start_timeout_s: float) -> list[int]:
+        """Takes in actors that were added to the manager: they start, get the newest weights, then work."""
+        added = [i for i in self._manager.actor_ids() if i not in self._runners]
+        for runner_id in added:
+            self._runners[runner_id] = Runner(start_timeout_s, added=True)
+            self._start(runner_id)
+        return added
+
+    def dismiss(self) -> int:
+        """Lets one runner go: one that isn't ready yet, else the one with the least work, which it finishes first."""
+        staying = [i for i, r in self._runners.items() if not r.leaves]
+        runner_id = min(staying, key=lambda i: (self._runners[i].state == "ready", self._runners[i].in_flight))
+        runner = self._runners[runner_id]
+        runner.leaves = True
+        if runner.state in ("ready", "syncing") and runner.in_flight:
+            runner.state = "draining"
+        else:
+            self._remove(runner_id)
+        return runner_id
 
     def idle_slot(self) -> int | None:
         """The ready runner with the least work, or None."""
@@ -167,7 +152,7 @@ class RunnerPool:
     def submit(self, runner_id: int, key: str, method: str, *, timeout_s: float, **arguments: Any) -> None:
         """Gives a runner work; the outcome, with `method` and `key`, comes out of `poll`, whatever happens."""
         ref = getattr(self._actor(runner_id), method).remote(**arguments)
-        self._track(ref, _Call("work", runner_id, time.monotonic() + timeout_s, method=method, key=key))
+        self._track(ref, Call("work", runner_id, time.monotonic() + timeout_s, method=method, key=key))
 
     def push(self, update: Any, probe: LogprobProbe) -> None:
         """Publishes new weights (`update`: ObjectRef of a `WeightUpdate`). Runners that sample go on sampling."""
@@ -226,15 +211,15 @@ class RunnerPool:
     def _name(self, runner_id: int) -> str:
         return f"{self._role} {runner_id}"
 
-    def _track(self, ref: Any, call: _Call) -> None:
+    def _track(self, ref: Any, call: Call) -> None:
         self._calls[ref] = call
         self._runners[call.runner_id].in_flight += 1
 
     def _start(self, runner_id: int) -> None:
-        self._runners[runner_id].state = "starting"
-        self._track(
-            self._actor(runner_id).start.remote(), _Call("start", runner_id, time.monotonic() + self._start_timeout_s)
-        )
+        runner = self._runners[runner_id]
+        runner.state = "starting"
+        deadline = time.monotonic() + runner.start_timeout_s
+        self._track(self._actor(runner_id).start.remote(), Call("start", runner_id, deadline))
 
     def _sync(self, runner_id: int) -> None:
         runner = self._runners[runner_id]
@@ -251,7 +236,7 @@ class RunnerPool:
         # In a list, so that Ray passes the reference and the runner fetches from the nearest copy.
         ref = self._actor(runner_id).update_weights.remote([self._update])
         deadline = time.monotonic() + self._sync_timeout_s
-        self._track(ref, _Call("sync", runner_id, deadline, policy_version=self.policy_version))
+        self._track(ref, Call("sync", runner_id, deadline, policy_version=self.policy_version))
 
     def _advance_broadcast(self) -> None:
         if self._broadcast is None or self._update is None:
@@ -267,9 +252,9 @@ class RunnerPool:
             self._send_update(runner_id)
             return
         ref = self._actor(runner_id).init_weight_transfer.remote(argument)
-        self._track(ref, _Call("join", runner_id, time.monotonic() + self._sync_timeout_s))
+        self._track(ref, Call("join", runner_id, time.monotonic() + self._sync_timeout_s))
 
-    def _handle(self, ref: Any, call: _Call) -> list[Outcome]:
+    def _handle(self, ref: Any, call: Call) -> list[Outcome]:
         runner = self._runners[call.runner_id]
         runner.in_flight -= 1
         try:
@@ -279,34 +264,39 @@ class RunnerPool:
         except ray.exceptions.RayError as error:
             # Rollouts return their failures as data: an exception is a defect of the engine or of ours.
             return self._bury(call, f"{self._name(call.runner_id)} failed in {call.what}: {error}", kill=True)
-        handler: dict[CallKind, Callable[[_Call, Any], list[Outcome]]] = {
+        handler: dict[CallKind, Callable[[Call, Any], list[Outcome]]] = {
             "start": self._on_started,
             "join": self._on_joined,
             "sync": self._on_synced,
             "probe": self._on_probed,
             "work": lambda c, result: [Finished(c.method, c.key, result)],
         }
-        return handler[call.kind](call, value)
+        outcomes = handler[call.kind](call, value)
+        if runner.leaves:
+            runner.state = "draining"  # whatever the handler made of it
+            if not runner.in_flight:
+                self._remove(call.runner_id)
+        return outcomes
 
-    def _on_started(self, call: _Call, _: Any) -> list[Outcome]:
+    def _on_started(self, call: Call, _: Any) -> list[Outcome]:
         self._sync(call.runner_id)
         return []
 
-    def _on_joined(self, call: _Call, _: Any) -> list[Outcome]:
+    def _on_joined(self, call: Call, _: Any) -> list[Outcome]:
         assert self._broadcast is not None
         self._broadcast.answered(call.runner_id)
         return []
 
-    def _on_synced(self, call: _Call, _: Any) -> list[Outcome]:
+    def _on_synced(self, call: Call, _: Any) -> list[Outcome]:
         assert self._probe is not None
         if self._broadcast is not None:
             self._broadcast.answered(call.runner_id)
         ref = self._actor(call.runner_id).score_probe.remote(list(self._probe.token_ids))
         deadline = time.monotonic() + self._sync_timeout_s
-        self._track(ref, _Call("probe", call.runner_id, deadline, policy_version=call.policy_version))
+        self._track(ref, Call("probe", call.runner_id, deadline, policy_version=call.policy_version))
         return []
 
-    def _on_probed(self, call: _Call, logprobs: Any) -> list[Outcome]:
+    def _on_probed(self, call: Call, logprobs: Any) -> list[Outcome]:
         if call.policy_version != self.policy_version:  # overtaken by a newer push
             self._sync(call.runner_id)
             return []
@@ -319,22 +309,33 @@ class RunnerPool:
         self.sync_seconds = time.monotonic() - self._sync_started.pop(call.runner_id, time.monotonic())
         return []
 
-    def _bury(self, call: _Call, message: str, *, kill: bool = False) -> list[Outcome]:
+    def _bury(self, call: Call, message: str, *, kill: bool = False) -> list[Outcome]:
         """Marks a runner down and fails every call it still owed."""
         runner = self._runners[call.runner_id]
         runner.state, runner.deaths = "down", runner.deaths + 1
         logger.warning("%s", message.splitlines()[0])
-        if runner.deaths > self._max_restarts:
+        if runner.deaths > self._max_restarts and not runner.added:
             raise RunError(f"{self._name(call.runner_id)} died {runner.deaths} times; last: {message}")
         if self._broadcast is not None:
             self._broadcast.lost(call.runner_id, message.splitlines()[0])
-        if kill:
-            ray.kill(self._actor(call.runner_id), no_restart=False)
-        self._manager.set_actor_state(call.runner_id, healthy=False)
         owed = [call, *(c for c in self._calls.values() if c.runner_id == call.runner_id)]
         self._calls = {ref: c for ref, c in self._calls.items() if c.runner_id != call.runner_id}
         runner.in_flight = 0
+        # One that was added and doesn't come up has no machine: its place is given up, and may be asked for again.
+        if runner.leaves or (runner.added and (call.kind == "start" or runner.deaths > self._max_restarts)):
+            self._remove(call.runner_id)
+        else:
+            if kill:
+                ray.kill(self._actor(call.runner_id), no_restart=False)
+            self._manager.set_actor_state(call.runner_id, healthy=False)
         return [Failed(c.method, c.key, "actor_died") for c in owed if c.kind == "work"]
+
+    def _remove(self, runner_id: int) -> None:
+        """Ends a runner that owes nothing, for good."""
+        logger.info("%s leaves", self._name(runner_id))
+        self._calls = {ref: c for ref, c in self._calls.items() if c.runner_id != runner_id}
+        del self._runners[runner_id]
+        ray.kill(self._manager.remove_actor(runner_id), no_restart=True)
 
     def _expire(self) -> list[Outcome]:
         """A call past its deadline means that its runner hangs: it is killed, and RLlib brings it back."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Iterator
+from concurrent import futures
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +18,9 @@ from trajectory.types import Group, Reward, Trajectory
 
 VERSION_METRIC = "reward_model_version"
 """In `Group.metrics`: which reward model scored it."""
+
+NUM_THREADS = 4
+COLLECT_WAIT_S = 0.01
 
 
 def score_group(group: Group, config: RewardConfig) -> Group:
@@ -102,3 +107,32 @@ class Scorer:
         scored = score_group(group, self._config)
         note = f"scored without the reward model: {why}"
         return replace(scored, rewards=tuple(replace(r, notes=(*r.notes, note)) for r in scored.rewards))
+
+
+class ScoringThreads:
+    """Scores beside the controller, which must not block: comparing two hostile LaTeX answers may take
+    `reward.math_timeout_s`, and the reward model its deadline."""
+
+    def __init__(self, score: Callable[[Group], Group]) -> None:
+        self._score = score
+        self._threads = futures.ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="score")
+        self._running: dict[futures.Future[Group], str] = {}  # → lease id
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    def submit(self, lease_id: str, group: Group) -> None:
+        self._running[self._threads.submit(self._score, group)] = lease_id
+
+    def collect(self) -> Iterator[tuple[str, Group | RewardModelUnavailable]]:
+        """What is done, by lease. Waits a moment, as most answers take microseconds and are there at once."""
+        done, _ = futures.wait(self._running, timeout=COLLECT_WAIT_S if self._running else 0)
+        for future in done:
+            lease_id = self._running.pop(future)
+            try:
+                yield lease_id, future.result()
+            except RewardModelUnavailable as error:
+                yield lease_id, error
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)

@@ -23,7 +23,8 @@ from autotraj import repair_requests, synthesis_record
 from autotraj.config import RunConfig
 from autotraj.errors import Stalled, UserError
 from autotraj.interrupt import Interrupt
-from autotraj.runner_pool import Failed, Outcome, RunnerPool
+from autotraj.runner_calls import Failed, Outcome
+from autotraj.runner_pool import RunnerPool
 from autotraj.scoring import score_group
 from autotraj.stages import PREFERENCES_FILE, SFT_FILE, Interrupted
 from autotraj.synthesis_record import QuestionRecord

@@ -1,0 +1,85 @@
+"""How many rollout actors the work needs: the rule, without actors.
+
+    learners wait for groups  ──▶ engines are short ──▶ grow, by what the waiting says, at most twofold at a time
+    engines have no work      ──▶ staleness is at its bound ──▶ shrink, one at a time
+
+Between the two thresholds nothing moves, and a change is given time to show before the next.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from cluster.config import ElasticConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """What was seen since the last change."""
+
+    num_steps: int
+    learner_wait: float  # share of the time that the learners had no full step to train on, in [0, 1]
+    engine_idle: float  # share of the ready engines' time without any group, in [0, 1]
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """How many actors there shall be, and why, for the log."""
+
+    target: int
+    reason: str
+
+
+def decide(window: Window, num_actors: int, num_joining: int, config: ElasticConfig) -> Decision:
+    """The number of actors for the work seen in `window`; `num_joining` of `num_actors` aren't ready yet.
+
+    With n engines and the learners waiting a share w, a step takes 1/(1 - w) of what it could: n/(1 - w) engines would
+    just keep up. Growth beyond the twofold waits for the next window, as w says little when it is near 1.
+    """
+    if num_actors < config.min_actors:
+        return Decision(config.min_actors, f"{num_actors} actors, elastic.min_actors = {config.min_actors}")
+    if num_joining:
+        return Decision(num_actors, f"{num_joining} engines are still joining")
+    if window.num_steps < config.window_steps:
+        return Decision(num_actors, f"{window.num_steps} of {config.window_steps} steps seen")
+    wait, idle = window.learner_wait, window.engine_idle
+    seen = f"learners waited {wait:.0%}, engines idled {idle:.0%} of {window.num_steps} steps"
+    # Engines that idle while learners wait are not short: something else is slow, such as scoring or a sync.
+    if wait > config.grow_above and idle <= config.shrink_above:
+        if num_actors >= config.max_actors:
+            return Decision(num_actors, f"{seen}; elastic.max_actors = {config.max_actors} is reached")
+        wanted = math.ceil(num_actors / (1.0 - min(wait, 0.5)))
+        return Decision(min(max(wanted, num_actors + 1), config.max_actors), f"{seen}: engines are short")
+    if idle > config.shrink_above and wait <= config.grow_above and num_actors > config.min_actors:
+        return Decision(num_actors - 1, f"{seen}: staleness holds the engines back")
+    return Decision(num_actors, seen)
+
+
+class LoadMeter:
+    """Adds up who waited, in seconds, for `decide`."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self._num_steps = 0
+        self._seconds = self._waited = self._engine_seconds = self._idled = 0.0
+
+    def passed(self, seconds: float, *, learners_wait: bool, num_ready: int, num_idle: int) -> None:
+        """`seconds` went by in this state."""
+        self._seconds += seconds
+        self._waited += seconds if learners_wait else 0.0
+        self._engine_seconds += seconds * num_ready
+        self._idled += seconds * num_idle
+
+    def stepped(self) -> None:
+        self._num_steps += 1
+
+    @property
+    def window(self) -> Window:
+        return Window(
+            num_steps=self._num_steps,
+            learner_wait=self._waited / self._seconds if self._seconds else 0.0,
+            engine_idle=self._idled / self._engine_seconds if self._engine_seconds else 0.0,
+        )
