@@ -11,6 +11,9 @@ from torch import nn
 from learners.config import LearnerConfig
 from learners.model import training_dtype
 
+BUCKET_ELEMENTS = 500_000_000
+"""Gradients are reduced in buckets of at most this many elements: DeepSpeed's own default."""
+
 
 def wrap(model: nn.Module, config: LearnerConfig, device: torch.device, *, frozen: bool = False) -> Any:
     """DeepSpeed's engine around `model`; `frozen`: only to shard it, without an optimizer. Collective."""
@@ -22,6 +25,7 @@ def wrap(model: nn.Module, config: LearnerConfig, device: torch.device, *, froze
     # On CPU this op would be compiled (102 s, and a failure without a compiler); gloo does the same work.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     bf16 = training_dtype(config, device) == torch.bfloat16
+    num_elements = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())
     settings = {
         "train_micro_batch_size_per_gpu": 1,
         # We own the accumulation: backward() per micro-batch, however many there are, then one step().
@@ -33,6 +37,8 @@ def wrap(model: nn.Module, config: LearnerConfig, device: torch.device, *, froze
             "stage": config.zero_stage,
             "overlap_comm": False,
             "contiguous_gradients": True,
+            # DeepSpeed allocates a bucket whole, however small the model.
+            "reduce_bucket_size": min(num_elements, BUCKET_ELEMENTS),
         },
         "zero_allow_untested_optimizer": True,
         "steps_per_print": None,
