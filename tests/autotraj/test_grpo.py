@@ -1,5 +1,6 @@
 """The whole loop with its real parts: vLLM, Docker, DeepSpeed, Ray. Engines take half a minute each, so tests share runs."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -28,7 +29,13 @@ GSM8K = ROOT.parent / "shared/data/gsm8k_train.jsonl"
 
 
 def runner_pids() -> list[int]:
-    return [p.pid for p in psutil.process_iter() if " ".join(p.cmdline()).startswith("ray::RolloutActor")]
+    """Of this test's own Ray, whose processes are our descendants."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # ended since it was listed; a zombie is one of those, too
+            if " ".join(process.cmdline()).startswith("ray::RolloutActor"):
+                found.append(process.pid)
+    return found
 
 
 def assert_nothing_lost(algo: GRPO) -> None:
