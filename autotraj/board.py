@@ -29,6 +29,7 @@ STATUS_FILE = "status.json"
 NAMESPACE = b"autotraj"
 KEY_PREFIX = b"status/"
 EVERY_S = 1.0
+CONNECT_TIMEOUT_S = 5.0
 
 
 class StatusBoard:
@@ -116,8 +117,10 @@ def _of_folder(folder: Path) -> dict[str, Any]:
 
 def of_cluster() -> list[dict[str, Any]]:
     """The statuses of all runs of the cluster at RAY_ADDRESS, or of the one on this machine. Raises UserError."""
+    address = os.environ.get("RAY_ADDRESS", "auto")
+    _reach(address)
     try:
-        ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), logging_level=logging.ERROR, log_to_driver=False)
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UserError(
             f"no Ray cluster: {str(error).splitlines()[0]}; set RAY_ADDRESS, or name the run: status RUN_DIR"
@@ -130,6 +133,20 @@ def of_cluster() -> list[dict[str, Any]]:
     if not (texts := [text for text in found if text]):  # one may have ended in between
         raise UserError("no run reports to this Ray cluster")
     return [json.loads(text) for text in texts]
+
+
+def _reach(address: str) -> None:
+    """UserError if nothing listens at `host:port`: Ray itself would try for minutes (2.60)."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():  # "auto", or something that Ray judges at once
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(
+            f"RAY_ADDRESS: nothing answers at {address} within {CONNECT_TIMEOUT_S:g} s ({error}); is the cluster up, and "
+            "is this the address of its head (port 6379 unless it was started with another)?"
+        ) from error
 
 
 def _is_gone(status: dict[str, Any]) -> bool:

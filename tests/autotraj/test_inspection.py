@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -155,6 +156,14 @@ def test_a_killed_run_is_said_to_be_gone(tmp_path: Path) -> None:
 def test_status_of_no_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no status.json there"):
         show(str(tmp_path))
+
+
+def test_a_cluster_that_is_not_there_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as unused:  # bound, but nobody listens
+        unused.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{unused.getsockname()[1]}")
+        with pytest.raises(UserError, match=r"RAY_ADDRESS: nothing answers at 127.0.0.1:\d+ within 5 s"):
+            show(None)
 
 
 def test_a_disk_that_is_full_does_not_end_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
