@@ -1,8 +1,10 @@
 """What a live Ray exports, and what the Grafana dashboard asks for."""
 
+import contextlib
 import json
 import re
 import shutil
+import socket
 import subprocess
 import time
 import urllib.parse
@@ -72,6 +74,18 @@ class Prometheus:
         return result
 
 
+def wait_listening(process: subprocess.Popen[bytes], port: int, timeout_s: float) -> None:
+    """On a loaded machine a server takes its time to come up."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        with contextlib.suppress(OSError):
+            socket.create_connection(("127.0.0.1", port), timeout=5.0).close()
+            return
+        assert process.poll() is None, f"prometheus ended with {process.returncode}"
+        assert time.monotonic() < deadline, f"prometheus does not listen after {timeout_s} s"
+        time.sleep(0.2)
+
+
 @contextmanager
 def prometheus(folder: Path, port: int) -> Iterator[Prometheus | None]:
     """Debian's `prometheus`, scraping every node each second; None where it isn't installed."""
@@ -92,6 +106,7 @@ def prometheus(folder: Path, port: int) -> Iterator[Prometheus | None]:
         stderr=subprocess.DEVNULL,
     )
     try:
+        wait_listening(process, port, timeout_s=60.0)
         yield Prometheus(f"http://127.0.0.1:{port}")
     finally:
         process.kill()

@@ -61,7 +61,7 @@ def assert_dashboard_is_fed(tmp_path: Path) -> None:
     with prometheus(tmp_path / "prometheus", port) as server:
         if server is None:  # Debian's package isn't there: names and labels are what could be checked
             return
-        deadline = time.monotonic() + 60.0
+        deadline = time.monotonic() + 90.0
         empty = [query.replace("$session", ".*").replace("$__rate_interval", "1m") for query in asked]
         while empty := [query for query in empty if not server.ask(query)]:
             assert time.monotonic() < deadline, f"no data for {empty}"
