@@ -10,6 +10,7 @@ import asyncio
 import inspect
 import logging
 import os
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from ray.rllib.env.env_runner import EnvRunner
 
 from actors.config import RolloutSettings
 from actors.engine import UpdateReport
+from actors.metrics import EngineMetrics
 from actors.repairer import AttemptFn, RepairRequest, RepairResult, on_engine, repair_all
 from actors.sampler import Sampler
 from actors.vllm_engine import VLLMEngine
@@ -30,6 +32,9 @@ from trajectory.types import Group, Task, ToolCall, ToolResult
 from trajectory.weights import WeightUpdate
 
 logger = logging.getLogger(__name__)
+
+REPORT_EVERY_S = 2.0
+"""Between two looks of the metrics at what was sampled; Ray sends them on every ten seconds."""
 
 EXIT_DELAY_S = 1.0
 """From the engine's death to the actor's: long enough for groups in flight to be handed over with their errors."""
@@ -51,6 +56,8 @@ class RolloutActor(EnvRunner):
         self._attempt_repair: AttemptFn | None = None
         self._starting: asyncio.Task[None] | None = None
         self._ending = False
+        self._metrics = EngineMetrics(str(self.worker_index))
+        self._reporting: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
         return f"RolloutActor({self.worker_index})"
@@ -111,12 +118,16 @@ class RolloutActor(EnvRunner):
         self._running()
         (reference,) = update
         limit = self._settings.engine.update_timeout_s
+        begun = time.monotonic()
         try:
             weights: WeightUpdate = await asyncio.wait_for(reference, limit)
         except TimeoutError:
             raise TimeoutError(f"{self!r} waited {limit:g} s for the weights in the object store") from None
+        fetched = time.monotonic()
         try:
-            return await self._engine.update_weights(weights)
+            report = await self._engine.update_weights(weights)
+            self._metrics.weights_taken(report, fetched - begun)
+            return report
         finally:
             self._follow_engine()
 
@@ -149,6 +160,8 @@ class RolloutActor(EnvRunner):
     async def shutdown(self) -> None:
         """Stop the engine and hang up on the sandbox."""
         self._ending = True
+        if self._reporting is not None:
+            self._reporting.cancel()
         await self._engine.shutdown()
         if self._sandbox is not None:
             await self._sandbox.close()
@@ -198,10 +211,19 @@ class RolloutActor(EnvRunner):
         if settings.repair is not None and settings.repair.repairer == "policy":
             limit = settings.repair.prompt_limit(settings.engine, settings.episode)
             self._attempt_repair = on_engine(self._sampler, tokenizer, settings.episode, limit)
+        self._reporting = asyncio.create_task(self._report())
+
+    async def _report(self) -> None:
+        while True:
+            self._metrics.stats(await self.stats())
+            await asyncio.sleep(REPORT_EVERY_S)
 
     async def _call_tool(self, call: ToolCall, timeout_s: float) -> ToolResult:
         assert self._sandbox is not None, "connected by start()"
-        return await self._sandbox.call(call.tool, call.content, timeout_s=timeout_s)
+        begun = time.monotonic()
+        result = await self._sandbox.call(call.tool, call.content, timeout_s=timeout_s)
+        self._metrics.tool_call(call.tool, result, time.monotonic() - begun)
+        return result
 
     def _running(self) -> Sampler:
         if self._sampler is None:

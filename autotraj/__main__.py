@@ -40,6 +40,10 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("run_dir", metavar="RUN_DIR")
     report.set_defaults(handler=_report)
 
+    status = commands.add_parser("status", help="who does what in a live run, who waits on whom, and for how long")
+    status.add_argument("run_dir", nargs="?", metavar="RUN_DIR", help="without it: all runs of the Ray cluster")
+    status.set_defaults(handler=_status)
+
     demo = commands.add_parser("demo", help="the whole method on the embedded tiny model")
     demo.add_argument("--seed", type=int, default=0)
     demo.add_argument("--run-dir", default="runs/demo", help="where the run goes (default: %(default)s)")
@@ -90,6 +94,13 @@ def _report(args: argparse.Namespace) -> int:
     from autotraj import commands
 
     return commands.report(args.run_dir)
+
+
+def _status(args: argparse.Namespace) -> int:
+    from autotraj import board
+
+    print(board.show(args.run_dir))
+    return EXIT_OK
 
 
 def _grpo(args: argparse.Namespace) -> int:

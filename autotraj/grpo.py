@@ -28,10 +28,11 @@ from ray.rllib.utils.metrics import LEARNER_RESULTS, NUM_ENV_STEPS_TRAINED_LIFET
 from autotraj.elastic import ElasticRunners
 from autotraj.errors import Stalled
 from autotraj.grpo_config import GRPOConfig
+from autotraj.inspection import Inspection
 from autotraj.online_repair import OnlineRepair
 from autotraj.reward_service import RewardModelService, RewardModelUnavailable
-from autotraj.runner_calls import Failed, Outcome
-from autotraj.runner_pool import RunnerPool, managed
+from autotraj.runner_calls import Failed, Outcome, managed
+from autotraj.runner_pool import RunnerPool
 from autotraj.scoring import Scorer, ScoringThreads, score_group
 from autotraj.step_metrics import describe_groups, describe_ledger
 from autotraj.training_batch import TrainingBatch, assemble
@@ -68,6 +69,9 @@ class GRPO(Algorithm):
         self._buffer: list[Group] = []  # scored, in order of arrival
         self._scoring = ScoringThreads(self._score)
         self._pending: tuple[Pending[StepResult], TrainingBatch, float] | None = None
+        self._service: RewardModelService | None = None
+        self._scorer: Scorer | None = None
+        self._repair: OnlineRepair | None = None
         self._num_leases = 0
         self._tokens_since_step = 0
         self._last_step_at = time.monotonic()
@@ -90,16 +94,16 @@ class GRPO(Algorithm):
         self._elastic: ElasticRunners | None = None
         if run.elastic.max_actors:
             self._elastic = ElasticRunners(run.elastic, self.env_runner_group, self.runners, Path(run.run_dir))
+        self.inspection = Inspection(self)
+        self.inspection.board.now_does("brings up learners and engines")
         self.runners.start()  # in the background, while the learners come up
         self._bring_up_scoring(config)
         self.learner_group.start()
         self._publish()  # the gate holds before the first token, too
+        self.inspection.board.now_does("trains")
 
     def _bring_up_scoring(self, config: GRPOConfig) -> None:
         run = config.run_config
-        self._service: RewardModelService | None = None
-        self._scorer: Scorer | None = None
-        self._repair: OnlineRepair | None = None
         if not run.reward_model.path:
             return
         self._service = RewardModelService(run.scorer, run.reward_model.path)
@@ -135,17 +139,7 @@ class GRPO(Algorithm):
 
     def _admit(self) -> None:
         """Starts as many groups as staleness allows, each on the ready runner with the least work."""
-        settings = self.config.run_config.grpo
-        counts = self._ledger.counts()
-        free = ledgers.admissible(
-            leased=counts.leased,
-            finished=counts.finished + counts.scored,
-            trained=counts.trained,
-            version=self.policy_version,
-            groups_per_step=settings.groups_per_step,
-            max_staleness=settings.max_staleness,
-        )
-        for _ in range(free):
+        for _ in range(self.num_admissible()):
             runner_id = self.runners.idle_slot()
             if runner_id is None:
                 return
@@ -166,6 +160,18 @@ class GRPO(Algorithm):
                 task=lease.task,
                 seed=seed,
             )
+
+    def num_admissible(self) -> int:
+        """How many groups staleness lets start now."""
+        settings, counts = self.config.run_config.grpo, self._ledger.counts()
+        return ledgers.admissible(
+            leased=counts.leased,
+            finished=counts.finished + counts.scored,
+            trained=counts.trained,
+            version=self.policy_version,
+            groups_per_step=settings.groups_per_step,
+            max_staleness=settings.max_staleness,
+        )
 
     def _take(self, outcome: Outcome) -> None:
         """Scores a group that came back; a failure goes back to the ledger with its reason."""
@@ -262,6 +268,7 @@ class GRPO(Algorithm):
             **(self._repair.metrics() if self._repair else {}),
         }
         self._tokens_since_step, self._last_step_at = 0, now
+        self.inspection.stepped(batch.groups, self.step_metrics)
         # RLlib ends the iteration at the first trained timestep (`min_train_timesteps_per_iteration = 1`).
         self.metrics.log_value(
             (LEARNER_RESULTS, ALL_MODULES, NUM_ENV_STEPS_TRAINED_LIFETIME),
@@ -273,17 +280,9 @@ class GRPO(Algorithm):
         limit = self.config.run_config.grpo.step_timeout_s
         waited = time.monotonic() - self._last_step_at
         if waited > limit:
-            raise Stalled(f"no step finished for {waited:.0f} s (grpo.step_timeout_s = {limit:.0f}): {self.waiting()}")
-
-    def waiting(self) -> str:
-        """Who waits on whom, for a person."""
-        need = self.config.run_config.grpo.groups_per_step
-        if self._pending:
-            learners = f"the learners train since {time.monotonic() - self._pending[2]:.0f} s"
-        else:
-            learners = f"the learners wait for {need - len(self._buffer)} of {need} groups"
-        num_sampling = self.runners.num_in_flight("rollout_group")
-        return f"{learners}; {num_sampling} groups are being sampled; {self.runners.describe()}"
+            raise Stalled(
+                f"no step finished for {waited:.0f} s (grpo.step_timeout_s = {limit:.0f}): {self.inspection.waiting()}"
+            )
 
     def step(self) -> dict[str, Any]:
         results: dict[str, Any] = super().step()
@@ -339,6 +338,7 @@ class GRPO(Algorithm):
         self._publish()
 
     def cleanup(self) -> None:
+        self.inspection.board.close()
         self._scoring.close()
         if self._repair:
             self._repair.close()

@@ -6,7 +6,8 @@ configuration ▶ preflight ▶ run folder ▶ sandbox gateway ▶ Ray ▶ engin
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
+from pathlib import Path
 
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
@@ -17,9 +18,11 @@ from autotraj.evaluate import EvalResult
 from autotraj.evaluate import evaluate as evaluate_policy
 from autotraj.grpo import GRPO
 from autotraj.grpo_config import GRPOConfig
+from autotraj.inspection import watch_pool
 from autotraj.interrupt import Interrupt, graceful_interrupt
 from autotraj.run_folder import RunFolder
-from autotraj.runner_pool import RunnerPool, managed
+from autotraj.runner_calls import managed
+from autotraj.runner_pool import RunnerPool
 from autotraj.sandbox import Gateway, sandbox_session
 from cluster.session import ray_session
 from learners.errors import LearnerError
@@ -49,10 +52,12 @@ def train(
             folder.write_metrics(step, metrics)
             on_step(step, metrics)
             if step % settings.checkpoint_every == 0:
-                folder.checkpoint(step, algo.save_to_path, keep=settings.keep_checkpoints)
+                with algo.inspection.board.doing("writes a checkpoint"):
+                    folder.checkpoint(step, algo.save_to_path, keep=settings.keep_checkpoints)
                 saved_at = step
         if saved_at != algo.policy_version:
-            folder.checkpoint(algo.policy_version, algo.save_to_path, keep=settings.keep_checkpoints)
+            with algo.inspection.board.doing("writes a checkpoint"):
+                folder.checkpoint(algo.policy_version, algo.save_to_path, keep=settings.keep_checkpoints)
     return algo.policy_version >= num_steps
 
 
@@ -62,15 +67,16 @@ def measure(name: str, algo_or_pool: GRPO | RunnerPool, config: RunConfig, tasks
     pool.wait_ready()
     # Every batch of concurrent episodes may take one episode's deadline.
     rounds = 1 + len(tasks) * config.eval.num_samples // max(1, config.rollout.max_concurrent_episodes * pool.num_ready)
-    return evaluate_policy(
-        name,
-        pool,
-        tasks,
-        config.eval,
-        config.reward,
-        seed=config.seed,
-        timeout_s=(1 + rounds) * config.episode.deadline_s,
-    )
+    with pool.board.doing(f"evaluates {name}") if pool.board else nullcontext():
+        return evaluate_policy(
+            name,
+            pool,
+            tasks,
+            config.eval,
+            config.reward,
+            seed=config.seed,
+            timeout_s=(1 + rounds) * config.episode.deadline_s,
+        )
 
 
 @contextmanager
@@ -106,8 +112,12 @@ def engines(config: RunConfig, gateway: Gateway) -> Iterator[RunnerPool]:
             sync_timeout_s=config.grpo.sync_timeout_s,
             gate_tolerance=settings.gate_tolerance,
         )
-        pool.start()
-        pool.wait_ready()
-        yield pool
+        board = watch_pool(pool, Path(config.run_dir), f"engines of {config.model}")
+        with closing(board):
+            board.now_does("brings up engines")
+            pool.start()
+            pool.wait_ready()
+            board.now_does("samples")
+            yield pool
     finally:
         group.stop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -37,7 +38,10 @@ def repairer_pool(config: RunConfig, gateway: Gateway, runners: RunnerPool) -> I
         max_restarts=-1,  # `RunnerPool` counts deaths and gives up
         max_concurrency=1000,
     )
-    actors = [actor.remote(settings, index) for index in range(config.repair.num_actors)]
+    run = uuid.uuid4().hex[:6]  # a name is one actor's in the whole namespace
+    actors = [
+        actor.options(name=f"repair-{index}-{run}").remote(settings, index) for index in range(config.repair.num_actors)
+    ]
     manager = FaultTolerantActorManager(actors, max_remote_requests_in_flight_per_actor=1000)
     pool = RunnerPool(
         manager,

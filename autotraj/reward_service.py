@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import uuid
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,6 +54,7 @@ class RewardModelService:
     def start(self) -> None:
         """Bring the actor up with the checkpoint; waits. Raises RunError."""
         actor = ray.remote(RewardModelActor).options(
+            name=f"reward-model-{uuid.uuid4().hex[:6]}",
             num_cpus=self._config.num_cpus,
             num_gpus=self._config.num_gpus,
             max_restarts=-1,  # its state is a checkpoint on disk: `_revive` loads it again

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from ray.rllib.env.env_runner_group import EnvRunnerGroup
+from ray.rllib.utils.actor_manager import FaultTolerantActorManager
 
 CallKind = Literal["start", "work", "join", "sync", "probe"]
 
@@ -34,10 +39,42 @@ class Call:
     method: str = ""  # of work
     key: str = ""
     policy_version: int = -1
+    started: float = field(default_factory=time.monotonic)
 
     @property
     def what(self) -> str:
         return self.method or self.kind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunnerView:
+    """What a runner does at one moment, for people."""
+
+    runner_id: int
+    state: str
+    policy_version: int
+    calls: dict[str, int]  # by what they are: "rollout_group", "repair", "start", "sync", "probe", …
+    oldest_s: float  # the age of the oldest of them
+
+
+def view(runner_id: int, runner: Runner, calls: Iterable[Call], now: float) -> RunnerView:
+    own = [call for call in calls if call.runner_id == runner_id]
+    counts: dict[str, int] = {}
+    for call in own:
+        counts[call.what] = counts.get(call.what, 0) + 1
+    oldest_s = max((now - call.started for call in own), default=0.0)
+    return RunnerView(
+        runner_id=runner_id,
+        state=runner.state,
+        policy_version=runner.policy_version,
+        calls=counts,
+        oldest_s=oldest_s,
+    )
+
+
+def managed(group: EnvRunnerGroup) -> FaultTolerantActorManager:
+    """The manager of RLlib's group: its own wrappers hide which request failed."""
+    return group._worker_manager
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,23 +20,18 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import ray
-from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.utils.actor_manager import FaultTolerantActorManager
 
 from autotraj import gate
+from autotraj.board import StatusBoard
 from autotraj.broadcast import BroadcastSync, LearnerSide
 from autotraj.errors import RunError, Stalled
-from autotraj.runner_calls import Call, CallKind, Failed, Finished, Outcome, Runner
+from autotraj.runner_calls import Call, CallKind, Failed, Finished, Outcome, Runner, RunnerView, view
 from trajectory.weights import LogprobProbe
 
 logger = logging.getLogger(__name__)
 
 PROBE_TIMEOUT_S = 0.2
-
-
-def managed(group: EnvRunnerGroup) -> FaultTolerantActorManager:
-    """The manager of RLlib's group: its own wrappers hide which request failed."""
-    return group._worker_manager
 
 
 class RunnerPool:
@@ -64,10 +59,11 @@ class RunnerPool:
         self._probe: LogprobProbe | None = None
         self.policy_version = 0
         self.gate_max_delta = 0.0
-        self.num_restarts = 0
-        self.sync_seconds = 0.0
+        self.num_restarts, self.sync_seconds = 0, 0.0
         self._sync_started: dict[int, float] = {}
         self._broadcast: BroadcastSync | None = None
+        self.on_poll: Callable[[], None] = lambda: None  # so that a status is kept up to date whoever waits here
+        self.board: StatusBoard | None = None  # where that status stands
 
     def use_broadcast(
         self, learners: LearnerSide, *, workers_per_engine: int, learners_train: Callable[[], bool]
@@ -110,6 +106,10 @@ class RunnerPool:
     def describe(self) -> str:
         """Who is where, for messages: `runner 1 ready at version 3 with 4 calls`."""
         return "; ".join(f"runner {i} {runner}" for i, runner in self._runners.items())
+
+    def views(self) -> list[RunnerView]:
+        now = time.monotonic()
+        return [view(i, runner, self._calls.values(), now) for i, runner in self._runners.items()]
 
     def start(self) -> None:
         """Begins to start every engine; `wait_ready` or `poll` sees them come up."""
@@ -164,6 +164,7 @@ class RunnerPool:
 
     def poll(self, timeout_s: float, also: Sequence[Any] = ()) -> list[Outcome]:
         """Handles whatever became ready within `timeout_s` (or at once if an ObjectRef of `also` is ready)."""
+        self.on_poll()
         if not (refs := [*self._calls, *also]):
             time.sleep(timeout_s)
             return []

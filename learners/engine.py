@@ -41,6 +41,7 @@ from learners.batching import (
 from learners.config import LearnerConfig, LossConfig
 from learners.losses import Metrics, bradley_terry, policy_loss, sft_loss
 from learners.model import SequenceScores, TokenLogprobs, load_model
+from learners.phases import PhaseClock
 from learners.plain_weights import PlainWeight, plain_weights, whole_tensors
 from learners.zero import wrap
 
@@ -68,6 +69,7 @@ class DeepSpeedEngine:
                 timeout=timedelta(seconds=config.step_timeout_s),
             )
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self.clock = PhaseClock(self.device)
         self.num_steps = 0  # optimizer steps
         self.policy_version = 0  # batches trained on by policy_step
         torch.manual_seed(config.seed)
@@ -94,16 +96,20 @@ class DeepSpeedEngine:
         """
         self.config.check_call("policy_step")
         splits = minibatches(samples, self.config.num_minibatches)
-        packed = [self._pack(split) for split in splits]
+        with self.clock("pack"):
+            packed = [self._pack(split) for split in splits]
         # The proximal policy is the one before the first update of this batch. With a single update that is the
         # current one, so a second forward pass would only recompute what the first returns.
-        proximal = [[self._logprobs(b) for b in batches] for batches in packed] if len(splits) > 1 else None
+        with self.clock("logprobs"):
+            proximal = [[self._logprobs(b) for b in batches] for batches in packed] if len(splits) > 1 else None
         totals: dict[str, float] = {}
         for i, (split, batches) in enumerate(zip(splits, packed, strict=True)):
             num_tokens, num_sequences = sum(s.num_loss_tokens for s in split), len(split)
             olds = iter(proximal[i]) if proximal else None
             # All before the first backward pass: with adapters the reference shares its parameters with the policy.
-            refs = iter([self._logprobs(b, reference=True) for b in batches]) if self._reference is not None else None
+            with self.clock("logprobs"):
+                has_reference = self._reference is not None
+                refs = iter([self._logprobs(b, reference=True) for b in batches]) if has_reference else None
 
             def loss(
                 batch: Batch,
@@ -285,16 +291,18 @@ class DeepSpeedEngine:
         for group in self._deepspeed.optimizer.param_groups:
             group["lr"] = lr
         sums: Metrics = {}
-        for batch in batches:
-            loss, metrics = batch_loss(batch)
-            # Losses are already divided by global counts, so gradients must add up over ranks; DeepSpeed averages them.
-            self._deepspeed.backward(loss * self.world_size)
-            for name, value in metrics.items():
-                old = sums.get(name)
-                sums[name] = (
-                    value if old is None else (torch.maximum if name.endswith("_max") else torch.add)(old, value)
-                )
-        self._deepspeed.step()
+        with self.clock("gradients"):
+            for batch in batches:
+                loss, metrics = batch_loss(batch)
+                # Losses are already divided by global counts: gradients must add up over ranks; DeepSpeed averages them.
+                self._deepspeed.backward(loss * self.world_size)
+                for name, value in metrics.items():
+                    old = sums.get(name)
+                    sums[name] = (
+                        value if old is None else (torch.maximum if name.endswith("_max") else torch.add)(old, value)
+                    )
+        with self.clock("optimizer"):
+            self._deepspeed.step()
         self.num_steps += 1
         norm = self._deepspeed.get_global_grad_norm()
         return self._reduce(sums) | {"lr": lr} | ({} if norm is None else {"grad_norm": float(norm)})

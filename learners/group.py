@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import uuid
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -250,8 +251,11 @@ class LearnerGroup:
                 f"free in the cluster: {ray.available_resources()}"
             )
         actor = ray.remote(Learner)
+        role = "reward-model-learner" if config.head == "scalar" else "learner"
+        gang = uuid.uuid4().hex[:6]  # Ray frees a dead actor's name late: the next gang needs others
         self._ranks = [
             actor.options(
+                name=f"{role}-{rank}-{gang}",
                 num_cpus=config.num_cpus_per_learner,
                 num_gpus=config.num_gpus_per_learner,
                 max_restarts=0,  # a rank alone can't rejoin its process group: the gang lives and dies together

@@ -61,8 +61,10 @@ class Learner:
         """One batch of policy optimization, then `publish`. Two return values, so that the weights are an object of
         their own, which goes to the engines without passing through the controller."""
         metrics = self.engine.policy_step(samples)
-        report, update = self.publish(probe_ids)
-        return report | {"metrics": metrics}, update
+        with self.engine.clock("publish"):
+            report, update = self.publish(probe_ids)
+        seconds = {f"seconds/{phase}": taken for phase, taken in self.engine.clock.take().items()}
+        return report | {"metrics": metrics | seconds}, update
 
     def publish(self, probe_ids: Sequence[int] | None) -> tuple[dict[str, Any], WeightUpdate | None]:
         """The current weights and what they make of `probe_ids`."""

@@ -1,13 +1,21 @@
 """The whole loop with its real parts: vLLM, Docker, DeepSpeed, Ray. Engines take half a minute each, so tests share runs."""
 
+import contextlib
 import os
 import signal
+import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import psutil
 import pytest
+import ray
 from conftest import ROOT, tiny
+from scrape import METRIC, labels_of, prometheus, queries, wait_exported
 
+from autotraj.board import show
 from autotraj.grpo import GRPO
 from autotraj.launch import build, measure, train
 from autotraj.run_folder import RunFolder, latest_checkpoint
@@ -21,7 +29,13 @@ GSM8K = ROOT.parent / "shared/data/gsm8k_train.jsonl"
 
 
 def runner_pids() -> list[int]:
-    return [p.pid for p in psutil.process_iter() if " ".join(p.cmdline()).startswith("ray::RolloutActor")]
+    """Of this test's own Ray, whose processes are our descendants."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # ended since it was listed; a zombie is one of those, too
+            if " ".join(process.cmdline()).startswith("ray::RolloutActor"):
+                found.append(process.pid)
+    return found
 
 
 def assert_nothing_lost(algo: GRPO) -> None:
@@ -32,6 +46,39 @@ def assert_nothing_lost(algo: GRPO) -> None:
     assert counts.trained == algo.policy_version * algo.config.run_config.grpo.groups_per_step
     total = len(algo._tasks) * (algo._ledger.epoch + 1)
     assert counts.pending + in_flight + counts.trained + counts.dropped == total
+
+
+def assert_dashboard_is_fed(tmp_path: Path) -> None:
+    """Every query of the Grafana dashboard finds its metrics and labels exported and, with Prometheus, returns data."""
+    asked = [query for panel in queries().values() for query in panel]
+    found = wait_exported({name for query in asked for name in METRIC.findall(query)}, timeout_s=120.0)
+    for query in asked:
+        for name in METRIC.findall(query):
+            assert {"SessionName", *labels_of(query, "")} <= found[name], query
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with prometheus(tmp_path / "prometheus", port) as server:
+        if server is None:  # Debian's package isn't there: names and labels are what could be checked
+            return
+        deadline = time.monotonic() + 90.0
+        empty = [query.replace("$session", ".*").replace("$__rate_interval", "1m") for query in asked]
+        while empty := [query for query in empty if not server.ask(query)]:
+            assert time.monotonic() < deadline, f"no data for {empty}"
+            time.sleep(1.0)
+
+
+def assert_status_is_told(run_dir: str) -> None:
+    """Of this run by its folder, and by its cluster to whoever asks from another process."""
+    here = show(run_dir)
+    environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    command = [sys.executable, "-m", "autotraj", "status"]
+    there = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert there.returncode == 0, there.stderr
+    for text in (here, there.stdout):
+        assert "GRPO of" in text
+        for part in ("learners", "rollout actor 1", "scoring"):
+            assert part in text, text
 
 
 def test_train_die_checkpoint_resume(gateway: Gateway, tmp_path: Path) -> None:
@@ -52,12 +99,14 @@ def test_train_die_checkpoint_resume(gateway: Gateway, tmp_path: Path) -> None:
             assert algo.runners.num_restarts == 1
             assert seen[-1]["runner_restarts"] == 1
             assert seen[-1]["step"] == 3
+            assert_status_is_told(config.run_dir)
             assert all(m["gate_max_delta"] <= 1e-4 for m in seen)
             assert all(m["staleness_max"] <= config.grpo.max_staleness for m in seen)
             result = measure("after", algo, config, load_tasks(config.eval.data))
             assert (result.num_problems, result.num_failed) == (16, 0)
             assert result.accuracy > 0.2  # the base is far above that: broken weights would not be
             assert result.tool_call_rate > 0.3
+            assert_dashboard_is_fed(tmp_path)
         finally:
             algo.stop()
         logged = list(read_log(folder.trajectory_log))

@@ -1,0 +1,156 @@
+"""A run's status where others find it: `status.json` in its folder, and the key-value store of its Ray cluster.
+
+The controller writes while it polls, at most once a second; so the status is as old as the controller's last look around,
+and says so.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import ray
+from ray.experimental import internal_kv
+
+from autotraj.errors import UserError
+from autotraj.status import Row, Since, render
+
+logger = logging.getLogger(__name__)
+
+STATUS_FILE = "status.json"
+NAMESPACE = b"autotraj"
+KEY_PREFIX = b"status/"
+EVERY_S = 1.0
+CONNECT_TIMEOUT_S = 5.0
+
+
+class StatusBoard:
+    """`rows` and `title` are asked whenever the status is written."""
+
+    def __init__(self, folder: Path, *, rows: Callable[[], Sequence[Row]], title: Callable[[], str]) -> None:
+        self._path = folder / STATUS_FILE
+        self._rows, self._title = rows, title
+        self._since = Since()
+        self._doing = ("starts", time.monotonic())
+        self._written = float("-inf")
+        self._key = KEY_PREFIX + f"{socket.gethostname()}/{os.getpid()}/{folder}".encode()
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def look(self) -> None:
+        """Writes the status if the last one is a second old."""
+        if time.monotonic() - self._written >= EVERY_S:
+            self.write()
+
+    def now_does(self, what: str) -> None:
+        """What the controller itself is at from here on: a loop that it leads, or one thing that it waits for."""
+        if what != self._doing[0]:
+            self._doing = (what, time.monotonic())
+            self.write()
+
+    @contextmanager
+    def doing(self, what: str) -> Iterator[None]:
+        """`now_does` for the length of the block."""
+        before = self._doing[0]
+        self.now_does(what)
+        try:
+            yield
+        finally:
+            self.now_does(before)
+
+    def write(self) -> None:
+        now = self._written = time.monotonic()
+        rows = list(self._rows())
+        status = {
+            "time": time.time(),
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "run_dir": str(self._path.parent),
+            "title": self._title(),
+            "doing": self._doing[0],
+            "doing_s": now - self._doing[1],
+            "rows": [
+                {"who": r.who, "does": r.does, "waits_on": r.waits_on, "detail": r.detail, "since_s": since_s}
+                for r, since_s in zip(rows, self._since.measure(rows, now), strict=True)
+            ],
+        }
+        text = json.dumps(status)
+        partial = self._path.with_name(f".{STATUS_FILE}.partial")
+        try:
+            partial.write_text(text)
+            partial.replace(self._path)
+        except OSError as error:  # a full disk ends the run where something is lost by it, not here
+            logger.warning("%s can't be written: %s", self._path, error)
+        if ray.is_initialized():
+            internal_kv._internal_kv_put(self._key, text.encode(), namespace=NAMESPACE)
+
+    def close(self) -> None:
+        """The run is over, or another part of it begins: the file says so, and the cluster forgets it."""
+        self._rows = list
+        self._doing = ("ended", time.monotonic())
+        self.write()
+        if ray.is_initialized():
+            internal_kv._internal_kv_del(self._key, namespace=NAMESPACE)
+
+
+def show(run_dir: str | None) -> str:
+    """What `python -m autotraj status` prints: of the run in `run_dir`, or of all runs of the Ray cluster. UserError."""
+    statuses = [_of_folder(Path(run_dir))] if run_dir else of_cluster()
+    return "\n\n".join(render(status, gone=_is_gone(status)) for status in statuses)
+
+
+def _of_folder(folder: Path) -> dict[str, Any]:
+    """The newest status in a run's folder or its stages'."""
+    paths = [*folder.glob(STATUS_FILE), *folder.glob(f"*/{STATUS_FILE}")]
+    if not paths:
+        raise UserError(f"{folder}: no {STATUS_FILE} there; is it the run_dir of a run that was started here?")
+    statuses: list[dict[str, Any]] = [json.loads(path.read_text()) for path in paths]
+    return max(statuses, key=lambda status: float(status["time"]))
+
+
+def of_cluster() -> list[dict[str, Any]]:
+    """The statuses of all runs of the cluster at RAY_ADDRESS, or of the one on this machine. Raises UserError."""
+    address = os.environ.get("RAY_ADDRESS", "auto")
+    _reach(address)
+    try:
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"no Ray cluster: {str(error).splitlines()[0]}; set RAY_ADDRESS, or name the run: status RUN_DIR"
+        ) from error
+    try:
+        keys = internal_kv._internal_kv_list(KEY_PREFIX, namespace=NAMESPACE)
+        found = [internal_kv._internal_kv_get(key, namespace=NAMESPACE) for key in sorted(keys)]
+    finally:
+        ray.shutdown()
+    if not (texts := [text for text in found if text]):  # one may have ended in between
+        raise UserError("no run reports to this Ray cluster")
+    return [json.loads(text) for text in texts]
+
+
+def _reach(address: str) -> None:
+    """UserError if nothing listens at `host:port`: Ray itself would try for minutes (2.60)."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():  # "auto", or something that Ray judges at once
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(
+            f"RAY_ADDRESS: nothing answers at {address} within {CONNECT_TIMEOUT_S:g} s ({error}); is the cluster up, and "
+            "is this the address of its head (port 6379 unless it was started with another)?"
+        ) from error
+
+
+def _is_gone(status: dict[str, Any]) -> bool:
+    """Whether the controller was on this machine and isn't any more; of another machine's nothing is known here."""
+    return (
+        status["host"] == socket.gethostname() and status["doing"] != "ended" and not psutil.pid_exists(status["pid"])
+    )

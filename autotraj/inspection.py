@@ -1,0 +1,80 @@
+"""What the GRPO loop shows of itself, to people and to Prometheus. Reads the algorithm, and changes nothing in it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from autotraj.board import StatusBoard
+from autotraj.metrics_export import MetricsExport
+from autotraj.runner_pool import RunnerPool
+from autotraj.status import LoopState, Row, loop_rows, runner_rows
+from trajectory.types import Group
+
+if TYPE_CHECKING:
+    from autotraj.grpo import GRPO
+
+EXPORT_EVERY_S = 1.0
+
+
+def watch_pool(runners: RunnerPool, folder: Path, title: str) -> StatusBoard:
+    """The status of a stage that only has engines."""
+    board = StatusBoard(folder, rows=lambda: runner_rows(runners.views()), title=lambda: title)
+    runners.on_poll = board.look
+    runners.board = board
+    return board
+
+
+class Inspection:
+    """Belongs to one `GRPO`, whose state it reads."""
+
+    def __init__(self, algo: GRPO) -> None:
+        self._algo = algo
+        self._export = MetricsExport()
+        self._exported = float("-inf")
+        self.board = StatusBoard(Path(algo.config.run_config.run_dir), rows=self._rows, title=self._title)
+        algo.runners.on_poll = self.look
+        algo.runners.board = self.board
+
+    def look(self) -> None:
+        """At every poll."""
+        self.board.look()
+        if time.monotonic() - self._exported >= EXPORT_EVERY_S:
+            self._exported = time.monotonic()
+            self._export.now(self._algo._ledger.counts(), self._algo.runners.views())
+
+    def stepped(self, groups: Sequence[Group], metrics: Mapping[str, float]) -> None:
+        self._export.step(groups, metrics)
+
+    def waiting(self) -> str:
+        """Who waits on whom, in one line."""
+        return "; ".join(
+            f"{row.who}: {row.does}"
+            + (f", on {row.waits_on}" if row.waits_on else "")
+            + (f" ({row.detail})" if row.detail else "")
+            for row in self._rows()
+        )
+
+    def _title(self) -> str:
+        run = self._algo.config.run_config
+        return f"GRPO of {run.model}, step {self._algo.policy_version} of {run.grpo.num_steps}"
+
+    def _rows(self) -> list[Row]:
+        algo, settings = self._algo, self._algo.config.run_config.grpo
+        return loop_rows(
+            LoopState(
+                step=algo.policy_version,
+                groups_per_step=settings.groups_per_step,
+                max_staleness=settings.max_staleness,
+                num_buffered=len(algo._buffer),
+                num_scoring=len(algo._scoring),
+                num_admissible=algo.num_admissible(),
+                trains=algo._pending is not None,
+                broadcasts=algo.runners.broadcasting,
+                uses_reward_model=algo._service is not None,
+                num_repairs=algo.runners.num_in_flight("repair") if algo._repair else None,
+                runners=algo.runners.views(),
+            )
+        )

@@ -1,0 +1,113 @@
+"""What a live Ray exports, and what the Grafana dashboard asks for."""
+
+import contextlib
+import json
+import re
+import shutil
+import socket
+import subprocess
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray
+from conftest import ROOT
+from prometheus_client.parser import text_string_to_metric_families
+
+DASHBOARD = ROOT / "cluster/grafana_dashboard.json"
+METRIC = re.compile(r"\bray_autotraj_\w+")
+
+
+def queries() -> dict[str, list[str]]:
+    """Panel's title → its queries."""
+    panels = json.loads(DASHBOARD.read_text())["panels"]
+    return {p["title"]: [t["expr"] for t in p["targets"]] for p in panels if p["type"] != "row"}
+
+
+def labels_of(query: str, legend: str) -> set[str]:
+    """The labels that a query groups by and its legend shows."""
+    grouped = {label.strip() for group in re.findall(r"\bby \(([^)]*)\)", query) for label in group.split(",")}
+    return (grouped | set(re.findall(r"{{(\w+)}}", legend))) - {"le"}
+
+
+def endpoints() -> list[str]:
+    """`host:port` of the metrics agent of every node."""
+    return [f"{n['NodeManagerAddress']}:{n['MetricsExportPort']}" for n in ray.nodes() if n["Alive"]]
+
+
+def exported() -> dict[str, set[str]]:
+    """Every exported series' name of ours → its labels."""
+    found: dict[str, set[str]] = {}
+    for endpoint in endpoints():
+        text = urllib.request.urlopen(f"http://{endpoint}/metrics", timeout=10).read().decode()
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                if sample.name.startswith("ray_autotraj_"):
+                    found.setdefault(sample.name, set()).update(sample.labels)
+    return found
+
+
+def wait_exported(wanted: set[str], timeout_s: float) -> dict[str, set[str]]:
+    """`exported()` once it has all of `wanted`: workers report every ten seconds."""
+    deadline = time.monotonic() + timeout_s
+    while missing := wanted - set(found := exported()):
+        assert time.monotonic() < deadline, f"not exported after {timeout_s} s: {sorted(missing)}"
+        time.sleep(1.0)
+    return found
+
+
+class Prometheus:
+    """A real server, asked over HTTP."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def ask(self, query: str) -> list[dict[str, object]]:
+        parameters = urllib.parse.urlencode({"query": query})
+        with urllib.request.urlopen(f"{self.url}/api/v1/query?{parameters}", timeout=10) as answer:
+            reply = json.load(answer)
+        assert reply["status"] == "success", reply
+        result: list[dict[str, object]] = reply["data"]["result"]
+        return result
+
+
+def wait_listening(process: subprocess.Popen[bytes], port: int, timeout_s: float) -> None:
+    """On a loaded machine a server takes its time to come up."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        with contextlib.suppress(OSError):
+            socket.create_connection(("127.0.0.1", port), timeout=5.0).close()
+            return
+        assert process.poll() is None, f"prometheus ended with {process.returncode}"
+        assert time.monotonic() < deadline, f"prometheus does not listen after {timeout_s} s"
+        time.sleep(0.2)
+
+
+@contextmanager
+def prometheus(folder: Path, port: int) -> Iterator[Prometheus | None]:
+    """Debian's `prometheus`, scraping every node each second; None where it isn't installed."""
+    binary = shutil.which("prometheus")
+    if binary is None:
+        yield None
+        return
+    folder.mkdir()
+    config = {
+        "global": {"scrape_interval": "1s"},
+        "scrape_configs": [{"job_name": "ray", "static_configs": [{"targets": endpoints()}]}],
+    }
+    (folder / "prometheus.yml").write_text(json.dumps(config))  # JSON is YAML
+    arguments = [f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data"]
+    process = subprocess.Popen(
+        [binary, *arguments, f"--web.listen-address=127.0.0.1:{port}"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        wait_listening(process, port, timeout_s=60.0)
+        yield Prometheus(f"http://127.0.0.1:{port}")
+    finally:
+        process.kill()
+        process.wait()
