@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from actors.config import RewardModelConfig
 from actors.reward_model import RewardModelActor, RewardModelError, RewardModelTimeout, Scores
 from autotraj.errors import RunError
+from cluster.roles import ROLLOUT, role
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ class RewardModelService:
         actor = ray.remote(RewardModelActor).options(
             num_cpus=self._config.num_cpus,
             num_gpus=self._config.num_gpus,
+            resources=role(ROLLOUT, by_role=self._config.place_by_role),
             max_restarts=-1,  # its state is a checkpoint on disk: `_revive` loads it again
             max_concurrency=1000,
         )
