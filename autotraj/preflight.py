@@ -128,8 +128,8 @@ def _check_model(config: RunConfig) -> None:
 
 def _check_memory(config: RunConfig) -> None:
     needs = resources(config)
-    if needs.num_gpus:
-        return  # host memory is not what bounds a GPU run
+    if needs.num_gpus or config.place_by_role:
+        return  # host memory is not what bounds a GPU run; by role the actors are on other hosts than this
     available = psutil.virtual_memory().available
     if needs.memory_bytes > available:
         raise UserError(
