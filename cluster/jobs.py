@@ -65,8 +65,10 @@ class Job:
 
 
 # Which files .gitignore leaves out, and that .git is one of them, was asked for.
-for _name in ("ray._private.runtime_env.packaging", "ray._private.runtime_env.working_dir", "ray.dashboard.modules"):
-    logging.getLogger(_name).setLevel(logging.ERROR)
+for _name in ("_private.runtime_env.packaging", "_private.runtime_env.working_dir"):
+    logging.getLogger(f"ray.{_name}").setLevel(logging.ERROR)
+for _name in ("dashboard_sdk", "job.sdk"):
+    logging.getLogger(f"ray.dashboard.modules.{_name}").setLevel(logging.ERROR)
 
 
 def connect(address: str) -> JobSubmissionClient:
