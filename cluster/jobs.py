@@ -34,6 +34,8 @@ REQUEST_TIMEOUT_S = 60.0
 POLL_S = 2.0
 LOST_AFTER_S = 60.0
 """A head that answers nothing for so long is gone."""
+AGENT_TIMEOUT_S = 120.0
+"""What a head that has just started may take until it can start jobs."""
 LAST_LINES_S = 10.0
 """What the log of an ended job may still take to arrive."""
 
@@ -156,14 +158,22 @@ def submit(client: JobSubmissionClient, job: Job) -> str:
     }
     if job.pip:
         runtime_env["pip"] = list(job.pip)
-    with explained(client.get_address()):
-        submitted: str = client.submit_job(
-            entrypoint=job.entrypoint,
-            runtime_env=runtime_env,
-            metadata=dict(job.metadata),
-            submission_id=job.job_id,
-        )
-    return submitted
+    deadline = time.monotonic() + AGENT_TIMEOUT_S
+    while True:
+        try:
+            with explained(client.get_address()):
+                submitted: str = client.submit_job(
+                    entrypoint=job.entrypoint,
+                    runtime_env=runtime_env,
+                    metadata=dict(job.metadata),
+                    submission_id=job.job_id,
+                )
+            return submitted
+        except JobError as error:
+            # The job server answers some seconds before the agent that starts jobs is up.
+            if "No available agent" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(POLL_S / 2)
 
 
 def details(client: JobSubmissionClient, job_id: str) -> JobDetails:
