@@ -68,7 +68,8 @@ def fake_cluster() -> Iterator[FakeCluster]:
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=0"]
     command += [f"--node-ip-address={HOST}", f"--port={port}", f"--dashboard-port={dashboard_port}"]
     command += [f"--temp-dir={folder}", f"--autoscaling-config={file}", "--object-store-memory=100000000"]
-    command += [f"--ray-client-server-port={free_port()}"]
+    # The agent, which starts jobs, gives up without a word where another Ray has its fixed default port.
+    command += [f"--ray-client-server-port={free_port()}", f"--dashboard-agent-listen-port={free_port()}"]
     log = (folder / "head.log").open("w")
     head = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
     try:
