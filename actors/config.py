@@ -132,6 +132,9 @@ class RewardModelConfig(Section):
     num_gpus: Literal[0, 1] = 0
     """1: the model runs on a GPU in bfloat16. 0: on the CPU in float32."""
 
+    place_by_role: bool = False
+    """Place the actor on a node that offers the Ray resource `rollout`; a run's `place_by_role`."""
+
     micro_batch_tokens: PositiveInt = 16384
     """Tokens, padding included, of one forward pass; a longer sequence goes alone."""
 

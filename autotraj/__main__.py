@@ -58,6 +58,22 @@ def parser() -> argparse.ArgumentParser:
     actions = sandbox.add_subparsers(dest="action", required=True, metavar="ACTION")
     _with_config(actions, "serve", "run a gateway in the foreground", _sandbox_serve)
     _with_config(actions, "build", "build the image if it isn't there", _sandbox_build)
+
+    submit = commands.add_parser("submit", help="run a command as a job on a Ray cluster, and follow it")
+    submit.add_argument("--address", metavar="URL", help="the head's dashboard (default: http://127.0.0.1:8265)")
+    submit.add_argument("--env", action="append", default=[], metavar="NAME[=VALUE]", help="environment of the job")
+    submit.add_argument("--exclude", action="append", default=[], metavar="PATTERN", help="don't ship such files")
+    submit.add_argument(
+        "--pip", action="append", default=[], metavar="PACKAGE", help="install on the nodes for this job"
+    )
+    submit.add_argument("--job-id", metavar="ID", help="name the job (default: Ray does)")
+    submit.add_argument("--cluster-file", metavar="FILE", help="refuse what this cluster's node types can't offer")
+    submit.add_argument("--no-follow", action="store_true", help="don't wait for the job's end")
+    submit.add_argument("--follow", metavar="JOB", help="show a job's log until it ends; its exit code is this one's")
+    submit.add_argument("--stop", metavar="JOB", help="end a job after its step, with a checkpoint")
+    submit.add_argument("--resume", metavar="JOB", help="submit what goes on where an ended job stopped")
+    submit.add_argument("words", nargs=argparse.REMAINDER, metavar="-- COMMAND …", help="e.g. -- run --config FILE")
+    submit.set_defaults(handler=_submit)
     return root
 
 
@@ -135,6 +151,12 @@ def _demo(args: argparse.Namespace) -> int:
     from autotraj import demo
 
     return demo.main(seed=args.seed, run_dir=args.run_dir)
+
+
+def _submit(args: argparse.Namespace) -> int:
+    from autotraj import submit
+
+    return submit.submit(args)
 
 
 def _sandbox_serve(args: argparse.Namespace) -> int:

@@ -29,6 +29,8 @@ SHARED: dict[tuple[str, str], tuple[str, ...]] = {
     ("learner", "model"): ("model",),
     ("learner", "temperature"): ("episode", "temperature"),
     ("learner", "weight_sync"): ("engine", "weight_transfer"),
+    ("learner", "place_by_role"): ("place_by_role",),
+    ("scorer", "place_by_role"): ("place_by_role",),
 }
 """(section, key) that isn't set by itself → the key that sets it."""
 
@@ -90,6 +92,9 @@ class RunConfig(Section):
     """Where the resolved configuration, metrics, trajectories and checkpoints go."""
     gateway: str | None = None
     """Address (`host:port`) of a running sandbox gateway, whose token is `sandbox.token`. None: the run starts its own."""
+    place_by_role: bool = False
+    """Put learners, engines and the sandbox on nodes whose Ray resources name that role (`learner`, `rollout`, `sandbox`),
+    as those of the files in cluster/ do. Off: anywhere, with the sandbox beside the driver."""
     seed: int = 0
     """Seed of task order, sampling and training."""
     stages: tuple[Stage, ...] = ("synthesize", "sft", "reward-model", "grpo")

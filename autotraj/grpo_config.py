@@ -11,6 +11,7 @@ from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 from actors.config import RolloutSettings
 from actors.rollout import RolloutActor
 from autotraj.config import RunConfig
+from cluster.roles import ROLLOUT, role
 from learners.group import LearnerGroup
 from trajectory.chat import encode, load_tokenizer, render_prompt
 
@@ -81,6 +82,7 @@ class GRPOConfig(AlgorithmConfig):
             num_env_runners=run_config.rollout.num_actors,
             num_cpus_per_env_runner=run_config.rollout.num_cpus,
             num_gpus_per_env_runner=run_config.rollout.num_gpus,
+            custom_resources_per_env_runner=role(ROLLOUT, by_role=run_config.place_by_role),
         )
         return self
 

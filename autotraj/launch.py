@@ -13,13 +13,14 @@ from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
 from autotraj import preflight
 from autotraj.config import RunConfig
-from autotraj.errors import RunError
+from autotraj.errors import RunError, UserError
 from autotraj.evaluate import EvalResult
 from autotraj.evaluate import evaluate as evaluate_policy
 from autotraj.grpo import GRPO
 from autotraj.grpo_config import GRPOConfig
 from autotraj.inspection import watch_pool
 from autotraj.interrupt import Interrupt, graceful_interrupt
+from autotraj.node_gateway import node_gateway
 from autotraj.run_folder import RunFolder
 from autotraj.runner_calls import managed
 from autotraj.runner_pool import RunnerPool
@@ -82,11 +83,23 @@ def measure(name: str, algo_or_pool: GRPO | RunnerPool, config: RunConfig, tasks
 @contextmanager
 def parts(config: RunConfig, *, sandbox: bool = True) -> Iterator[Gateway]:
     """The sandbox, if it is needed, and Ray, up for the length of the block."""
-    needs = preflight.resources(config)
     with ExitStack() as stack:
+        if config.place_by_role:  # the gateway is an actor then
+            _join(stack, config)
+            yield stack.enter_context(node_gateway(config)) if sandbox else Gateway(address="")
+            return
         gateway = stack.enter_context(sandbox_session(config)) if sandbox else Gateway(address="")
-        stack.enter_context(ray_session(num_cpus=needs.num_cpus, num_gpus=needs.num_gpus))
+        _join(stack, config)
         yield gateway
+
+
+def _join(stack: ExitStack, config: RunConfig) -> None:
+    needs = preflight.resources(config)
+    session = ray_session(num_cpus=needs.num_cpus, num_gpus=needs.num_gpus, asks=preflight.asks(config))
+    try:
+        stack.enter_context(session)
+    except (ValueError, ConnectionError) as error:
+        raise UserError(f"cluster: {error}") from error
 
 
 def build(config: RunConfig, gateway: Gateway, *, trajectory_log: str | None = None) -> GRPO:

@@ -10,6 +10,7 @@ import psutil
 
 from autotraj.config import RunConfig
 from autotraj.errors import UserError
+from cluster.roles import LEARNER, ROLLOUT, SANDBOX, Ask, role
 from tool_sandbox import build
 from trajectory.tasks import assert_disjoint, load_tasks
 from trajectory.types import Task
@@ -36,7 +37,7 @@ def check(config: RunConfig, *, sandbox: bool = True) -> tuple[list[Task], list[
     try:
         train, held_out = load_tasks(config.data), load_tasks(config.eval.data)
         assert_disjoint(train, held_out)
-        if sandbox and config.gateway is None:
+        if sandbox and config.gateway is None and not config.place_by_role:  # by role it runs on a sandbox node
             build.check_ready(config.sandbox)
     except ValueError as error:
         raise UserError(str(error)) from error
@@ -76,6 +77,37 @@ def resources(config: RunConfig) -> Resources:
     )
 
 
+def asks(config: RunConfig) -> list[Ask]:
+    """What each kind of actor asks of a node, for the check against a cluster's node types."""
+    rollout, learner, scorer, repair = config.rollout, config.learner, config.scorer, config.repair
+    scores = bool(config.reward_model.path) or "reward-model" in config.stages
+
+    def bundle(cpus: float, gpus: float, role_name: str) -> dict[str, float]:
+        return {"CPU": cpus} | ({"GPU": gpus} if gpus else {}) | role(role_name, by_role=config.place_by_role)
+
+    found = [
+        Ask(
+            "learners (learner.num_learners)",
+            (1 + (scores and config.online_repair.enabled)) * learner.num_learners,
+            bundle(learner.num_cpus_per_learner, learner.num_gpus_per_learner, LEARNER),
+        ),
+        Ask(
+            "engines (rollout.num_actors, elastic.max_actors)",
+            max(rollout.num_actors, config.elastic.max_actors),
+            bundle(rollout.num_cpus, rollout.num_gpus, ROLLOUT),
+        ),
+    ]
+    if scores:
+        found.append(Ask("reward model (scorer)", 1, bundle(scorer.num_cpus, scorer.num_gpus, ROLLOUT)))
+    if repair.repairer != "policy":
+        found.append(
+            Ask("repairers (repair.num_actors)", repair.num_actors, bundle(repair.num_cpus, repair.num_gpus, ROLLOUT))
+        )
+    if config.place_by_role and config.gateway is None:
+        found.append(Ask("sandbox gateway", 1, role(SANDBOX, by_role=True)))
+    return found
+
+
 def _check_model(config: RunConfig) -> None:
     path = Path(config.model)
     if not (path / "config.json").is_file():
@@ -96,8 +128,8 @@ def _check_model(config: RunConfig) -> None:
 
 def _check_memory(config: RunConfig) -> None:
     needs = resources(config)
-    if needs.num_gpus:
-        return  # host memory is not what bounds a GPU run
+    if needs.num_gpus or config.place_by_role:
+        return  # host memory is not what bounds a GPU run; by role the actors are on other hosts than this
     available = psutil.virtual_memory().available
     if needs.memory_bytes > available:
         raise UserError(

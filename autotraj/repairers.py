@@ -15,6 +15,7 @@ from actors.repair import RepairActor
 from autotraj.config import RunConfig
 from autotraj.runner_pool import RunnerPool
 from autotraj.sandbox import Gateway
+from cluster.roles import ROLLOUT, role
 
 
 @contextmanager
@@ -35,6 +36,7 @@ def repairer_pool(config: RunConfig, gateway: Gateway, runners: RunnerPool) -> I
     actor = ray.remote(RepairActor).options(
         num_cpus=config.repair.num_cpus,
         num_gpus=config.repair.num_gpus,
+        resources=role(ROLLOUT, by_role=config.place_by_role),
         max_restarts=-1,  # `RunnerPool` counts deaths and gives up
         max_concurrency=1000,
     )

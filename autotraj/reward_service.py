@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from actors.config import RewardModelConfig
 from actors.reward_model import RewardModelActor, RewardModelError, RewardModelTimeout, Scores
 from autotraj.errors import RunError
+from cluster.roles import ROLLOUT, role
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +58,7 @@ class RewardModelService:
             name=f"reward-model-{uuid.uuid4().hex[:6]}",
             num_cpus=self._config.num_cpus,
             num_gpus=self._config.num_gpus,
+            resources=role(ROLLOUT, by_role=self._config.place_by_role),
             max_restarts=-1,  # its state is a checkpoint on disk: `_revive` loads it again
             max_concurrency=1000,
         )

@@ -4,26 +4,34 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import ray
+from ray.autoscaler.v2.utils import is_autoscaler_v2
+
+from cluster.roles import Ask, read_node_types, unmet
 
 logger = logging.getLogger(__name__)
 
+CLUSTER_FILE_VARIABLE = "AUTOTRAJ_CLUSTER_FILE"
+"""Set on the head: the cluster's file, with its node types."""
+
 
 @contextmanager
-def ray_session(*, num_cpus: float, num_gpus: float) -> Iterator[None]:
+def ray_session(*, num_cpus: float, num_gpus: float, asks: Sequence[Ask] = ()) -> Iterator[None]:
     """Within it `ray` is initialised and offers at least the given resources.
 
     With RAY_ADDRESS set (a submitted job has it) that cluster is joined; otherwise a local one is started, and ended on
     leaving. A local one declares as many logical CPUs as the plan needs: on a small machine the actors then share cores.
     A Ray that is already initialised in this process is used as it is and left running.
 
-    Raises ValueError if the cluster hasn't got the resources and no autoscaler could add them.
+    Raises ValueError if the cluster hasn't got the resources and no autoscaler could add them. What an autoscaler could add
+    is known from the cluster's file, whose path the head's environment has in AUTOTRAJ_CLUSTER_FILE; it is held against
+    `asks`. An autoscaler whose file isn't known is trusted to find nodes; the actors' own deadlines bound the wait.
     """
     if ray.is_initialized():
-        _require(num_cpus, num_gpus)
+        _require(num_cpus, num_gpus, asks)
         yield
         return
     # Ray's own default would export the usage statistics over the network.
@@ -32,7 +40,7 @@ def ray_session(*, num_cpus: float, num_gpus: float) -> Iterator[None]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if os.environ.get("RAY_ADDRESS"):
         ray.init(logging_level=logging.ERROR)
-        _require(num_cpus, num_gpus)
+        _require(num_cpus, num_gpus, asks)
     else:
         # RLlib hands its actors their configuration by reference, which Ray's core reports as an error at every start
         # (ray#53727); RLlib keeps the reference alive. A local run's real errors come as exceptions.
@@ -46,14 +54,24 @@ def ray_session(*, num_cpus: float, num_gpus: float) -> Iterator[None]:
             logging_level=logging.ERROR,
             log_to_driver=False,
         )
-        _require(0, num_gpus)
+        _require(0, num_gpus, asks)
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def _require(num_cpus: float, num_gpus: float) -> None:
+def _require(num_cpus: float, num_gpus: float, asks: Sequence[Ask]) -> None:
+    if cluster_file := os.environ.get(CLUSTER_FILE_VARIABLE):
+        if problems := unmet(asks, read_node_types(cluster_file)):
+            raise ValueError(
+                "the cluster can never offer what this run asks for: "
+                + "\n".join(problems)
+                + "\nlower these settings, or raise max_workers or the node types' size in the cluster's file"
+            )
+        return
+    if is_autoscaler_v2():  # as on Kubernetes, where the nodes' types are in a resource that a job can't read
+        return
     have = ray.cluster_resources()
     for name, need in (("CPU", num_cpus), ("GPU", num_gpus)):
         if have.get(name, 0.0) < need:
@@ -61,3 +79,9 @@ def _require(num_cpus: float, num_gpus: float) -> None:
                 f"the plan needs {need:g} {name}s, the Ray cluster has {have.get(name, 0.0):g}: lower rollout.num_actors "
                 f"or learner.num_learners, or add nodes"
             )
+    roles = {name for ask in asks for name in ask.resources if name not in ("CPU", "GPU")}
+    if missing := sorted(roles - have.keys()):
+        raise ValueError(
+            f"place_by_role asks for nodes with the Ray resources {', '.join(missing)}, which no node of this cluster "
+            f"offers: start nodes with ray start --resources='{{\"{missing[0]}\": 1}}', or set place_by_role=false"
+        )

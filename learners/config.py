@@ -143,6 +143,9 @@ class LearnerConfig(Section):
     placement_strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
     """How Ray places the ranks on nodes."""
 
+    place_by_role: bool = False
+    """Place the ranks on nodes that offer the Ray resource `learner`; a run's `place_by_role`."""
+
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """The model's type in forward and backward. `auto`: bfloat16 on GPU (master weights in float32), float32 on CPU."""
 

@@ -239,9 +239,11 @@ class LearnerGroup:
 
     def _place_and_load(self) -> None:
         config = self.config
-        bundle = {"CPU": config.num_cpus_per_learner} | (
-            {"GPU": config.num_gpus_per_learner} if config.num_gpus_per_learner else {}
-        )
+        bundle: dict[str, float] = {"CPU": config.num_cpus_per_learner}
+        if config.num_gpus_per_learner:
+            bundle["GPU"] = config.num_gpus_per_learner
+        if config.place_by_role:
+            bundle["learner"] = 0.001  # a mark: CPUs and GPUs say how many fit on a node
         placement = placement_group([bundle] * config.num_learners, strategy=config.placement_strategy)
         self._placement = placement
         start = time.monotonic()

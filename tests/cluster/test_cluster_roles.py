@@ -1,0 +1,64 @@
+"""What fits on which nodes, by hand."""
+
+from pathlib import Path
+
+import pytest
+
+from cluster.roles import SHARE, Ask, NodeType, read_node_types, role, unmet
+
+HEAD = NodeType("head", 1, {"CPU": 0})
+LEARNER = NodeType("learner", 1, {"CPU": 16, "GPU": 4, "learner": 1})
+ROLLOUT = NodeType("rollout", 2, {"CPU": 8, "GPU": 2, "rollout": 1})
+NODES = [HEAD, LEARNER, ROLLOUT]
+
+
+def learners(count: int) -> Ask:
+    return Ask("learners", count, {"CPU": 4, "GPU": 1, "learner": SHARE})
+
+
+def engines(count: int, gpus: int = 1) -> Ask:
+    return Ask("engines", count, {"CPU": 4, "GPU": gpus, "rollout": SHARE})
+
+
+def test_what_fits_raises_nothing() -> None:
+    assert unmet([learners(4), engines(4)], NODES) == []
+
+
+def test_one_too_many_is_named_with_how_many_fit() -> None:
+    (problem,) = unmet([learners(5), engines(4)], NODES)
+    assert problem.startswith("learners: 5 × 4 CPU, 1 GPU, learner asked for, only 4 fit")
+
+
+def test_an_actor_larger_than_any_node() -> None:
+    (problem,) = unmet([engines(1, gpus=4)], NODES)
+    assert problem.startswith("engines: no node type offers 4 CPU, 4 GPU, rollout on one node")
+    assert "rollout × 2: 8 CPU, 2 GPU, 1 rollout" in problem
+
+
+def test_a_role_that_no_node_has() -> None:
+    (problem,) = unmet([Ask("sandbox gateway", 1, role("sandbox", by_role=True))], NODES)
+    assert problem.startswith("sandbox gateway: no node type offers sandbox on one node")
+
+
+def test_without_roles_any_node_will_do() -> None:
+    assert unmet([Ask("anything", 8, {"CPU": 4, "GPU": 1})], NODES) == []
+
+
+def test_cpus_run_out_before_gpus() -> None:
+    (problem,) = unmet([Ask("engines", 4, {"CPU": 6, "GPU": 1, "rollout": SHARE})], NODES)
+    assert "only 2 fit" in problem
+
+
+def test_the_learners_own_mark_is_the_same() -> None:
+    """`learners` can't import `cluster`; its copy of the mark is what `asks` assumes."""
+    source = (Path(__file__).resolve().parents[2] / "learners/group.py").read_text()
+    assert f'bundle["learner"] = {SHARE}' in source
+
+
+def test_a_file_of_another_kind(tmp_path: Path) -> None:
+    path = tmp_path / "pod.yaml"
+    path.write_text("kind: Pod\n")
+    with pytest.raises(ValueError, match="neither a `ray up` file"):
+        read_node_types(path)
+    with pytest.raises(ValueError, match="absent"):
+        read_node_types(tmp_path / "absent.yaml")
