@@ -157,6 +157,8 @@ class Pool:
         ]
         for session in sorted(idle, key=lambda s: s.last_used)[:num_short]:
             self._close_session(session)
+        if idle:
+            self._forget_sessions()
 
     async def _sweep(self) -> None:
         """Closes sessions that nobody used for `session_idle_s`; looks after the containers."""
@@ -166,9 +168,12 @@ class Pool:
             for session in self._sessions.values():
                 if session.num_cells == 0 and session.slot is not None and session.last_used < oldest:
                     self._close_session(session)
-            for session_id in [i for i, s in self._sessions.items() if s.slot is None and s.num_cells == 0]:
-                del self._sessions[session_id]
+            self._forget_sessions()
             self._places.sweep()
+
+    def _forget_sessions(self) -> None:
+        for session_id in [i for i, s in self._sessions.items() if s.slot is None and s.num_cells == 0]:
+            del self._sessions[session_id]
 
     @contextlib.asynccontextmanager
     async def _turn(self, lock: asyncio.Lock, timeout_s: float) -> AsyncIterator[None]:
