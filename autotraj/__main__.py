@@ -54,10 +54,13 @@ def parser() -> argparse.ArgumentParser:
     index.add_argument("out", metavar="FOLDER", help="for sandbox.search.index")
     index.set_defaults(handler=_search_index)
 
-    sandbox = commands.add_parser("sandbox", help="the tool sandbox: serve it, build its image")
+    sandbox = commands.add_parser("sandbox", help="the tool sandbox: serve it, measure it, build its image")
     actions = sandbox.add_subparsers(dest="action", required=True, metavar="ACTION")
     _with_config(actions, "serve", "run a gateway in the foreground", _sandbox_serve)
     _with_config(actions, "build", "build the image if it isn't there", _sandbox_build)
+    _with_config(actions, "stats", "what the gateway at sandbox.address says of itself", _sandbox_stats)
+    bench = _with_config(actions, "bench", "measure calls/s and latencies here and now", _sandbox_bench)
+    bench.add_argument("--seconds", type=float, default=5.0, help="of each row (default: %(default)s)")
 
     submit = commands.add_parser("submit", help="run a command as a job on a Ray cluster, and follow it")
     submit.add_argument("--address", metavar="URL", help="the head's dashboard (default: http://127.0.0.1:8265)")
@@ -169,6 +172,18 @@ def _sandbox_build(args: argparse.Namespace) -> int:
     from autotraj import sandbox
 
     return sandbox.build(args.config, args.overrides)
+
+
+def _sandbox_stats(args: argparse.Namespace) -> int:
+    from autotraj import sandbox
+
+    return sandbox.stats(args.config, args.overrides)
+
+
+def _sandbox_bench(args: argparse.Namespace) -> int:
+    from autotraj import sandbox
+
+    return sandbox.bench(args.config, args.overrides, args.seconds)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,7 +12,10 @@ import grpc
 import grpc.aio
 
 from tool_sandbox import wire
-from tool_sandbox.errors import WireError
+from tool_sandbox.config import TlsFiles
+from tool_sandbox.errors import GatewayError, WireError
+from tool_sandbox.stats import Stats
+from tool_sandbox.tls import channel_credentials
 from trajectory.types import ToolResult
 
 QUEUE_TIMEOUT_S = 30.0
@@ -31,11 +34,22 @@ _OPTIONS = [
 class AsyncSandboxClient:
     """Calls tools of the gateway at `address`; made and used inside one event loop."""
 
-    def __init__(self, address: str, *, token: str = "", queue_timeout_s: float = QUEUE_TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        token: str = "",
+        tls: TlsFiles | None = None,
+        queue_timeout_s: float = QUEUE_TIMEOUT_S,
+    ) -> None:
+        """Connects with the first call. TlsError if the files of `tls` are none."""
         self.address = address
         self._metadata = _metadata(token)
         self._queue_timeout_s = queue_timeout_s
-        self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+        if tls is None:
+            self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+        else:
+            self._channel = grpc.aio.secure_channel(address, channel_credentials(tls), options=_OPTIONS)
         self._call = self._channel.unary_unary(wire.CALL_PATH)
 
     async def call(
@@ -67,12 +81,24 @@ class AsyncSandboxClient:
 class SandboxClient:
     """Calls tools of the gateway at `address`; safe to share between threads."""
 
-    def __init__(self, address: str, *, token: str = "", queue_timeout_s: float = QUEUE_TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        token: str = "",
+        tls: TlsFiles | None = None,
+        queue_timeout_s: float = QUEUE_TIMEOUT_S,
+    ) -> None:
+        """Connects with the first call. TlsError if the files of `tls` are none."""
         self.address = address
         self._metadata = _metadata(token)
         self._queue_timeout_s = queue_timeout_s
-        self._channel = grpc.insecure_channel(address, options=_OPTIONS)
+        if tls is None:
+            self._channel = grpc.insecure_channel(address, options=_OPTIONS)
+        else:
+            self._channel = grpc.secure_channel(address, channel_credentials(tls), options=_OPTIONS)
         self._call = self._channel.unary_unary(wire.CALL_PATH)
+        self._stats = self._channel.unary_unary(wire.STATS_PATH)
 
     def call(self, tool: str, content: str, *, timeout_s: float = 5.0, session_id: str | None = None) -> ToolResult:
         """Run `content` with `tool`, `timeout_s` seconds at most."""
@@ -85,6 +111,13 @@ class SandboxClient:
             return wire.decode_result(reply)
         except (WireError, grpc.RpcError) as error:
             return _failed(error, self.address, deadline_s)
+
+    def stats(self, timeout_s: float = MARGIN_S) -> Stats:
+        """What the gateway says of itself. GatewayError if it doesn't answer, or refuses."""
+        try:
+            return wire.decode_stats(self._stats(b"", timeout=timeout_s, metadata=self._metadata))
+        except (WireError, grpc.RpcError) as error:
+            raise GatewayError(_failed(error, self.address, timeout_s).message) from None
 
     def close(self) -> None:
         self._channel.close()

@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from trajectory.config import Section
 
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+
 
 class SearchConfig(Section):
     """The tool `search`."""
@@ -60,14 +62,33 @@ class SearchConfig(Section):
         return self
 
 
+class TlsFiles(Section):
+    """Three PEM files. A gateway and its clients may share them: the certificate must then serve both purposes."""
+
+    cert: str = Field(min_length=1)
+    """This side's certificate, with the chain up to the CA. A gateway's must name the host that clients connect to."""
+
+    key: str = Field(min_length=1)
+    """Its private key."""
+
+    ca: str = Field(min_length=1)
+    """The CA that the other side's certificate must be signed by; nobody else gets in."""
+
+
 class SandboxConfig(Section):
     """The gateway, its pool of containers, and what one call may use."""
 
     address: str = "127.0.0.1:0"
-    """Where the gateway listens, `host:port`; port 0 takes a free one. Anything but loopback needs a `token`."""
+    """Where the gateway listens, `host:port`; port 0 takes a free one. Anything but loopback needs `tls` or a `token`."""
 
     token: str = Field(default="", repr=False)
-    """A shared secret that every call must bring; empty on loopback only."""
+    """A shared secret that every call must bring. Without `tls` it travels in the clear: for networks that you trust."""
+
+    tls: TlsFiles | None = None
+    """Mutual TLS: certificate, key and CA. None: none."""
+
+    metrics_address: str = ""
+    """Where Prometheus may ask, `host:port`, over HTTP on loopback and with `tls` anywhere; empty: nowhere."""
 
     num_containers: int = Field(default=2, ge=1, le=256)
     """Warm containers on this node; one zygote forks serially, so one container per one or two cores."""
@@ -101,13 +122,26 @@ class SandboxConfig(Section):
     """Most output of a call, bytes; a call that writes more is killed with status `output_limit`."""
 
     max_queue: int = Field(default=1024, ge=0)
-    """Calls that may wait for a slot; one more is answered `unavailable` at once."""
+    """Calls that may wait for a slot; one more is answered `unavailable` at once, or makes the client that waits with
+    the most calls lose its newest."""
 
     queue_timeout_s: float = Field(default=30.0, gt=0)
     """Longest wait for a slot, seconds; then the answer is `unavailable`."""
 
     session_idle_s: float = Field(default=300.0, gt=0)
     """An open session that isn't used for so long is closed and its slot freed."""
+
+    recycle_after_violations: int = Field(default=20, ge=0)
+    """A container in which so many calls were stopped at their memory or output limit is replaced; 0: never."""
+
+    recycle_after_calls: int = Field(default=50_000, ge=0)
+    """A container that ran so many calls is replaced; 0: never."""
+
+    recycle_after_s: float = Field(default=3600.0, ge=0)
+    """A container of this age, or up to a fifth younger, is replaced; 0: never."""
+
+    drain_s: float = Field(default=5.0, ge=0)
+    """Time that calls get to end when the gateway is told to stop; new ones are `unavailable` meanwhile."""
 
     start_timeout_s: float = Field(default=60.0, gt=0)
     """Longest wait for the first container to be ready, seconds."""
@@ -116,13 +150,24 @@ class SandboxConfig(Section):
     """The tool `search`, which runs in the gateway itself."""
 
     @model_validator(mode="after")
-    def _loopback_or_token(self) -> SandboxConfig:
-        host, _, port = self.address.rpartition(":")
-        if not host or not port.isdigit() or int(port) > 65535:
-            raise ValueError(f"address {self.address!r} is not host:port")
-        if host not in ("127.0.0.1", "localhost", "[::1]") and not self.token:
+    def _only_for_those_who_may(self) -> SandboxConfig:
+        host = _host("address", self.address)
+        if host not in LOOPBACK and not self.token and self.tls is None:
             raise ValueError(
                 f"address {self.address!r} is reachable from outside this machine and would run anyone's code; "
-                "set a token, or listen on 127.0.0.1"
+                "set tls, set a token, or listen on 127.0.0.1"
+            )
+        if self.metrics_address and _host("metrics_address", self.metrics_address) not in LOOPBACK and self.tls is None:
+            raise ValueError(
+                f"metrics_address {self.metrics_address!r} is reachable from outside this machine; "
+                "set tls, or listen on 127.0.0.1"
             )
         return self
+
+
+def _host(name: str, address: str) -> str:
+    """The host of `host:port`. Raises ValueError."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise ValueError(f"{name} {address!r} is not host:port")
+    return host

@@ -7,6 +7,7 @@
     ├── GatewayError    the gateway process didn't come up
     ├── RunnerError     a container's runner broke its protocol or died
     ├── SearchError     the search index is missing, or its corpus can't be indexed
+    ├── TlsError        the certificate files are missing or aren't ones
     └── WireError       bytes that aren't a request or a reply
 
 A failed *call* is no exception: it is a `ToolResult` whose status says so.
@@ -41,6 +42,10 @@ class RunnerError(SandboxError):
 
 class SearchError(SandboxError):
     """The search index is missing or unreadable, or its corpus can't be indexed."""
+
+
+class TlsError(SandboxError):
+    """The files for mutual TLS are missing, or hold something else."""
 
 
 class WireError(SandboxError):

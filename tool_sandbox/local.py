@@ -28,12 +28,14 @@ from tool_sandbox.errors import (
     RunnerError,
     SandboxError,
     SearchError,
+    TlsError,
 )
 
 ROOT = Path(__file__).resolve().parent.parent
 STOP_TIMEOUT_S = 15.0
+"""After `drain_s`, which calls that run may take."""
 _ERRORS: dict[str, type[SandboxError]] = {
-    kind.__name__: kind for kind in (AddressError, EngineError, ImageError, RunnerError, SearchError)
+    kind.__name__: kind for kind in (AddressError, EngineError, ImageError, RunnerError, SearchError, TlsError)
 }
 
 
@@ -47,6 +49,7 @@ class LocalGateway:
     def __init__(self, config: SandboxConfig) -> None:
         """Start and wait until a first container is ready, `config.start_timeout_s` at most. Errors: SandboxError, of
         the kind and with the remedy that the gateway itself gave; GatewayError if it gave none."""
+        self._stop_timeout_s = config.drain_s + STOP_TIMEOUT_S
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tool_sandbox.server", str(os.getpid())],
             cwd=ROOT,
@@ -80,6 +83,7 @@ class LocalGateway:
         message = json.loads(line)
         if "error" in message:
             raise _ERRORS.get(message["kind"], GatewayError)(message["error"])
+        self.metrics_address = str(message["metrics_address"])
         return str(message["address"])
 
     @property
@@ -87,10 +91,10 @@ class LocalGateway:
         return self._process.pid
 
     def close(self) -> None:
-        """Stop the gateway and its containers; SIGKILL if it takes longer than 15 s."""
+        """Stop the gateway and its containers; SIGKILL if it takes longer than `drain_s` and 15 s."""
         self._process.terminate()
         try:
-            self._process.wait(STOP_TIMEOUT_S)
+            self._process.wait(self._stop_timeout_s)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait(STOP_TIMEOUT_S)
@@ -114,6 +118,8 @@ def local_sandbox(config: SandboxConfig | None = None, **settings: Any) -> Itera
     config = SandboxConfig.model_validate({**base, **settings})
     with (
         LocalGateway(config) as gateway,
-        SandboxClient(gateway.address, token=config.token, queue_timeout_s=config.queue_timeout_s) as client,
+        SandboxClient(
+            gateway.address, token=config.token, tls=config.tls, queue_timeout_s=config.queue_timeout_s
+        ) as client,
     ):
         yield client

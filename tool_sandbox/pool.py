@@ -1,7 +1,7 @@
-"""A node's containers, and who gets the next slot.
+"""A node's containers, and the calls and sessions in them.
 
-    call ──▶ queue (bounded, first come first served) ──▶ a free slot ──▶ container
-                         ▲                                    │
+    call ──▶ queue (bounded, fair between clients: admission.py) ──▶ a free slot (slots.py) ──▶ container (places.py)
+                         ▲                                                   │
                          └──── slot clean again, container replaced, idle session closed
 
 A container that dies fails the calls in it, each with an explicit status, and its place in the pool is filled again for as
@@ -13,33 +13,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import secrets
 import time
-from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 from tool_sandbox import build
 from tool_sandbox.config import SandboxConfig
 from tool_sandbox.container import Container, Reply
-from tool_sandbox.errors import RunnerError, SandboxError
+from tool_sandbox.errors import RunnerError
 from tool_sandbox.left_behind import remove_left_behind
+from tool_sandbox.metrics import Metrics
+from tool_sandbox.places import Places
+from tool_sandbox.slots import NoSlotError, Slot, Slots
+from tool_sandbox.stats import PoolState
 from trajectory.types import ToolResult, ToolStatus
 
-logger = logging.getLogger(__name__)
-
-RESTART_BACKOFF_S = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
-STABLE_S = 10.0
-"""A container that lived so long didn't die of how we start it: the backoff begins anew."""
 SWEEP_S = 1.0
-
-Slot = tuple[Container, int]
-
-
-class _NoSlotError(Exception):
-    """No slot for this call: too many wait, it waited too long, or the pool closed. The text says which."""
 
 
 @dataclass(slots=True, eq=False)
@@ -55,81 +46,77 @@ class _Session:
 class Pool:
     """Warm containers behind one queue. Made and used inside one event loop."""
 
-    def __init__(self, config: SandboxConfig) -> None:
+    def __init__(self, config: SandboxConfig, metrics: Metrics) -> None:
         self._config = config
         self._image = build.resolve_image(config)
         self._prefix = f"autotraj-{os.getpid()}-{secrets.token_hex(3)}"
-        self._containers: list[Container] = []
-        self._waiting: deque[asyncio.Future[Slot]] = deque()
+        self._slots = Slots(config.max_queue, self._make_room)
+        self._places = Places(config, self._slots, metrics, self._make_container)
         self._sessions: dict[str, _Session] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._num_started = 0
-        self._closed = False
+        self._sweeper: asyncio.Task[None] | None = None
+        self._num_made = 0
+        metrics.watch(self.state)
 
     async def start(self) -> None:
         """Returns when a first container is ready; the others follow. Raises SandboxError if none comes up."""
         await asyncio.to_thread(build.check_ready, self._config)
         await asyncio.to_thread(remove_left_behind)
-        loop = asyncio.get_running_loop()
-        firsts: list[asyncio.Future[None]] = [loop.create_future() for _ in range(self._config.num_containers)]
-        for first in firsts:
-            self._keep(asyncio.create_task(self._fill_place(first)))
-        self._keep(asyncio.create_task(self._sweep()))
-        done: set[asyncio.Future[None]] = set()
-        pending = set(firsts)
-        async with asyncio.timeout(
-            2 * self._config.start_timeout_s
-        ):  # each keeps its own limit; this is against a defect
-            while pending and all(first.exception() for first in done):
-                more, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-                done |= more
-        errors = [error for first in done if (error := first.exception())]
-        if len(errors) == len(firsts):
-            raise errors[0]
+        self._sweeper = asyncio.create_task(self._sweep())
+        await self._places.start()
 
     async def close(self) -> None:
         """Stop all containers. Calls that run or wait are answered `unavailable`."""
-        self._closed = True
-        for future in self._waiting:
-            future.set_exception(_NoSlotError("the gateway is stopping"))
-        self._waiting.clear()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)  # each stops its container
+        self._slots.close()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        await self._places.close()
 
     async def run(
-        self, kind: str, code: str, *, timeout_s: float, queue_s: float, session_id: str | None
+        self, kind: str, code: str, *, timeout_s: float, queue_s: float, session_id: str | None, client: str = ""
     ) -> ToolResult:
-        """One call, or one cell of the session `session_id`; waits `queue_s` seconds at most for a slot."""
+        """One call of `client`, or one cell of the session `session_id`; waits `queue_s` seconds at most for a slot."""
         started = time.monotonic()
         try:
             if session_id is not None:
-                return await self._run_cell(kind, code, timeout_s, started + queue_s, session_id)
-            container, slot = await self._acquire(queue_s)
+                return await self._run_cell(kind, code, timeout_s, started + queue_s, session_id, client)
+            container, slot = await self._slots.acquire(client, queue_s)
             waited = time.monotonic() - started
-            return self._result(await container.call(slot, kind, code, timeout_s), timeout_s, waited, fresh=True)
-        except (_NoSlotError, RunnerError) as error:
+            reply = await container.call(slot, kind, code, timeout_s)
+            return self._result(container, reply, timeout_s, waited, fresh=True)
+        except (NoSlotError, RunnerError) as error:
+            retry_after_s = error.retry_after_s if isinstance(error, NoSlotError) else self._slots.retry_after_s()
             waited = time.monotonic() - started
-            return ToolResult(status="unavailable", message=str(error), queue_s=waited, retry_after_s=1.0)
+            return ToolResult(status="unavailable", message=str(error), queue_s=waited, retry_after_s=retry_after_s)
+
+    def state(self) -> PoolState:
+        return PoolState(
+            queue=self._slots.num_waiting,
+            clients=self._slots.num_clients,
+            slots_free=self._slots.num_free,
+            slots_taken=self._slots.num_taken,
+            sessions=sum(session.slot is not None for session in self._sessions.values()),
+            containers=self._places.counts(),
+        )
 
     # --- sessions -----------------------------------------------------------------------------------------------------
 
     async def _run_cell(
-        self, kind: str, code: str, timeout_s: float, queue_until: float, session_id: str
+        self, kind: str, code: str, timeout_s: float, queue_until: float, session_id: str, client: str
     ) -> ToolResult:
         started = time.monotonic()
         session = self._sessions.setdefault(session_id, _Session())
         session.num_cells += 1
         try:
-            async with _turn(session.lock, queue_until - started):
+            async with self._turn(session.lock, queue_until - started):
                 while True:
                     if fresh := session.slot is None:
-                        session.slot = await self._acquire(queue_until - time.monotonic())
-                    assert session.slot is not None
+                        session.slot = await self._slots.acquire(client, queue_until - time.monotonic())
+                    where = session.slot
+                    assert where is not None
                     waited = time.monotonic() - started
-                    reply = await self._call_session(session, session.slot, kind, code, timeout_s, fresh)
+                    reply = await self._call_session(session, where, kind, code, timeout_s, fresh)
                     if reply.status != "gone":
-                        return self._result(reply, timeout_s, waited, fresh=fresh)
+                        return self._result(where[0], reply, timeout_s, waited, fresh=fresh)
         finally:
             session.num_cells -= 1
             session.last_used = time.monotonic()
@@ -161,8 +148,20 @@ class Pool:
         session.slot = None
         container.end_session(slot)
 
+    def _make_room(self, num_short: int) -> None:
+        """Calls wait and every slot is taken: the sessions that were idle longest make room, one for each who waits."""
+        idle = [
+            session
+            for session in self._sessions.values()
+            if session.num_cells == 0 and session.slot is not None and self._slots.serves(session.slot[0])
+        ]
+        for session in sorted(idle, key=lambda s: s.last_used)[:num_short]:
+            self._close_session(session)
+        if idle:
+            self._forget_sessions()
+
     async def _sweep(self) -> None:
-        """Closes sessions that nobody used for `session_idle_s`."""
+        """Closes sessions that nobody used for `session_idle_s`; looks after the containers."""
         while True:
             await asyncio.sleep(SWEEP_S)
             oldest = time.monotonic() - self._config.session_idle_s
@@ -170,56 +169,46 @@ class Pool:
                 if session.num_cells == 0 and session.slot is not None and session.last_used < oldest:
                     self._close_session(session)
             self._forget_sessions()
+            self._places.sweep()
 
     def _forget_sessions(self) -> None:
         for session_id in [i for i, s in self._sessions.items() if s.slot is None and s.num_cells == 0]:
             del self._sessions[session_id]
 
-    # --- slots --------------------------------------------------------------------------------------------------------
-
-    async def _acquire(self, timeout_s: float) -> Slot:
-        """A clean slot; _NoSlotError if too many wait already, and after `timeout_s`."""
-        if self._closed:
-            raise _NoSlotError("the gateway is stopping")
-        if len(self._waiting) >= self._config.max_queue and not any(c.free for c in self._containers):
-            raise _NoSlotError(f"{len(self._waiting)} calls wait for a slot already (sandbox.max_queue)")
-        future: asyncio.Future[Slot] = asyncio.get_running_loop().create_future()
-        self._waiting.append(future)
-        self._dispatch()
+    @contextlib.asynccontextmanager
+    async def _turn(self, lock: asyncio.Lock, timeout_s: float) -> AsyncIterator[None]:
+        """Hold `lock`; NoSlotError if the session's earlier cells take longer than `timeout_s`."""
         try:
             async with asyncio.timeout(timeout_s):
-                return await asyncio.shield(future)
-        except (TimeoutError, asyncio.CancelledError) as error:
-            if not future.done():
-                self._waiting.remove(future)
-                future.cancel()
-            elif future.exception() is None:  # given at the last moment: give it back
-                container, slot = future.result()
-                container.free.add(slot)
-                self._dispatch()
-            if isinstance(error, TimeoutError):
-                raise _NoSlotError(
-                    f"the call waited {max(timeout_s, 0.0):.1f} s for a slot of {len(self._containers)} containers, "
-                    f"as did {len(self._waiting)} others"
-                ) from None
-            raise
+                await lock.acquire()
+        except TimeoutError:
+            raise self._slots.no_slot(f"the cell waited {timeout_s:.1f} s for earlier cells of its session") from None
+        try:
+            yield
+        finally:
+            lock.release()
 
-    def _dispatch(self) -> None:
-        """Hands free slots to those who wait, from the container with the most of them."""
-        while self._waiting:
-            container = max(self._containers, key=lambda c: len(c.free), default=None)
-            if container is None or not container.free:
-                break
-            self._waiting.popleft().set_result((container, container.free.pop()))
-        # Someone waits and every slot is taken: the sessions that were idle longest make room, one for each who waits.
-        num_short = len(self._waiting) - sum(len(container.closing) for container in self._containers)
-        if num_short > 0:
-            idle = [s for s in self._sessions.values() if s.slot is not None and s.num_cells == 0]
-            for session in sorted(idle, key=lambda s: s.last_used)[:num_short]:
-                self._close_session(session)
+    # --- containers ---------------------------------------------------------------------------------------------------
 
-    @staticmethod
-    def _result(reply: Reply, timeout_s: float, waited: float, *, fresh: bool) -> ToolResult:
+    def _make_container(self) -> Container:
+        self._num_made += 1
+        return Container(f"{self._prefix}-{self._num_made}", self._image, self._config, self._on_change)
+
+    def _on_change(self, container: Container, slot: int | None) -> None:
+        """A slot is free again or (None) the container died: a session that was there is no more; hand out."""
+        for session in self._sessions.values():
+            if session.slot is not None and session.slot[0] is container and slot in (None, session.slot[1]):
+                session.slot = None
+        if slot is None:
+            self._places.died(container)
+        else:
+            self._slots.freed((container, slot))
+
+    def _result(
+        self, container: Container, reply: Reply, timeout_s: float, waited: float, *, fresh: bool
+    ) -> ToolResult:
+        self._slots.ran(reply.duration_s)
+        self._places.ran(container, reply)
         status: ToolStatus = reply.status  # type: ignore[assignment]  # the runner has no other
         messages = {
             "timeout": f"killed at its limit of {timeout_s:g} s",
@@ -232,61 +221,5 @@ class Pool:
             duration_s=reply.duration_s,
             queue_s=waited,
             fresh=fresh,
+            retry_after_s=self._slots.retry_after_s() if status == "unavailable" else None,
         )
-
-    # --- containers ---------------------------------------------------------------------------------------------------
-
-    async def _fill_place(self, first: asyncio.Future[None]) -> None:
-        """Keeps one container alive; `first` tells how the first attempt went."""
-        num_failures = 0
-        while True:
-            self._num_started += 1
-            name = f"{self._prefix}-{self._num_started}"
-            container = Container(name, self._image, self._config, self._on_change)
-            started = time.monotonic()
-            try:
-                await container.start()
-                self._containers.append(container)
-                if not first.done():
-                    first.set_result(None)
-                self._dispatch()
-                await container.wait_dead()
-            except (SandboxError, OSError) as error:
-                if not first.done():
-                    first.set_exception(error)
-                    first.exception()  # retrieved: `start` may have returned
-            finally:
-                if container in self._containers:
-                    self._containers.remove(container)
-                await container.stop()
-            num_failures = 0 if time.monotonic() - started > STABLE_S else num_failures + 1
-            backoff_s = RESTART_BACKOFF_S[min(num_failures, len(RESTART_BACKOFF_S) - 1)]
-            logger.warning("%r died: %s; starting another in %.1f s", container, container.cause_of_death, backoff_s)
-            await asyncio.sleep(backoff_s)
-
-    def _on_change(self, container: Container, slot: int | None) -> None:
-        """A slot is free again or (None) the container died: a session that was there is no more; hand out."""
-        if slot is None and container in self._containers:
-            self._containers.remove(container)
-        for session in self._sessions.values():
-            if session.slot is not None and session.slot[0] is container and slot in (None, session.slot[1]):
-                session.slot = None
-        self._dispatch()
-
-    def _keep(self, task: asyncio.Task[None]) -> None:
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-
-@contextlib.asynccontextmanager
-async def _turn(lock: asyncio.Lock, timeout_s: float) -> AsyncIterator[None]:
-    """Hold `lock`; _NoSlotError if the session's earlier cells take longer than `timeout_s`."""
-    try:
-        async with asyncio.timeout(timeout_s):
-            await lock.acquire()
-    except TimeoutError:
-        raise _NoSlotError(f"the cell waited {timeout_s:.1f} s for earlier cells of its session") from None
-    try:
-        yield
-    finally:
-        lock.release()

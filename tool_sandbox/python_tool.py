@@ -26,9 +26,11 @@ class PythonTool:
     async def close(self) -> None:
         await self._pool.close()
 
-    async def run(self, content: str, *, timeout_s: float, queue_s: float, session_id: str | None) -> ToolResult:
+    async def run(
+        self, content: str, *, timeout_s: float, queue_s: float, session_id: str | None, client: str = ""
+    ) -> ToolResult:
         return await self._pool.run(
-            zygote_for(content), content, timeout_s=timeout_s, queue_s=queue_s, session_id=session_id
+            zygote_for(content), content, timeout_s=timeout_s, queue_s=queue_s, session_id=session_id, client=client
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from tool_sandbox.config import SandboxConfig
+from tool_sandbox.metrics import Metrics
 from tool_sandbox.pool import Pool
 from tool_sandbox.python_tool import PythonTool
 from tool_sandbox.search_tool import SearchTool
@@ -20,15 +21,17 @@ class Tool(Protocol):
     async def close(self) -> None:
         """Ends what runs, also after a `start` that failed or never came; what waits is answered `unavailable`."""
 
-    async def run(self, content: str, *, timeout_s: float, queue_s: float, session_id: str | None) -> ToolResult:
-        """One call: `timeout_s` seconds of execution after `queue_s` of waiting, both at most. A failure is a result.
-        Cancelling it ends what it started."""
+    async def run(
+        self, content: str, *, timeout_s: float, queue_s: float, session_id: str | None, client: str
+    ) -> ToolResult:
+        """One call of `client`, a connection: `timeout_s` seconds of execution after `queue_s` of waiting, both at most.
+        A failure is a result. Cancelling it ends what it started."""
         ...
 
 
-def build(config: SandboxConfig) -> dict[str, Tool]:
+def build(config: SandboxConfig, metrics: Metrics) -> dict[str, Tool]:
     """Registry name → tool, of those that are configured."""
-    tools: dict[str, Tool] = {"python": PythonTool(Pool(config))}
+    tools: dict[str, Tool] = {"python": PythonTool(Pool(config, metrics))}
     if config.search.kind != "none":
         tools["search"] = SearchTool(config.search)
     return tools

@@ -61,8 +61,10 @@ class SearchTool:
         if self._threads is not None:
             self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def run(self, content: str, *, timeout_s: float, queue_s: float, session_id: str | None) -> ToolResult:
-        """The documents for the query `content`; sessions mean nothing here."""
+    async def run(
+        self, content: str, *, timeout_s: float, queue_s: float, session_id: str | None, client: str = ""
+    ) -> ToolResult:
+        """The documents for the query `content`; sessions and clients mean nothing here."""
         assert self._find is not None, "start() first"
         config, started = self._config, time.monotonic()
         query = _flat(content)

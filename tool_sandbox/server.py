@@ -1,7 +1,8 @@
-"""The gateway: one gRPC method in front of the tools: a pool of containers, and a search if one is set.
+"""The gateway: gRPC in front of the tools: a pool of containers, and a search if one is set.
 
 `python -m tool_sandbox.server PARENT_PID` is what `local_sandbox` starts: settings as JSON on stdin, one line of JSON on
-stdout when it is ready (`{"address": …}`) or can't be (`{"error": …}`); it serves until SIGTERM or its parent is gone.
+stdout when it is ready (`{"address": …, "metrics_address": …}`) or can't be (`{"error": …}`); it serves until SIGTERM or
+its parent is gone.
 """
 
 from __future__ import annotations
@@ -14,26 +15,38 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import AsyncIterator, Callable
 
 import grpc
 import grpc.aio
 
 from tool_sandbox import registry, wire
-from tool_sandbox.client import MARGIN_S
+from tool_sandbox.admission import split_deadline
 from tool_sandbox.config import SandboxConfig
 from tool_sandbox.errors import AddressError, SandboxError, WireError
+from tool_sandbox.metrics import Metrics
+from tool_sandbox.tls import server_credentials
 from trajectory.types import ToolResult
 
 logger = logging.getLogger(__name__)
 
-DRAIN_S = 2.0
+SEND_S = 2.0
+"""Time for answers to leave once the tools have stopped."""
 PARENT_CHECK_S = 1.0
+READ_S = 10.0
+"""Longest wait for a request's bytes once its headers came: a client that dribbles is hung up on."""
+RETRY_DRAINING_S = 5.0
 
 _OPTIONS = [
     ("grpc.max_receive_message_length", wire.MAX_REQUEST_BYTES),
     ("grpc.max_send_message_length", wire.MAX_REPLY_BYTES),
     ("grpc.so_reuseport", 0),  # a second gateway on the same port is a mistake, not a second listener
+    ("grpc.max_concurrent_streams", 4096),  # of one connection; more wait on the client's side
+    ("grpc.max_metadata_size", 8192),
+    ("grpc.server_handshake_timeout_ms", 10_000),  # a connection that never says hello
+    ("grpc.keepalive_time_ms", 60_000),  # a client that vanished without a word
+    ("grpc.keepalive_timeout_ms", 20_000),
 ]
 
 
@@ -42,19 +55,30 @@ class Gateway:
 
     def __init__(self, config: SandboxConfig) -> None:
         self._config = config
-        self._tools = registry.build(config)
+        self._metrics = Metrics()
+        self._tools = registry.build(config, self._metrics)
         self._server = grpc.aio.server(options=_OPTIONS)
+        self._draining = False
+        self._idle = asyncio.Event()
+        self._idle.set()
         self.address = ""
+        self.metrics_address = ""
 
     async def start(self) -> None:
         """Listen, then start the tools. Errors: SandboxError, with the remedy."""
-        handler = grpc.unary_unary_rpc_method_handler(self._call)
-        self._server.add_generic_rpc_handlers(
-            (grpc.method_handlers_generic_handler(wire.SERVICE, {wire.CALL: handler}),)
-        )
+        # One request each; read as a stream so that its coming has a deadline of ours.
+        handlers = {
+            wire.CALL: grpc.stream_unary_rpc_method_handler(self._call),
+            wire.STATS: grpc.stream_unary_rpc_method_handler(self._stats),
+        }
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(wire.SERVICE, handlers),))
         host, _, _ = self._config.address.rpartition(":")
+        credentials = server_credentials(self._config.tls) if self._config.tls is not None else None
         try:
-            port = self._server.add_insecure_port(self._config.address)
+            if credentials is None:
+                port = self._server.add_insecure_port(self._config.address)
+            else:
+                port = self._server.add_secure_port(self._config.address, credentials)
         except RuntimeError:
             port = 0
         if port == 0:
@@ -62,6 +86,8 @@ class Gateway:
                 f"sandbox.address: can't listen on {self._config.address}, the port is in use or not ours; choose another, "
                 "or port 0 for a free one"
             )
+        if self._config.metrics_address:
+            self.metrics_address = self._metrics.serve(self._config)
         # What is quick to fail goes first: no containers for a gateway that lacks its search index.
         for name in sorted(self._tools, reverse=True):
             await self._tools[name].start()
@@ -69,30 +95,75 @@ class Gateway:
         self.address = f"{host}:{port}"
 
     async def stop(self) -> None:
-        # Together: new calls are refused, those that run or wait are answered, and gRPC has time to send the answers.
-        await asyncio.gather(self._server.stop(DRAIN_S), *(tool.close() for tool in self._tools.values()))
+        """Refuse new calls, let those that came end for `drain_s`, then answer the rest and go."""
+        self._draining = True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._config.drain_s):
+                await self._idle.wait()
+        # Together: those that run or wait are answered, and gRPC has time to send the answers.
+        await asyncio.gather(self._server.stop(SEND_S), *(tool.close() for tool in self._tools.values()))
 
-    async def _call(self, data: bytes, context: grpc.aio.ServicerContext) -> bytes:
+    async def _call(self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> bytes:
         """One tool call. Cancelling it, or losing the client, cancels this coroutine and kills the code."""
+        started = time.monotonic()
+        await self._admit(context)
+        data = await self._read(requests, context)
+        self._metrics.num_running += 1
+        self._idle.clear()
+        try:
+            name, result = await self._answer(data, context)
+            self._metrics.answered(name, result, time.monotonic() - started)
+            return wire.encode_result(result)
+        finally:
+            self._metrics.num_running -= 1
+            if self._metrics.num_running == 0:
+                self._idle.set()
+
+    async def _answer(self, data: bytes, context: grpc.aio.ServicerContext) -> tuple[str, ToolResult]:
+        """The tool's name, as we know it, and its result."""
+        try:
+            request = wire.decode_request(data)
+        except WireError as error:
+            return "unknown", ToolResult(status="rejected", message=str(error))
+        name = request.tool if request.tool in self._tools else "unknown"
+        if refusal := self._refuse(request):
+            return name, ToolResult(status="rejected", message=refusal)
+        if self._draining:
+            message = "the gateway is stopping"
+            return name, ToolResult(status="unavailable", message=message, retry_after_s=RETRY_DRAINING_S)
+        queue_s, timeout_s = split_deadline(context.time_remaining(), request.timeout_s, self._config.queue_timeout_s)
+        result = await self._tools[name].run(
+            request.content,
+            timeout_s=timeout_s,
+            queue_s=queue_s,
+            session_id=request.session_id,
+            client=context.peer(),
+        )
+        return name, result
+
+    async def _stats(self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> bytes:
+        await self._admit(context)
+        await self._read(requests, context)
+        return wire.encode_stats(self._metrics.stats(draining=self._draining))
+
+    async def _admit(self, context: grpc.aio.ServicerContext) -> None:
+        """Aborts the call of a stranger, before anything of it is read."""
         if self._config.token:
             sent = dict(context.invocation_metadata() or ()).get(wire.TOKEN_KEY, "")
             if not hmac.compare_digest(str(sent).encode(), self._config.token.encode()):
                 await context.abort(grpc.StatusCode.UNAUTHENTICATED, "wrong or missing token")
+
+    async def _read(self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> bytes:
+        """The request's bytes; aborts the call if they don't come."""
         try:
-            request = wire.decode_request(data)
-        except WireError as error:
-            return wire.encode_result(ToolResult(status="rejected", message=str(error)))
-        refusal = self._refuse(request)
-        if refusal:
-            return wire.encode_result(ToolResult(status="rejected", message=refusal))
-        left_s = context.time_remaining()
-        queue_s = self._config.queue_timeout_s
-        if left_s is not None:  # leave the code its time: an answer after the client's deadline helps nobody
-            queue_s = max(0.0, min(queue_s, left_s - request.timeout_s - MARGIN_S / 2))
-        result = await self._tools[request.tool].run(
-            request.content, timeout_s=request.timeout_s, queue_s=queue_s, session_id=request.session_id
-        )
-        return wire.encode_result(result)
+            async with asyncio.timeout(READ_S):
+                async for data in requests:
+                    return data
+        except TimeoutError:
+            message = f"waited {READ_S:.0f} s on the client for its request"
+            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, message)
+        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the client sent no request")
+        raise AssertionError("abort raises")
 
     def _refuse(self, request: wire.CallRequest) -> str:
         """Why a well-formed request isn't run; empty if it is."""
@@ -107,7 +178,7 @@ class Gateway:
         return ""
 
 
-async def _serve(config: SandboxConfig, announce: Callable[[str], None], parent: int | None) -> None:
+async def _serve(config: SandboxConfig, announce: Callable[[Gateway], None], parent: int | None) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -124,7 +195,7 @@ async def _serve(config: SandboxConfig, announce: Callable[[str], None], parent:
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
             await starting
-            announce(gateway.address)
+            announce(gateway)
             await stopping
     finally:
         starting.cancel()
@@ -135,7 +206,12 @@ async def _serve(config: SandboxConfig, announce: Callable[[str], None], parent:
 def run(config: SandboxConfig) -> None:
     """Serve in the foreground until SIGINT or SIGTERM. Errors: SandboxError."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-    asyncio.run(_serve(config, lambda address: print(f"sandbox gateway on {address}", flush=True), parent=None))
+
+    def announce(gateway: Gateway) -> None:
+        metrics = f", metrics on {gateway.metrics_address}" if gateway.metrics_address else ""
+        print(f"sandbox gateway on {gateway.address}{metrics}", flush=True)
+
+    asyncio.run(_serve(config, announce, parent=None))
 
 
 def main() -> int:
@@ -144,8 +220,8 @@ def main() -> int:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s sandbox gateway: %(message)s")
     config = SandboxConfig.model_validate_json(sys.stdin.read())
 
-    def announce(address: str) -> None:
-        print(json.dumps({"address": address}), flush=True)
+    def announce(gateway: Gateway) -> None:
+        print(json.dumps({"address": gateway.address, "metrics_address": gateway.metrics_address}), flush=True)
 
     try:
         asyncio.run(_serve(config, announce, parent))

@@ -1,6 +1,7 @@
-"""What travels between client and gateway: one gRPC method, msgpack maps, generic handlers, nothing generated.
+"""What travels between client and gateway: two gRPC methods, msgpack maps, generic handlers, nothing generated.
 
-client ── CallRequest ──▶ /autotraj.ToolSandbox/Call ── trajectory.types.ToolResult ──▶ client
+client ── CallRequest ──▶ /autotraj.ToolSandbox/Call  ── trajectory.types.ToolResult ──▶ client
+       ── nothing ──────▶ /autotraj.ToolSandbox/Stats ── stats.Stats ──────────────────▶
 """
 
 from __future__ import annotations
@@ -9,13 +10,17 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, get_args
 
 import msgpack
+from pydantic import ValidationError
 
 from tool_sandbox.errors import WireError
+from tool_sandbox.stats import Stats
 from trajectory.types import ToolResult, ToolStatus
 
 SERVICE = "autotraj.ToolSandbox"
 CALL = "Call"
 CALL_PATH = f"/{SERVICE}/{CALL}"
+STATS = "Stats"
+STATS_PATH = f"/{SERVICE}/{STATS}"
 TOKEN_KEY = "x-autotraj-token"
 """Metadata key of the shared token."""
 
@@ -70,6 +75,18 @@ def decode_result(data: bytes) -> ToolResult:
     if message.get("status") not in _STATUSES:
         raise WireError(f"unknown status {message.get('status')!r}")
     return ToolResult(**message)
+
+
+def encode_stats(stats: Stats) -> bytes:
+    return _pack(stats.model_dump(), MAX_REPLY_BYTES)
+
+
+def decode_stats(data: bytes) -> Stats:
+    """The stats in `data`; WireError if they aren't (a gateway of another version)."""
+    try:
+        return Stats.model_validate(_unpack(data, set(Stats.model_fields)))
+    except ValidationError as error:
+        raise WireError(f"no stats: {error.errors()[0]['msg']}") from None
 
 
 def _pack(message: dict[str, Any], limit: int) -> bytes:

@@ -65,7 +65,7 @@ def test_an_unknown_status_is_no_result() -> None:
 
 @pytest.mark.parametrize("address", ["0.0.0.0:5000", "10.1.2.3:5000", "[::]:5000"])
 def test_beyond_loopback_a_token_is_needed(address: str) -> None:
-    with pytest.raises(ValueError, match="set a token"):
+    with pytest.raises(ValueError, match="set tls, set a token"):
         SandboxConfig(address=address)
     assert SandboxConfig(address=address, token="t").address == address
 

@@ -1,0 +1,206 @@
+"""What the controller sustains: trajectories a second through the driver, with everything around it simulated.
+
+    python -m benchmarks.controller [--runners 500] [--processes 4] [--tokens 2000] [--steps 4] [--profile]
+
+Real: the GRPO loop, its ledger, admission, runner pool (a call, a deadline and a weight sync with its gate for every
+runner), the object store, scoring, the trajectory log, the training batch and its way to the learners. Simulated: rollout
+actors answer at once with a trajectory made beforehand, and the learner trains in no time. A Ray process costs some 80 MB,
+so `--runners` rollout actors live in `--processes` of them; to the controller each is a runner of its own.
+
+Prints trajectories a second, the controller thread's share of the time (at 100 % it is the limit, below it the machine that
+also plays the runners is) and what one thread could do by itself. `--profile` adds where that thread's time goes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import cProfile
+import dataclasses
+import pstats
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+
+from actors.engine import UpdateReport
+from actors.rollout import RolloutActor
+from autotraj.config import RunConfig, load
+from autotraj.grpo_config import GRPOConfig
+from autotraj.runner_pool import managed
+from cluster.session import ray_session
+from learners.batching import Sample
+from learners.group import LearnerGroup, StepResult
+from trajectory.types import Group, Segment, Task, ToolCall, ToolResult, Trajectory, Turn
+from trajectory.weights import LogprobProbe, WeightUpdate
+
+PROMPT_TOKENS = 200
+PROBE_IDS = tuple(range(32))
+
+
+def siblings(num_tokens: int, group_size: int) -> list[Trajectory]:
+    """Trajectories of two turns with a tool call between; half of them are right."""
+    rng = np.random.default_rng(0)
+    half, result = num_tokens // 2, num_tokens // 20
+    mask = np.ones(num_tokens, dtype=np.bool_)
+    mask[half : half + result] = False
+    call, answered = ToolCall("python", "print(631+98*4)"), ToolResult("ok", "1023\n", duration_s=0.01)
+    made = []
+    for index in range(group_size):
+        first = f"<think>{'a step of reasoning. ' * (num_tokens // 12)}</think>\n<code>\nprint(631+98*4)\n</code>"
+        answer = "<think>So.</think>\n<answer>\\boxed{" + ("1023" if index % 2 else "7") + "}</answer>"
+        made.append(
+            Trajectory(
+                task_id="",
+                index=index,
+                prompt_ids=rng.integers(0, 320, PROMPT_TOKENS, dtype=np.int32),
+                response_ids=rng.integers(0, 320, num_tokens, dtype=np.int32),
+                loss_mask=mask,
+                logprobs=np.where(mask, rng.normal(-0.5, 0.2, num_tokens), 0.0).astype(np.float32),
+                segments=(),
+                turns=(
+                    Turn(first, 0, half, half + result, call, answered),
+                    Turn(answer, half + result, num_tokens, num_tokens),
+                ),
+                text=f"{first}\n<result>\n1023\n</result>\n{answer}",
+                finish_reason="answer",
+            )
+        )
+    return made
+
+
+class SimulatedRunner(RolloutActor):
+    """Answers at once. `config.rollout_settings` is read for the group's size, `max_response_tokens` for the length."""
+
+    async def start(self) -> None:
+        settings = self._settings
+        self._siblings = siblings(settings.episode.max_response_tokens, settings.rollout.group_size)
+        self._version = 0
+
+    async def rollout_group(self, lease_id: str, task: Task, seed: int) -> Group:
+        segment = Segment(0, self._settings.episode.max_response_tokens, self._version)
+        trajectories = tuple(dataclasses.replace(t, task_id=task.id, segments=(segment,)) for t in self._siblings)
+        return Group(lease_id=lease_id, task=task, trajectories=trajectories)
+
+    async def update_weights(self, update: Sequence[ray.ObjectRef]) -> UpdateReport:
+        weights: WeightUpdate = await update[0]
+        self._version = weights.policy_version
+        return UpdateReport(policy_version=self._version, write_s=0.0, paused_s=0.0, num_kept=0)
+
+    async def score_probe(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
+        return np.zeros(len(token_ids) - 1, dtype=np.float32)
+
+    async def shutdown(self) -> None:
+        pass
+
+
+@ray.remote(num_cpus=0)
+class SimulatedLearner:
+    """Takes a batch from the object store, as a rank would."""
+
+    def train(self, samples: list[Sample]) -> int:
+        return len(samples)
+
+
+class SimulatedStep:
+    def __init__(self, ref: ray.ObjectRef, result: StepResult) -> None:
+        self.refs, self._result = [ref], result
+
+    def poll(self, timeout_s: float = 0.0) -> StepResult | None:
+        done, _ = ray.wait(self.refs, timeout=timeout_s)
+        return self._result if done else None
+
+
+class SimulatedLearners(LearnerGroup):
+    """Takes its batches by the object store, and is done."""
+
+    _version = 0
+
+    def start(self) -> None:
+        self._learner = SimulatedLearner.remote()
+
+    def publish(self) -> StepResult:
+        update = WeightUpdate(policy_version=self._version, backend="host", names=(), dtypes=(), shapes=(), payload={})
+        probe = LogprobProbe(
+            policy_version=self._version,
+            token_ids=PROBE_IDS,
+            logprobs=np.zeros(len(PROBE_IDS) - 1, dtype=np.float32),
+        )
+        return StepResult(policy_version=self._version, metrics={}, update=ray.put(update), probe=probe)
+
+    def start_step(self, samples: Sequence[Sample]) -> Any:
+        self._version += 1
+        return SimulatedStep(self._learner.train.remote(ray.put(list(samples))), self.publish())
+
+    def shutdown(self) -> None:
+        ray.kill(self._learner)
+
+
+class SimulatedGRPOConfig(GRPOConfig):
+    def build_learner_group(self, **_: Any) -> Any:
+        return SimulatedLearners(self.run_config.learner, self.run_config.loss)
+
+
+def measure(config: RunConfig, args: argparse.Namespace, folder: Path) -> None:
+    settings = SimulatedGRPOConfig().run(
+        config, sandbox_address="127.0.0.1:1", sandbox_token="unused", trajectory_log=str(folder / "log")
+    )
+    algo = settings.env_runners(env_runner_cls=SimulatedRunner, num_cpus_per_env_runner=0.01).build_algo()
+    try:
+        manager = managed(algo.env_runner_group)
+        handles = list(manager.actors().values())
+        manager.add_actors([handles[i % len(handles)] for i in range(args.runners - len(handles))])
+        algo.runners.adopt(start_timeout_s=120.0)
+        algo.runners.wait_ready()
+        algo.train()  # warm-up
+        profile = cProfile.Profile()
+        count, busy, started = 0.0, time.thread_time(), time.monotonic()
+        if args.profile:
+            profile.enable()
+        for step in range(args.steps):
+            metrics = algo.train()["grpo"]
+            count += metrics["num_trajectories"]
+            print(f"step {step + 1}: {metrics['num_trajectories']:.0f} trajectories, {metrics['step_seconds']:.1f} s")
+        profile.disable()
+        wall, busy = time.monotonic() - started, time.thread_time() - busy
+        print(
+            f"{args.runners} runners in {args.processes} processes, {args.tokens} tokens a trajectory: "
+            f"{count / wall:.0f} trajectories/s ({count * args.tokens / wall / 1e6:.2f} M tokens/s); "
+            f"the controller thread is busy {busy / wall:.0%} of the time: it alone could do {count / busy:.0f}"
+        )
+        if args.profile:
+            pstats.Stats(profile).sort_stats("tottime").print_stats(25)
+    finally:
+        algo.stop()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runners", type=int, default=500)
+    parser.add_argument("--processes", type=int, default=4)
+    parser.add_argument("--tokens", type=int, default=2000)
+    parser.add_argument("--groups-per-step", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--profile", action="store_true")
+    args = parser.parse_args()
+    config = load(
+        "examples/tiny/grpo.toml",
+        [
+            f"rollout.num_actors={args.processes}",
+            f"engine.max_model_len={args.tokens + PROMPT_TOKENS + 56}",
+            f"episode.max_response_tokens={args.tokens}",
+            f"episode.max_prompt_tokens={PROMPT_TOKENS}",
+            f"grpo.groups_per_step={args.groups_per_step}",
+            f"learner.micro_batch_tokens={args.tokens + PROMPT_TOKENS + 56}",
+        ],
+    )
+    with tempfile.TemporaryDirectory() as folder, ray_session(num_cpus=args.processes, num_gpus=0):
+        measure(config, args, Path(folder))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""How fast the sandbox is, measured here and now, beside other ways to run one call.
+
+Latencies are the callers', in milliseconds. Ways to run a call that share nothing with ours are there for the ratio.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from tool_sandbox import build
+from tool_sandbox.client import AsyncSandboxClient
+from tool_sandbox.config import SandboxConfig
+from tool_sandbox.container import Container
+from tool_sandbox.errors import RunnerError
+from tool_sandbox.local import LocalGateway
+
+PRINT = "print(2 + 2)"
+SYMPY = "import sympy\nx = sympy.Symbol('x')\nprint(sympy.solve(x**2 - 5*x + 6))"
+EXPECTED = {PRINT: "4\n", SYMPY: "[2, 3]\n"}
+CALL_TIMEOUT_S = 60.0
+
+Way = Callable[[str], Awaitable[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table."""
+
+    way: str
+    code: str
+    concurrency: int
+    p50_ms: float
+    p99_ms: float
+    calls_per_s: float
+    num_calls: int
+
+
+def percentile(values: list[float], q: float) -> float:
+    """The smallest of `values` that at least the share `q` of them does not exceed."""
+    ordered = sorted(values)
+    return ordered[max(0, -(-int(q * 1000) * len(ordered) // 1000) - 1)]
+
+
+async def measure(name: str, way: Way, code: str, concurrency: int, seconds: float) -> Row:
+    """`concurrency` callers, each one call after another, for `seconds`; RunnerError if one prints the wrong thing."""
+    latencies: list[float] = []
+    started = time.monotonic()
+
+    async def caller() -> None:
+        while time.monotonic() - started < seconds:
+            begun = time.monotonic()
+            output = await way(code)
+            latencies.append(1000 * (time.monotonic() - begun))
+            if output != EXPECTED[code]:
+                raise RunnerError(f"{name} printed {output!r} instead of {EXPECTED[code]!r}")
+
+    await asyncio.gather(*(caller() for _ in range(concurrency)))
+    rate = len(latencies) / (time.monotonic() - started)
+    label = "print" if code == PRINT else "sympy"
+    return Row(name, label, concurrency, percentile(latencies, 0.5), percentile(latencies, 0.99), rate, len(latencies))
+
+
+async def bare(code: str) -> str:
+    """`python -c`, as bare as it gets; its packages are those of this interpreter."""
+    return await _run(sys.executable, "-c", code)
+
+
+async def _run(*command: str) -> str:
+    process = await asyncio.create_subprocess_exec(
+        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    try:
+        async with asyncio.timeout(CALL_TIMEOUT_S):
+            output, errors = await process.communicate()
+    except TimeoutError:
+        process.kill()
+        raise RunnerError(f"{command[0]} did not end within {CALL_TIMEOUT_S:.0f} s") from None
+    if process.returncode != 0:
+        raise RunnerError(f"{' '.join(command[:3])} failed: {errors.decode('utf-8', 'replace')[-300:]}")
+    return output.decode()
+
+
+@asynccontextmanager
+async def runner_alone(config: SandboxConfig) -> AsyncIterator[Way]:
+    """One container without pool, gateway and gRPC; one call at a time. Waits until the slot is clean, as the pool does."""
+    freed = asyncio.Event()
+    container = Container(
+        f"autotraj-bench-{time.time_ns()}", build.resolve_image(config), config, lambda container, slot: freed.set()
+    )
+    slots = itertools.cycle(range(config.slots_per_container))
+
+    async def call(code: str) -> str:
+        slot = next(slots)
+        while slot not in container.free:
+            freed.clear()
+            await freed.wait()
+        container.free.remove(slot)
+        kind = "warm" if code == SYMPY else "cold"
+        return (await container.call(slot, kind, code, CALL_TIMEOUT_S)).output
+
+    try:
+        await container.start()
+        yield call
+    finally:
+        await container.stop()
+
+
+async def table(config: SandboxConfig, seconds: float, report: Callable[[Row], None]) -> list[Row]:
+    """Every row, `seconds` each; `report` hears of each as it comes. Errors: SandboxError."""
+    rows: list[Row] = []
+
+    async def add(name: str, way: Way, code: str, concurrency: int) -> None:
+        rows.append(await measure(name, way, code, concurrency, seconds))
+        report(rows[-1])
+
+    image = build.resolve_image(config)
+
+    async def docker_run(code: str) -> str:
+        return await _run("docker", "run", "--rm", "--network", "none", "--entrypoint", "python3", image, "-c", code)
+
+    await add("docker run --rm a call", docker_run, PRINT, 1)
+    for code in (PRINT, SYMPY):
+        for concurrency in (1, 8):
+            await add("bare python -c, no container", bare, code, concurrency)
+    async with runner_alone(config) as way:
+        await add("runner alone, no gateway", way, PRINT, 1)
+        await add("runner alone, no gateway", way, SYMPY, 1)
+    gateway = await asyncio.to_thread(LocalGateway, config)
+    try:
+        async with AsyncSandboxClient(gateway.address, token=config.token, tls=config.tls) as client:
+
+            async def call(code: str, session_id: str | None = None) -> str:
+                result = await client.call("python", code, timeout_s=config.max_timeout_s, session_id=session_id)
+                return result.output if result.status != "unavailable" else f"{result.status}: {result.message}"
+
+            for code, concurrency in itertools.product((PRINT, SYMPY), (1, 8, 32)):
+                await add("gateway, gRPC", call, code, concurrency)
+            await add("gateway, gRPC: a cell of a session", lambda code: call(code, "bench"), PRINT, 1)
+    finally:
+        await asyncio.to_thread(gateway.close)
+    return rows
+
+
+def render(row: Row) -> str:
+    """A line of a Markdown table."""
+    return (
+        f"| {row.way} | {row.code} | {row.concurrency} | {row.p50_ms:.1f} | {row.p99_ms:.1f} | "
+        f"{row.calls_per_s:.1f} | {row.num_calls} |"
+    )
+
+
+HEADER = "| way | code | callers | p50 ms | p99 ms | calls/s | calls |\n|---|---|---|---|---|---|---|"
+
+
+def ratios(rows: list[Row]) -> list[str]:
+    """What the table says in one line each."""
+    by = {
+        (row.way.split(",")[0].split(":")[0], row.code, row.concurrency): row for row in rows if "cell" not in row.way
+    }
+    (cell,) = (row for row in rows if "cell" in row.way)
+    print_ratio = by["gateway", "print", 8].calls_per_s / by["bare python -c", "print", 8].calls_per_s
+    sympy_ratio = by["gateway", "sympy", 8].calls_per_s / by["bare python -c", "sympy", 8].calls_per_s
+    overhead_ms = by["gateway", "print", 1].p50_ms - by["runner alone", "print", 1].p50_ms
+    return [
+        f"print at 8 callers: {print_ratio:.2f} times bare python -c",
+        f"sympy at 8 callers: {sympy_ratio:.1f} times bare python -c",
+        f"gateway over the runner alone: {overhead_ms:.2f} ms p50",
+        f"a session's cell: {cell.p50_ms:.2f} ms p50",
+    ]

@@ -1,0 +1,252 @@
+"""Keeps a node's containers: each place has one, replaced when it dies, and when it is due, before it goes.
+
+start ──▶ in service ──died──▶ stop, wait a little ──▶ start
+              │
+              └──due (age, calls, violations, unhealthy)──▶ start the next ──▶ retire: no new calls, those there end, stop
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+
+from tool_sandbox.config import SandboxConfig
+from tool_sandbox.container import Container, Reply
+from tool_sandbox.errors import RunnerError, SandboxError
+from tool_sandbox.metrics import Metrics
+from tool_sandbox.slots import Slots
+
+logger = logging.getLogger(__name__)
+
+RESTART_BACKOFF_S = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+STABLE_S = 10.0
+"""A container that lived so long didn't die of how we start it: the backoff begins anew."""
+RETIRE_CHECK_S = 0.25
+PROBE_IDLE_S = 15.0
+"""A container that nobody used for so long is asked to run a call of ours: a runner that hangs must not wait for theirs."""
+PROBE_TIMEOUT_S = 10.0
+AGE_SPREAD = 0.2
+"""Containers that started together reach `recycle_after_s` up to this share apart."""
+
+VIOLATIONS = ("memory", "output_limit")
+"""Statuses of calls that were stopped at a limit other than time, which a long computation meets in all innocence."""
+
+
+@dataclass(slots=True, eq=False)
+class Member:
+    """A container in service and what it has been through."""
+
+    container: Container
+    born: float
+    max_age_s: float
+    num_calls: int = 0
+    num_violations: int = 0
+    last_used: float = 0.0
+    due: str = ""  # why it must go
+    changed: asyncio.Event = field(default_factory=asyncio.Event)  # it died, or is due
+
+
+def reason_to_recycle(member: Member, config: SandboxConfig, now: float) -> str:
+    """Why a container that works must go; empty if it need not."""
+    if config.recycle_after_violations and member.num_violations >= config.recycle_after_violations:
+        return "violations"
+    if config.recycle_after_calls and member.num_calls >= config.recycle_after_calls:
+        return "calls"
+    if config.recycle_after_s and now - member.born >= member.max_age_s:
+        return "age"
+    return ""
+
+
+class Places:
+    """Made and used inside one event loop."""
+
+    def __init__(self, config: SandboxConfig, slots: Slots, metrics: Metrics, make: Callable[[], Container]) -> None:
+        self._config = config
+        self._slots = slots
+        self._metrics = metrics
+        self._make = make
+        self._members: dict[Container, Member] = {}  # those in service, and those that retire
+        self._one_at_a_time = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.num_starting = 0
+
+    async def start(self) -> None:
+        """Returns when a first container is ready; the others follow. Raises SandboxError if none comes up."""
+        loop = asyncio.get_running_loop()
+        firsts: list[asyncio.Future[None]] = [loop.create_future() for _ in range(self._config.num_containers)]
+        for first in firsts:
+            self._spawn(self._keep(first))
+        done: set[asyncio.Future[None]] = set()
+        pending = set(firsts)
+        async with asyncio.timeout(
+            2 * self._config.start_timeout_s
+        ):  # each keeps its own limit; this is against a defect
+            while pending and all(first.exception() for first in done):
+                more, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+                done |= more
+        errors = [error for first in done if (error := first.exception())]
+        if len(errors) == len(firsts):
+            raise errors[0]
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)  # each stops its container
+
+    def counts(self) -> dict[str, int]:
+        serving = sum(self._slots.serves(container) for container in self._members)
+        return {"serving": serving, "starting": self.num_starting, "retiring": len(self._members) - serving}
+
+    def died(self, container: Container) -> None:
+        """Its place is filled again."""
+        self._slots.gone(container)
+        if member := self._members.get(container):
+            member.changed.set()
+
+    def ran(self, container: Container, reply: Reply) -> None:
+        """A call of it ended."""
+        member = self._members.get(container)
+        if member is None:
+            return
+        member.last_used = time.monotonic()
+        member.num_calls += 1
+        member.num_violations += reply.status in VIOLATIONS
+        if reply.status == "unavailable":  # the runner lives and can't start a process
+            self._make_due(member, "unhealthy")
+        elif reason := reason_to_recycle(member, self._config, member.last_used):
+            self._make_due(member, reason)
+
+    def sweep(self) -> None:
+        """Called now and then: what is due by age, and who has been silent for too long."""
+        now = time.monotonic()
+        for member in self._members.values():
+            container = member.container
+            if not self._slots.serves(container):
+                continue
+            if reason := reason_to_recycle(member, self._config, now):
+                self._make_due(member, reason)
+            elif now - member.last_used > PROBE_IDLE_S and container.free:
+                member.last_used = now
+                self._spawn(self._probe(member))
+
+    # --- one place --------------------------------------------------------------------------------------------------
+
+    async def _keep(self, first: asyncio.Future[None]) -> None:
+        """Keeps one place filled until it is cancelled; `first` tells how the first attempt went."""
+        num_failures = 0
+        member: Member | None = None
+        try:
+            while True:
+                if member is None:
+                    try:
+                        member = await self._start()
+                    except (SandboxError, OSError) as error:
+                        if not first.done():
+                            first.set_exception(error)
+                            first.exception()  # retrieved: `start` may have returned
+                        num_failures += 1
+                        await self._wait_before_next(str(error), num_failures)
+                        continue
+                    if not first.done():
+                        first.set_result(None)
+                await member.changed.wait()
+                member.changed.clear()
+                if member.container.dead:
+                    num_failures = 0 if time.monotonic() - member.born > STABLE_S else num_failures + 1
+                    cause = f"{member.container!r} died: {member.container.cause_of_death}"
+                    self._metrics.died.inc()
+                    self._members.pop(member.container, None)
+                    self._spawn(member.container.stop())  # its place need not wait for the engine's own cleaning
+                    member = None
+                    await self._wait_before_next(cause, num_failures)
+                else:
+                    member = await self._replace(member)
+        finally:
+            if member is not None:
+                self._members.pop(member.container, None)
+                await member.container.stop()
+
+    async def _start(self) -> Member:
+        """A container, in service. Errors: SandboxError, OSError."""
+        container = self._make()
+        self.num_starting += 1
+        ready = False
+        try:
+            await container.start()
+            ready = not container.dead
+        finally:
+            self.num_starting -= 1
+            if not ready:
+                await container.stop()
+        if not ready:
+            raise RunnerError(f"{container!r} died: {container.cause_of_death}")
+        now = time.monotonic()
+        spread = 1.0 - AGE_SPREAD * random.random()
+        member = Member(container, now, self._config.recycle_after_s * spread, last_used=now)
+        self._members[container] = member
+        self._metrics.started.inc()
+        self._slots.open(container)
+        return member
+
+    async def _replace(self, member: Member) -> Member:
+        """Start the next, then let this one go; it stays if there is no next."""
+        async with self._one_at_a_time:  # memory and cores for one container more, not for twice as many
+            try:
+                following = await self._start()
+            except (SandboxError, OSError) as error:
+                logger.warning("%r is due (%s) and stays: %s", member.container, member.due, error)
+                member.due, member.num_calls, member.num_violations = "", 0, 0
+                member.born = time.monotonic()
+                return member
+        self._metrics.recycled.labels(reason=member.due).inc()
+        logger.info("%r retires: %s", member.container, member.due)
+        self._slots.retire(member.container)
+        self._spawn(self._retire(member))
+        return following
+
+    async def _retire(self, member: Member) -> None:
+        """Stop it when its calls and sessions have ended; bounded, should a session never idle."""
+        container = member.container
+        until = time.monotonic() + self._config.max_timeout_s + self._config.session_idle_s
+        try:
+            while not container.dead and self._slots.num_held(container) and time.monotonic() < until:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(container.wait_dead(), RETIRE_CHECK_S)
+        finally:
+            self._members.pop(container, None)
+            await container.stop()
+
+    async def _probe(self, member: Member) -> None:
+        """A call of ours; a container that misses its deadline dies of it (`Container.call`)."""
+        container = member.container
+        if not container.free or not self._slots.serves(container):
+            return
+        slot = (container, container.free.pop())
+        self._slots.hold(slot)
+        try:
+            reply = await container.call(slot[1], "cold", "pass", PROBE_TIMEOUT_S)
+        except RunnerError as error:
+            logger.warning("%r did not answer a probe: %s", container, error)
+            return
+        if reply.status != "ok":
+            self._make_due(member, "unhealthy")
+
+    def _make_due(self, member: Member, reason: str) -> None:
+        if not member.due and self._slots.serves(member.container):
+            member.due = reason
+            member.changed.set()
+
+    async def _wait_before_next(self, cause: str, num_failures: int) -> None:
+        backoff_s = RESTART_BACKOFF_S[min(num_failures, len(RESTART_BACKOFF_S) - 1)]
+        logger.warning("%s; starting another in %.1f s", cause, backoff_s)
+        await asyncio.sleep(backoff_s)
+
+    def _spawn(self, coroutine: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
