@@ -96,3 +96,9 @@ class Failed:
 
 
 Outcome = Finished | Failed
+
+
+def told(error: Exception) -> str:
+    """A remote error with what was raised in front: Ray's text begins with the call and ends with the exception."""
+    text = str(error).strip()
+    return f"{text.splitlines()[-1]}\n{text}"

@@ -26,7 +26,7 @@ from autotraj import gate
 from autotraj.board import StatusBoard
 from autotraj.broadcast import BroadcastSync, LearnerSide
 from autotraj.errors import RunError, Stalled
-from autotraj.runner_calls import Call, CallKind, Failed, Finished, Outcome, Runner, RunnerView, view
+from autotraj.runner_calls import Call, CallKind, Failed, Finished, Outcome, Runner, RunnerView, told, view
 from trajectory.weights import LogprobProbe
 
 logger = logging.getLogger(__name__)
@@ -264,7 +264,7 @@ class RunnerPool:
             return self._bury(call, f"{self._name(call.runner_id)} died: {error}")
         except ray.exceptions.RayError as error:
             # Rollouts return their failures as data: an exception is a defect of the engine or of ours.
-            return self._bury(call, f"{self._name(call.runner_id)} failed in {call.what}: {error}", kill=True)
+            return self._bury(call, f"{self._name(call.runner_id)} failed in {call.what}: {told(error)}", kill=True)
         handler: dict[CallKind, Callable[[Call, Any], list[Outcome]]] = {
             "start": self._on_started,
             "join": self._on_joined,

@@ -31,7 +31,7 @@ from actors.engine import UpdateReport
 from actors.rollout import RolloutActor
 from autotraj.config import RunConfig, load
 from autotraj.grpo_config import GRPOConfig
-from autotraj.runner_pool import managed
+from autotraj.runner_calls import managed
 from cluster.session import ray_session
 from learners.batching import Sample
 from learners.group import LearnerGroup, StepResult
@@ -48,7 +48,7 @@ def siblings(num_tokens: int, group_size: int) -> list[Trajectory]:
     half, result = num_tokens // 2, num_tokens // 20
     mask = np.ones(num_tokens, dtype=np.bool_)
     mask[half : half + result] = False
-    call, answered = ToolCall("python", "print(631+98*4)"), ToolResult("ok", "1023\n", duration_s=0.01)
+    call, answered = ToolCall(tool="python", content="print(631+98*4)"), ToolResult(status="ok", output="1023\n")
     made = []
     for index in range(group_size):
         first = f"<think>{'a step of reasoning. ' * (num_tokens // 12)}</think>\n<code>\nprint(631+98*4)\n</code>"
@@ -63,8 +63,8 @@ def siblings(num_tokens: int, group_size: int) -> list[Trajectory]:
                 logprobs=np.where(mask, rng.normal(-0.5, 0.2, num_tokens), 0.0).astype(np.float32),
                 segments=(),
                 turns=(
-                    Turn(first, 0, half, half + result, call, answered),
-                    Turn(answer, half + result, num_tokens, num_tokens),
+                    Turn(text=first, start=0, end=half, result_end=half + result, tool_call=call, tool_result=answered),
+                    Turn(text=answer, start=half + result, end=num_tokens, result_end=num_tokens),
                 ),
                 text=f"{first}\n<result>\n1023\n</result>\n{answer}",
                 finish_reason="answer",
@@ -82,7 +82,7 @@ class SimulatedRunner(RolloutActor):
         self._version = 0
 
     async def rollout_group(self, lease_id: str, task: Task, seed: int) -> Group:
-        segment = Segment(0, self._settings.episode.max_response_tokens, self._version)
+        segment = Segment(start=0, end=len(self._siblings[0].response_ids), policy_version=self._version)
         trajectories = tuple(dataclasses.replace(t, task_id=task.id, segments=(segment,)) for t in self._siblings)
         return Group(lease_id=lease_id, task=task, trajectories=trajectories)
 
