@@ -1,40 +1,15 @@
-"""`submit`: what it refuses before shipping anything, and real jobs on a cluster of cluster/fake.yaml."""
+"""`submit`: what it refuses before shipping anything, and what it ships."""
 
-import json
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "cluster"))
-from fake_cluster import ROOT, FakeCluster, fake_cluster
 
 from autotraj import submit
 from autotraj.__main__ import main, parser
 from autotraj.errors import UserError
 
 TINY = "examples/tiny/run.toml"
-CLIENT = """
-import sys
-from pathlib import Path
-from cluster import jobs
-
-address, folder, *words = sys.argv[1:]
-client = jobs.connect(address)
-env = {"RAY_JOB_STOP_WAIT_TIME_S": "60"}
-job = jobs.submit(client, jobs.Job(" ".join(words), Path(folder), [], env, {}))
-def write(text):
-    print(text, end="", flush=True)
-    if "STOP" in env and "running" in text: jobs.stop(client, job, 90)
-if words[-1].endswith("checkpoint.txt"): env["STOP"] = "1"
-ended = jobs.follow(client, job, write)
-print("END", str(ended.status), jobs.exit_code(ended.status, ended.driver_exit_code))
-"""
-
-
-# --- refused here
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -92,66 +67,3 @@ def test_a_resumed_job_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     assert job.env["RAY_JOB_STOP_WAIT_TIME_S"] == "600"
     run = ["run", "--config", TINY, "run_dir=/shared/x"]
     assert submit.resume_words(run, submit._check(run, None)) == run
-
-
-# --- real jobs
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[FakeCluster]:
-    with fake_cluster() as running:
-        yield running
-
-
-def client(cluster: FakeCluster, *words: str, timeout_s: float = 240.0) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *words],
-        cwd=ROOT,
-        env=cluster.client_environment,
-        capture_output=True,
-        text=True,
-        timeout=timeout_s,
-    )
-
-
-@pytest.mark.ray
-def test_a_command_of_ours_as_a_job(cluster: FakeCluster) -> None:
-    words = ["-m", "autotraj", "submit", "--address", cluster.dashboard, "--job-id", "plan"]
-    done = client(cluster, *words, "--", "run", "--dry-run", "--config", TINY)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "work         30 steps" in done.stdout
-    again = client(cluster, *words[:5], "--follow", "plan")
-    assert again.returncode == 0, again.stdout + again.stderr
-    assert "work         30 steps" in again.stdout
-
-
-@pytest.mark.ray
-def test_actors_come_up_on_nodes_of_their_role_and_idle_nodes_go(cluster: FakeCluster) -> None:
-    done = client(cluster, "-c", CLIENT, cluster.dashboard, "tests/cluster", "python placement_job.py")
-    (line,) = [part for part in done.stdout.splitlines() if part.startswith("PLACED ")]
-    placed = json.loads(line.removeprefix("PLACED "))
-    assert {who.rstrip("01"): roles for who, roles in placed["found"].items()} == {
-        "learner": ["learner"],
-        "rollout": ["rollout"],
-        "sandbox": ["sandbox"],
-    }
-    assert placed["peak"] == 5  # head, learner, two rollout nodes of one CPU, sandbox
-    assert placed["left"] == 1
-    assert "END SUCCEEDED 0" in done.stdout
-
-
-@pytest.mark.ray
-def test_a_stopped_job_may_finish_and_is_no_success(cluster: FakeCluster, tmp_path: Path) -> None:
-    kept = tmp_path / "checkpoint.txt"
-    done = client(cluster, "-c", CLIENT, cluster.dashboard, "tests/cluster", f"python stoppable_job.py {kept}")
-    assert "END STOPPED 130" in done.stdout, done.stdout + done.stderr
-    assert kept.read_text() == "checkpoint"
-
-
-@pytest.mark.ray
-def test_another_token_is_refused(cluster: FakeCluster) -> None:
-    words = ["-m", "autotraj", "submit", "--address", cluster.dashboard, "--follow", "plan"]
-    env = cluster.client_environment | {"RAY_AUTH_TOKEN": "0" * 32}
-    done = subprocess.run([sys.executable, *words], cwd=ROOT, env=env, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 2
-    assert "refuses this client's token" in done.stderr
