@@ -31,7 +31,7 @@ from actors.engine import UpdateReport
 from actors.rollout import RolloutActor
 from autotraj.config import RunConfig, load
 from autotraj.grpo_config import GRPOConfig
-from autotraj.runner_pool import managed
+from autotraj.runner_calls import managed
 from cluster.session import ray_session
 from learners.batching import Sample
 from learners.group import LearnerGroup, StepResult
