@@ -264,6 +264,7 @@ class GRPO(Algorithm):
             "sync_seconds": self.runners.sync_seconds,
             **describe_ledger(self._ledger),
             **{f"learner/{name}": float(value) for name, value in result.metrics.items()},
+            **{f"learner/seconds/{phase}": seconds for phase, seconds in result.seconds.items()},
             **(self._scorer.metrics() if self._scorer else {}),
             **(self._repair.metrics() if self._repair else {}),
         }

@@ -45,6 +45,7 @@ class StepResult:
 
     policy_version: int
     metrics: dict[str, float]
+    seconds: dict[str, float]  # rank 0's time, by phase
     update: ray.ObjectRef  # of a WeightUpdate; owned by the caller, so it outlives the learners
     probe: LogprobProbe | None  # None if the group has no probe_ids
 

@@ -63,8 +63,7 @@ class Learner:
         metrics = self.engine.policy_step(samples)
         with self.engine.clock("publish"):
             report, update = self.publish(probe_ids)
-        seconds = {f"seconds/{phase}": taken for phase, taken in self.engine.clock.take().items()}
-        return report | {"metrics": metrics | seconds}, update
+        return report | {"metrics": metrics, "seconds": self.engine.clock.take()}, update
 
     def publish(self, probe_ids: Sequence[int] | None) -> tuple[dict[str, Any], WeightUpdate | None]:
         """The current weights and what they make of `probe_ids`."""
@@ -75,7 +74,7 @@ class Learner:
             logprobs = self.engine.logprobs(probe_ids, temperature=1.0)
             probe = LogprobProbe(policy_version=version, token_ids=tuple(map(int, probe_ids)), logprobs=logprobs)
         update = host_update(self.engine) if self.config.weight_sync == "host" else nccl_update(self.engine)
-        return {"policy_version": version, "probe": probe, "metrics": {}}, update
+        return {"policy_version": version, "probe": probe, "metrics": {}, "seconds": {}}, update
 
     def sft_step(self, samples: Sequence[Sample]) -> dict[str, float]:
         return self.engine.sft_step(samples)

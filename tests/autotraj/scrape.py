@@ -14,10 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import ray
-from conftest import ROOT
 from prometheus_client.parser import text_string_to_metric_families
 
-DASHBOARD = ROOT / "cluster/grafana_dashboard.json"
+DASHBOARD = Path(__file__).resolve().parents[2] / "cluster/grafana_dashboard.json"
 METRIC = re.compile(r"\bray_autotraj_\w+")
 
 

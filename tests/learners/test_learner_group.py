@@ -91,6 +91,7 @@ def test_two_ranks_train_save_resume_at_one_die_and_come_back(
     # One rank, in this process, goes on from the two ranks' checkpoint exactly as they do.
     gang.save_to_path(tmp_path / "checkpoint")
     third = gang.train_step(samples)
+    assert set(third.seconds) == {"pack", "logprobs", "gradients", "optimizer", "publish"}
     resumed = DeepSpeedEngine(config(tiny_model, zero_stage=gang.config.zero_stage), LOSS)
     resumed.load(tmp_path / "checkpoint")
     assert resumed.policy_version == 2
