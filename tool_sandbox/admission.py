@@ -18,8 +18,8 @@ T = TypeVar("T")
 REPLY_MARGIN_S = 2.5
 """Of a client's deadline, kept from queueing: the kill, and a large reply on a busy machine."""
 RUN_SHARE, QUEUE_SHARE = 0.8, 0.1
-"""Of a client's deadline, the most that execution gets and the least that queueing gets: who is killed in time still gets the
-partial output, and a slot that is just being cleaned can be waited for."""
+"""Of a client's deadline, the most that execution gets and the least that queueing gets: who is killed in time still gets
+its partial output, and a slot that is being cleaned can be waited for."""
 MIN_RETRY_S, MAX_RETRY_S = 0.1, 30.0
 
 
