@@ -17,8 +17,9 @@ T = TypeVar("T")
 
 REPLY_MARGIN_S = 2.5
 """Of a client's deadline, kept from queueing: the kill, and a large reply on a busy machine."""
-REPLY_SHARE = 0.1
-"""Of a client's deadline, kept from execution: who is killed in time still gets the partial output."""
+RUN_SHARE, QUEUE_SHARE = 0.8, 0.1
+"""Of a client's deadline, the most that execution gets and the least that queueing gets: who is killed in time still gets
+its partial output, and a slot that is being cleaned can be waited for."""
 MIN_RETRY_S, MAX_RETRY_S = 0.1, 30.0
 
 
@@ -112,8 +113,9 @@ def retry_after_s(num_waiting: int, num_slots: int, mean_call_s: float) -> float
 def split_deadline(left_s: float | None, timeout_s: float, queue_timeout_s: float) -> tuple[float, float]:
     """What a call may wait and how long it may run, of what its client's deadline leaves (None: it has none).
 
-    Queueing never takes from the code's own time, and the code ends before the client stops listening."""
+    Both together end before the client stops listening."""
     if left_s is None:
         return queue_timeout_s, timeout_s
-    queue_s = max(0.0, min(queue_timeout_s, left_s - timeout_s - REPLY_MARGIN_S))
-    return queue_s, max(0.0, min(timeout_s, left_s * (1 - REPLY_SHARE)))
+    left_s = max(left_s, 0.0)
+    queue_s = min(queue_timeout_s, max(left_s - timeout_s - REPLY_MARGIN_S, QUEUE_SHARE * left_s))
+    return queue_s, min(timeout_s, RUN_SHARE * left_s)

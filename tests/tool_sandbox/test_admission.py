@@ -126,8 +126,8 @@ def test_the_hint_is_the_time_the_queue_takes(waiting: int, slots: int, mean_s: 
         (None, (30.0, 5.0)),
         (40.0, (30.0, 5.0)),
         (12.5, (5.0, 5.0)),  # 12.5 - 5 - 2.5
-        (6.0, (0.0, 5.0)),
-        (4.0, (0.0, 3.6)),  # the client would not hear of an end at 5
+        (7.0, (0.7, 5.0)),
+        (5.0, (0.5, 4.0)),  # the client would not hear of an end at 5
         (-1.0, (0.0, 0.0)),
     ],
 )

@@ -39,7 +39,7 @@ def containers(gateway: LocalGateway) -> list[str]:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
 
 
-def wait_for(condition: Callable[[], bool], timeout_s: float = 15.0) -> None:
+def wait_for(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, f"waited {timeout_s} s"
@@ -80,7 +80,7 @@ def test_queue_overflow_and_queue_timeout(doomed: LocalGateway) -> None:
     assert "waited 2." in results["waits"].message
     assert "max_queue" in results["overflows"].message
     assert results["overflows"].retry_after_s is not None
-    assert time.monotonic() - start < 8
+    assert time.monotonic() - start < 30
 
 
 def test_a_killed_container_answers_and_is_replaced(doomed: LocalGateway) -> None:
@@ -94,10 +94,10 @@ def test_a_killed_container_answers_and_is_replaced(doomed: LocalGateway) -> Non
         call.start()
         time.sleep(1.0)
         subprocess.run(["docker", "kill", before], check=True, capture_output=True)
-        call.join(5)
+        call.join(60)
         assert [r.status for r in results] == ["unavailable"]
         assert before in results[0].message
-        after = client.call("python", "print(2)", timeout_s=5, session_id="s")  # waits for the replacement
+        after = client.call("python", "print(2)", timeout_s=20, session_id="s")  # waits for the replacement
         assert (after.status, after.output, after.fresh) == ("ok", "2\n", True)
         assert before not in containers(doomed)
 
@@ -186,7 +186,7 @@ def test_a_silent_gateway_is_unavailable_at_the_deadline() -> None:
         with SandboxClient(address, queue_timeout_s=0.0) as client:
             result = client.call("python", "1", timeout_s=0.5)
         assert result.status == "unavailable"
-        assert time.monotonic() - start < 8
+        assert time.monotonic() - start < 30
 
 
 def test_a_missing_image_is_told_with_its_remedy() -> None:
