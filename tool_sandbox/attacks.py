@@ -99,7 +99,7 @@ print("end")
         "kernel interfaces",
         "io_uring, bpf, perf, userfaultfd, keys, tracing, memory files: any answer but 'not there'",
         f"""
-column = {dict((machine, column) for machine, (column, _) in MACHINES.items())!r}[os.uname().machine]
+column = {MACHINES!r}[os.uname().machine][0]
 for name, numbers in {DENIED!r}.items():
     ctypes.set_errno(0)
     result = libc.syscall(numbers[column], 0, 0, 0, 0, 0, 0)

@@ -13,8 +13,8 @@ import glob
 home = os.getcwd()
 end = time.monotonic() + 1.0
 while time.monotonic() < end:
-    patterns = ("/w/*", "/w/*/*", "/tmp/*", "/dev/shm/*", "/proc/[0-9]*/environ", "/proc/[0-9]*/cmdline", "/proc/[0-9]*/fd/*",
-                "/proc/[0-9]*/mem", "/proc/[0-9]*/cwd/*", "/proc/[0-9]*/root/w/*/*", "/proc/[0-9]*/task/*/environ")
+    patterns = ("/w/*", "/w/*/*", "/tmp/*", "/dev/shm/*", "/proc/[0-9]*/environ", "/proc/[0-9]*/cmdline",
+                "/proc/[0-9]*/fd/*", "/proc/[0-9]*/mem", "/proc/[0-9]*/cwd/*", "/proc/[0-9]*/root/w/*/*", "/proc/[0-9]*/task/*/environ")
     for pattern in patterns:
         for path in glob.glob(pattern):
             if not path.startswith((home, f"/proc/{os.getpid()}/")):
@@ -134,10 +134,10 @@ print("end")
 import builtins, math, site, sympy
 poison = "print('BREACH poisoned'); raise SystemExit"
 version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
-places = [os.getcwd(), "/tmp", "/dev/shm", f"{os.environ['HOME']}/.local/lib/{version}/site-packages", site.getusersitepackages()]
-places += [place for place in sys.path if place]
+places = [os.getcwd(), "/tmp", "/dev/shm", f"{os.environ['HOME']}/.local/lib/{version}/site-packages"]
+places += [site.getusersitepackages()] + [place for place in sys.path if place]
 for place in places:
-    for name in ("sitecustomize.py", "usercustomize.py", "json.py", "numpy.py", "math.py", "sympy/__init__.py", "poison.pth"):
+    for name in ("sitecustomize.py", "usercustomize.py", "json.py", "numpy.py", "math.py", "sympy/__init__.py", "x.pth"):
         try:
             os.makedirs(os.path.dirname(f"{place}/{name}"), exist_ok=True)
             open(f"{place}/{name}", "w").write(poison)

@@ -195,7 +195,9 @@ class Container:
             if (protocol := frame.get("protocol", 1)) != PROTOCOL:
                 raise RunnerError(f"its runner speaks version {protocol} of the protocol, this gateway {PROTOCOL}")
             if frame["missing"]:
-                logger.warning("%r: the image lacks %s: code that imports them fails", self, ", ".join(frame["missing"]))
+                logger.warning(
+                    "%r: the image lacks %s: code that imports them fails", self, ", ".join(frame["missing"])
+                )
             self.free = set(range(self._config.slots_per_container))
             self._ready.set()
         elif frame["op"] == "free":

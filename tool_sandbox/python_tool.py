@@ -35,5 +35,5 @@ class PythonTool:
 
 
 def zygote_for(code: str) -> str:
-    """`warm` (numpy, pandas, scipy and sympy are imported) for code that mentions one of them, else `cold`, which forks faster."""
+    """`warm` (numpy, pandas, scipy, sympy are imported) for code that names one of them, else `cold`, which forks faster."""
     return "warm" if _HEAVY.search(code) else "cold"

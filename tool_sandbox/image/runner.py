@@ -22,7 +22,8 @@ import subprocess
 import sys
 import time
 
-from tool_sandbox.image.slot import EXIT_MEMORY, NEVER, PIPE_BYTES, Slot, oom_kills
+from tool_sandbox.image.call import EXIT_MEMORY
+from tool_sandbox.image.slot import NEVER, PIPE_BYTES, Slot, oom_kills
 
 PROTOCOL = 2
 """Told when ready: the gateway's side must be of the same. Raise it with every change of a frame."""
