@@ -13,8 +13,8 @@ import glob
 home = os.getcwd()
 end = time.monotonic() + 1.0
 while time.monotonic() < end:
-    patterns = ("/w/*", "/w/*/*", "/tmp/*", "/dev/shm/*", "/proc/[0-9]*/environ", "/proc/[0-9]*/cmdline",
-                "/proc/[0-9]*/fd/*", "/proc/[0-9]*/mem", "/proc/[0-9]*/cwd/*", "/proc/[0-9]*/root/w/*/*", "/proc/[0-9]*/task/*/environ")
+    patterns = ("/w/*", "/w/*/*", "/tmp/*", "/dev/shm/*", "/proc/[0-9]*/environ", "/proc/[0-9]*/cmdline")
+    patterns += ("/proc/[0-9]*/fd/*", "/proc/[0-9]*/mem", "/proc/[0-9]*/cwd/*", "/proc/[0-9]*/root/w/*/*")
     for pattern in patterns:
         for path in glob.glob(pattern):
             if not path.startswith((home, f"/proc/{os.getpid()}/")):
