@@ -30,9 +30,8 @@ def lacks_runner() -> Iterator[str]:
 
 @pytest.fixture
 def of_another_version() -> Iterator[str]:
-    code = 'import time, struct; b = b\'{\\\\"op\\\\": \\\\"ready\\\\"}\''
-    code += "; print(struct.pack('>I', len(b)).decode() + b.decode(), end='', flush=True); time.sleep(60)"
-    yield from built(f'FROM {image_tag()}\nENTRYPOINT ["python3", "-c", "{code}"]\n')
+    runner = "/opt/runner/tool_sandbox/image/runner.py"
+    yield from built(f"FROM {image_tag()}\nRUN sed -i 's/^PROTOCOL = .*/PROTOCOL = 1/' {runner}\n")
 
 
 @pytest.fixture
