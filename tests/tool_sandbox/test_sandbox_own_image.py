@@ -9,6 +9,7 @@ import pytest
 from tool_sandbox.build import image_tag
 from tool_sandbox.errors import ImageError
 from tool_sandbox.image import syscalls
+from tool_sandbox.image.runner import PROTOCOL
 from tool_sandbox.local import local_sandbox
 
 
@@ -30,8 +31,9 @@ def lacks_runner() -> Iterator[str]:
 
 @pytest.fixture
 def of_another_version() -> Iterator[str]:
-    runner = "/opt/runner/tool_sandbox/image/runner.py"
-    yield from built(f"FROM {image_tag()}\nRUN sed -i 's/^PROTOCOL = .*/PROTOCOL = 1/' {runner}\n")
+    change = "import pathlib; p = pathlib.Path('/opt/runner/tool_sandbox/image/runner.py'); "
+    change += f"p.write_text(p.read_text().replace('PROTOCOL = {PROTOCOL}', 'PROTOCOL = 1'))"
+    yield from built(f'FROM {image_tag()}\nRUN python3 -c "{change}"\n')
 
 
 @pytest.fixture
