@@ -58,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
     actions = sandbox.add_subparsers(dest="action", required=True, metavar="ACTION")
     _with_config(actions, "serve", "run a gateway in the foreground", _sandbox_serve)
     _with_config(actions, "build", "build the image if it isn't there", _sandbox_build)
+    _with_config(actions, "attack", "run the attack suite against the configured containers", _sandbox_attack)
     _with_config(actions, "stats", "what the gateway at sandbox.address says of itself", _sandbox_stats)
     bench = _with_config(actions, "bench", "measure calls/s and latencies here and now", _sandbox_bench)
     bench.add_argument("--seconds", type=float, default=5.0, help="of each row (default: %(default)s)")
@@ -166,6 +167,12 @@ def _sandbox_serve(args: argparse.Namespace) -> int:
     from autotraj import sandbox
 
     return sandbox.serve(args.config, args.overrides)
+
+
+def _sandbox_attack(args: argparse.Namespace) -> int:
+    from autotraj import sandbox_attack
+
+    return sandbox_attack.attack(args.config, args.overrides)
 
 
 def _sandbox_build(args: argparse.Namespace) -> int:

@@ -18,9 +18,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tool_sandbox import left_behind
+from tool_sandbox import build, left_behind
 from tool_sandbox.config import SandboxConfig
-from tool_sandbox.errors import RunnerError
+from tool_sandbox.errors import ImageError, RunnerError
+from tool_sandbox.image.runner import PROTOCOL
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +30,8 @@ MAX_FRAME_BYTES = 64 * MIB
 SPARE_PROCESSES = 16  # supervisor, zygotes and cleaners, besides the calls' own
 BASELINE_MIB = 256  # supervisor and zygotes
 STOP_TIMEOUT_S = 10.0
-# RLIMIT_NPROC counts a uid's processes over all containers of the kernel: every container has uids of its own.
+# RLIMIT_NPROC counts a uid's processes over all containers of the kernel: every container has uids of its own, one for
+# each slot's calls and one for its guard (image/cleaning.py).
 UID_STRIDE = 32
 _uid_blocks = itertools.count(random.randrange(1 << 20))
 
@@ -75,7 +77,8 @@ class Container:
         return bool(self.cause_of_death)
 
     async def start(self) -> None:
-        """Run the container and wait until its zygotes are up; RunnerError after `start_timeout_s`."""
+        """Run the container and wait until its zygotes are up, `start_timeout_s` at most. Errors: RunnerError; ImageError
+        if the image is the user's own."""
         self._process = await asyncio.create_subprocess_exec(
             *docker_command(self.name, self._image, self._config),
             stdin=asyncio.subprocess.PIPE,
@@ -89,6 +92,11 @@ class Container:
                 await self._ready.wait()
         except TimeoutError:
             self._die(f"it was not ready within {self._config.start_timeout_s:.0f} s")
+        if self.dead and self._config.image:
+            raise ImageError(
+                f"sandbox.image: {self._image} has no working runner: {self.cause_of_death}; make it "
+                f"`FROM {build.image_tag()}`, the image of `python -m autotraj sandbox build`, and keep its entry point"
+            )
         if self.dead:
             raise RunnerError(f"{self!r} did not start: {self.cause_of_death}")
 
@@ -184,6 +192,12 @@ class Container:
 
     def _on_frame(self, frame: dict[str, Any]) -> None:
         if frame["op"] == "ready":
+            if (protocol := frame.get("protocol", 1)) != PROTOCOL:
+                raise RunnerError(f"its runner speaks version {protocol} of the protocol, this gateway {PROTOCOL}")
+            if frame["missing"]:
+                logger.warning(
+                    "%r: the image lacks %s: code that imports them fails", self, ", ".join(frame["missing"])
+                )
             self.free = set(range(self._config.slots_per_container))
             self._ready.set()
         elif frame["op"] == "free":
@@ -218,15 +232,17 @@ def docker_command(name: str, image: str, config: SandboxConfig) -> list[str]:
     }
     memory_mib = BASELINE_MIB + config.slots_per_container * (config.memory_mib + config.scratch_mib)
     cpus = min(config.cpus, os.cpu_count() or 1)  # Docker refuses more than there are
-    owned = "uid={0},gid={0},mode=0700,nosuid,nodev"
+    # Root's: who may write there can't open it to the neighbours.
+    owned = "uid=0,gid={0},mode=0770,nosuid,nodev"
     tmpfs = [
         f"/w/{slot}:size={config.scratch_mib}m,nr_inodes=4096,{owned.format(uid_base + slot)}"
         for slot in range(config.slots_per_container)
     ]
     command = ["docker", "run", "--rm", "--interactive", "--init", "--name", name, "--label", left_behind.own_label()]
-    command += ["--network", "none", "--ipc", "private", "--shm-size", "16m", "--read-only", "--log-driver", "none"]
-    command += ["--tmpfs", "/tmp:size=16m,nr_inodes=4096,nosuid,nodev"]
-    for mount in tmpfs:
+    command += ["--network", "none", "--ipc", "private", "--read-only", "--log-driver", "none"]
+    # Docker's own /dev/shm bounds bytes, not inodes: a million empty files would be kernel memory, and long to remove.
+    shared = "size=16m,nr_inodes=4096,mode=1777,nosuid,nodev"
+    for mount in (f"/tmp:{shared}", f"/dev/shm:{shared}", *tmpfs):
         command += ["--tmpfs", mount]
     command += ["--cap-drop", "ALL", "--cap-add", "SETUID", "--cap-add", "SETGID"]
     command += ["--security-opt", "no-new-privileges"]

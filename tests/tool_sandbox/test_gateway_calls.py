@@ -58,7 +58,7 @@ def test_the_deadline_is_kept_and_partial_output_with_it(roomy: SandboxClient) -
     assert time.monotonic() - started < 2.0
     assert (result.status, result.output) == ("timeout", "before\n")
     assert result.message == "killed at its limit of 0.5 s"
-    assert 0.5 <= result.duration_s < 2.0
+    assert 0.4 <= result.duration_s < 2.0  # interrupted a fifth before its limit
 
 
 def test_a_deadline_that_beats_the_fork_is_kept_too(roomy: SandboxClient) -> None:

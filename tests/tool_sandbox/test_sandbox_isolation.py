@@ -105,7 +105,7 @@ for pid in others:
     attempt(f"oom {pid}", lambda: open(f"/proc/{pid}/oom_score_adj", "w").write("1000"))
 attempt("oom_score_adj", lambda: open("/proc/self/oom_score_adj", "w").write("-1000"))
 attempt("setuid", lambda: os.setuid(0))
-attempt("write", lambda: open("/opt/runner/runner.py", "a").close())
+attempt("write", lambda: open("/opt/runner/tool_sandbox/image/runner.py", "a").close())
 attempt("write", lambda: open("/opt/site-packages/x.py", "a").close())
 attempt("mknod", lambda: os.mknod("/tmp/null", 0o20666, os.makedev(1, 3)))
 attempt("unshare", lambda: (_ for _ in ()).throw(OSError) if libc.unshare(0x10000000) else None)
@@ -121,8 +121,8 @@ def test_there_is_no_network(strict: SandboxClient) -> None:
 import os, socket
 print(os.listdir("/sys/class/net"))
 for family, address in ((socket.AF_INET, ("192.0.2.1", 53)), (socket.AF_INET, ("172.17.0.1", 22))):
-    s = socket.socket(family); s.settimeout(1)
     try:
+        s = socket.socket(family); s.settimeout(1)
         s.connect(address); print("CONNECTED")
     except OSError as error:
         print(error.strerror)
@@ -187,7 +187,6 @@ for top in ("/tmp", "/dev/shm", os.getcwd()):
     for _ in range(1200):
         os.mkdir("d"); os.chdir("d")
     os.chdir("/")
-os.chmod(os.environ["HOME"], 0o777)
 for place in ("/etc/x", "/opt/x", "/run/x", "/var/tmp/x", "/dev/x", "/w/x", "/x"):
     try:
         open(place, "w"); print("WROTE", place)
@@ -201,7 +200,7 @@ import os
 print(os.getuid())
 print([sorted(os.listdir(top)) for top in ("/tmp", "/dev/shm", os.getcwd())], oct(os.stat(os.getcwd()).st_mode))
 """
-    assert run(strict, code, timeout_s=10) == f"{uid}\n[[], [], []] 0o40700"  # and the container didn't have to go
+    assert run(strict, code, timeout_s=10) == f"{uid}\n[[], [], []] 0o40770"  # and the container didn't have to go
 
 
 def test_no_system_v_object_outlives_a_call(strict: SandboxClient) -> None:

@@ -47,7 +47,7 @@ def test_containers_share_no_uid() -> None:
     uids = []
     for name in ("a", "b"):
         command = docker_command(name, "image", config)
-        uids += [int(word.split("uid=")[1].split(",")[0]) for word in command if word.startswith("/w/")]
+        uids += [int(word.split("gid=")[1].split(",")[0]) for word in command if word.startswith("/w/")]
     assert len(set(uids)) == 32
     assert min(uids) >= 1_000_000
     assert UID_STRIDE >= 16

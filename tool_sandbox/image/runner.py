@@ -21,36 +21,23 @@ import struct
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
-from pathlib import Path
 
-EXIT_MEMORY = 77  # zygote.py's
+from tool_sandbox.image.call import EXIT_MEMORY
+from tool_sandbox.image.slot import NEVER, PIPE_BYTES, Slot, oom_kills
+
+PROTOCOL = 2
+"""Told when ready: the gateway's side must be of the same. Raise it with every change of a frame."""
+
 MAX_FRAME_BYTES = 8 * 1024 * 1024
-PIPE_BYTES = 256 * 1024
 KEPT_ENVIRONMENT = ("PATH", "LANG", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
 """All that code may see of the container's environment, where Docker may have put a proxy's password."""
 
-OOM_COUNTERS = ("/sys/fs/cgroup/memory/memory.oom_control", "/sys/fs/cgroup/memory.events")
 CLEAN_DEADLINE_S = 10.0
 """A slot that isn't clean by then is given up, and the container with it."""
 
-
-@dataclass(slots=True)
-class Slot:
-    """One uid and its directory. `call_id` is None between a call's answer and the end of its cleaning."""
-
-    number: int
-    kind: str = ""
-    call_id: int | None = None
-    verdict: str = ""  # why we are killing it, which is then the status
-    started: float = 0.0
-    oom_kills: int = 0  # in the container, before the call
-    deadline: float = float("inf")
-    output_fd: int = -1
-    output: bytearray = field(default_factory=bytearray)
-    control: socket.socket | None = None  # of an open session
-    exited: bool = True
-    cleaning_until: float = float("inf")
+SOFT_S = 0.25
+"""So long before its deadline, or a fifth of its time if that is less, a call is interrupted by SIGINT: Python then ends it
+in order, and what it had printed without a line's end, or its children had, is not lost. SIGKILL comes at the deadline."""
 
 
 class Runner:
@@ -62,11 +49,12 @@ class Runner:
         self.inbox = bytearray()
         self.zygotes = {kind: self.spawn(kind) for kind in ("cold", "warm")}
         self.starting = set(self.zygotes)
+        self.missing: list[str] = []  # modules that could not be preloaded
 
     def spawn(self, kind: str) -> socket.socket:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        script = str(Path(__file__).with_name("zygote.py"))
-        command = [sys.executable, script, kind, json.dumps(self.limits), str(theirs.fileno())]
+        module = "tool_sandbox.image.zygote"  # found as this one was: in the working directory
+        command = [sys.executable, "-m", module, kind, json.dumps(self.limits), str(theirs.fileno())]
         subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -108,7 +96,7 @@ class Runner:
             self.on_time()
 
     def wait_ms(self) -> float:
-        nearest = min(min(slot.deadline, slot.cleaning_until) for slot in self.slots)
+        nearest = min(min(slot.soft_deadline, slot.deadline, slot.cleaning_until) for slot in self.slots)
         return max(0.0, min(nearest - time.monotonic(), 60.0)) * 1000 + 1
 
     def on_time(self) -> None:
@@ -116,8 +104,11 @@ class Runner:
         for slot in self.slots:
             if slot.cleaning_until < now:
                 sys.exit(f"slot {slot.number} can't be cleaned")
+            if slot.soft_deadline < now and slot.call_id is not None:
+                slot.soft_deadline = NEVER
+                self.interrupt(slot)
             if slot.deadline < now and slot.call_id is not None:
-                slot.deadline = float("inf")
+                slot.deadline = NEVER
                 self.kill(slot, "timeout")
 
     # -- the gateway ------------------------------------------------------------------------------------------------
@@ -160,7 +151,9 @@ class Runner:
             if slot.kind:
                 self.kill(slot, "cancelled")
             return
-        slot.deadline = slot.started + float(str(frame["timeout_s"]))
+        timeout_s = float(str(frame["timeout_s"]))
+        slot.deadline = slot.started + timeout_s
+        slot.soft_deadline = slot.deadline - min(SOFT_S, timeout_s / 5)
         code_fd = os.memfd_create("code", os.MFD_CLOEXEC)
         with open(code_fd, "wb") as file:
             file.write(str(frame["code"]).encode("utf-8", "replace"))
@@ -189,38 +182,29 @@ class Runner:
             theirs.close()
 
     def drain(self, slot: Slot) -> None:
-        """Read what the pipe holds. It must never fill up, or the code would hang on its own output.
+        if slot.read_output(self.limits["max_output_bytes"]):
+            self.kill(slot, "output_limit")
 
-        No more than a pipe's worth at once: one that writes without end must not keep the others waiting."""
-        left = PIPE_BYTES
-        while slot.output_fd >= 0 and left > 0:
-            try:
-                data = os.read(slot.output_fd, left)
-            except BlockingIOError:
-                return
-            if not data:
-                self.close_output(slot)
-                return
-            left -= len(data)
-            room = self.limits["max_output_bytes"] - len(slot.output)
-            slot.output += data[: max(room, 0)]
-            if len(data) > room and slot.call_id is not None:
-                self.kill(slot, "output_limit")
-                return
+    def interrupt(self, slot: Slot) -> None:
+        """SIGINT. Whatever the code makes of it, its time is over."""
+        slot.verdict = slot.verdict or "timeout"
+        if slot.kind and slot.cleaning_until == NEVER:
+            slot.interrupting = True
+            self.order(slot, "interrupt")
 
     def kill(self, slot: Slot, verdict: str) -> None:
         """SIGKILL to all that runs under the slot's uid, by the only process that may: one that has that uid."""
         slot.verdict = slot.verdict or verdict
-        if slot.kind and slot.cleaning_until == float("inf"):
+        if slot.kind and slot.cleaning_until == NEVER:
             self.clean(slot)
 
     def clean(self, slot: Slot) -> None:
         slot.cleaning_until = time.monotonic() + CLEAN_DEADLINE_S
-        self.order_clean(slot)
+        self.order(slot, "clean")
 
-    def order_clean(self, slot: Slot) -> None:
-        order = json.dumps({"op": "clean", "slot": slot.number}).encode()
-        self.zygotes["cold"].send(order)  # whoever forked the call: this one forks faster
+    def order(self, slot: Slot, op: str) -> None:
+        # To the cold zygote, whoever forked the call: this one forks faster.
+        self.zygotes["cold"].send(json.dumps({"op": op, "slot": slot.number}).encode())
 
     def on_zygote(self, kind: str) -> None:
         data = self.zygotes[kind].recv(4096)
@@ -229,40 +213,26 @@ class Runner:
         message = json.loads(data)
         if message["op"] == "ready":
             self.starting.discard(kind)
+            self.missing += message["missing"]
             if not self.starting:
-                self.send(op="ready")
+                self.send(op="ready", protocol=PROTOCOL, missing=self.missing)
             return
         slot = self.slots[message["slot"]]
         if message["op"] == "run":
             self.drain(slot)
             slot.exited = True
-            self.answer(slot, *self.judge(slot, message))
-            if slot.cleaning_until == float("inf"):
+            self.answer(slot, *slot.judge(message))
+            if slot.cleaning_until == NEVER:
                 self.clean(slot)
-        elif slot.exited and message.get("status") == 0:
+        elif message["op"] == "interrupt":
+            slot.interrupting = False
+        elif slot.exited and not slot.interrupting and message.get("status") == 0:
             self.release(slot)
         else:
             # The call had not yet taken its uid when the kill came, or its status is still on the way, or it killed the
             # cleaner: once more, until `cleaning_until`.
             time.sleep(0.001)
-            self.order_clean(slot)
-
-    def judge(self, slot: Slot, message: dict[str, object]) -> tuple[str, str]:
-        """Status and explanation of a call whose process ended."""
-        if slot.verdict:
-            return slot.verdict, ""
-        if "error" in message:
-            return "unavailable", f"the container could not start a process: {message['error']}"
-        status = int(str(message["status"]))
-        if os.WIFSIGNALED(status):
-            number = os.WTERMSIG(status)
-            if number == signal.SIGKILL and oom_kills() > slot.oom_kills:
-                return "memory", "killed by the kernel: the container is out of memory"
-            return "error", f"the code was ended by signal {number} ({signal.strsignal(number)})"
-        code = os.waitstatus_to_exitcode(status)
-        if code == EXIT_MEMORY:
-            return "memory", "the memory limit of a call was reached"
-        return ("ok", "") if code == 0 else ("error", f"exit code {code}")
+            self.order(slot, "clean")
 
     def on_control(self, slot: Slot) -> None:
         """A session's cell ended; its process waits for the next one."""
@@ -272,7 +242,7 @@ class Runner:
         except OSError:
             data = b""
         if not data:
-            self.close_control(slot)  # the process ended: its status comes from wait4
+            slot.close_control()  # the process ended: its status comes from wait4
             return
         self.drain(slot)
         if slot.call_id is None:
@@ -280,7 +250,8 @@ class Runner:
             return
         status = {0: "ok", EXIT_MEMORY: "memory"}.get(data[0], "error")
         if slot.verdict:
-            return  # killed at the last moment: the status of its process answers
+            self.kill(slot, slot.verdict)  # interrupted: the status of its process answers
+            return
         self.answer(slot, status, "the memory limit of a call was reached" if status == "memory" else "")
 
     def answer(self, slot: Slot, status: str, message: str) -> None:
@@ -296,32 +267,14 @@ class Runner:
             duration_s=time.monotonic() - slot.started,
             ended=slot.exited or status == "gone",  # of a session: its state is gone
         )
-        slot.call_id, slot.deadline = None, float("inf")
+        slot.call_id, slot.soft_deadline, slot.deadline = None, NEVER, NEVER
         slot.output.clear()
 
     def release(self, slot: Slot) -> None:
-        self.close_output(slot)
-        self.close_control(slot)
-        slot.kind, slot.verdict, slot.cleaning_until = "", "", float("inf")
+        slot.close_output()
+        slot.close_control()
+        slot.kind, slot.verdict, slot.cleaning_until = "", "", NEVER
         self.send(op="free", slot=slot.number)
-
-    def close_output(self, slot: Slot) -> None:
-        if slot.output_fd >= 0:
-            os.close(slot.output_fd)
-            slot.output_fd = -1
-
-    def close_control(self, slot: Slot) -> None:
-        if slot.control is not None:
-            slot.control.close()
-            slot.control = None
-
-
-def oom_kills() -> int:
-    """How many processes of this container the kernel has killed for memory; cgroup v1 and v2."""
-    for path in OOM_COUNTERS:
-        with contextlib.suppress(OSError), open(path) as file:
-            return int(dict(line.split() for line in file).get("oom_kill", 0))
-    return 0
 
 
 def main() -> None:

@@ -1,0 +1,163 @@
+"""What is done in a forked child for a call: become the slot's uid, take its limits, run the code as `python` would."""
+
+from __future__ import annotations
+
+import atexit
+import io
+import linecache
+import os
+import random
+import resource
+import signal
+import socket
+import sys
+import threading
+import traceback
+import types
+
+from tool_sandbox.image import syscalls
+from tool_sandbox.image.cleaning import become, close_all_but, home_of
+
+EXIT_MEMORY = 77
+"""Exit code, and a cell's reply, of code that ended with MemoryError. Code that fakes it only slanders itself."""
+
+NICENESS = 10
+"""Of code against the runner: however many processes spin, the calls of others are forked, and theirs is ended."""
+
+MAX_FRAMES = 8
+
+
+class DeadlineInterrupt(KeyboardInterrupt):
+    """The call's deadline is near. Code may catch it as it would Ctrl-C, and print what it has; SIGKILL follows."""
+
+
+def run(slot: int, session: bool, fds: list[int], limits: dict[str, int]) -> int:
+    os.setsid()
+    code_fd, output_fd = fds[0], fds[1]
+    null_fd = os.open("/dev/null", os.O_RDWR)
+    os.dup2(null_fd, 0)
+    os.dup2(output_fd, 1)
+    os.dup2(output_fd, 2)
+    control = socket.socket(fileno=fds[2]) if session else None
+    close_all_but({0, 1, 2, code_fd, *fds[2:]})
+    with open("/proc/self/oom_score_adj", "w") as file:
+        file.write("1000")  # before the supervisor, always
+    os.nice(NICENESS)
+    limit(limits)
+    become(limits["uid_base"] + slot)
+    home = home_of(slot)
+    os.umask(0o077)
+    os.chdir(home)
+    os.environ.update(HOME=home, TMPDIR=home, PWD=home, USER="sandbox", LOGNAME="sandbox")
+    reseed()
+    sys.argv = ["main.py"]
+    sys.path[0] = home  # as for a script of one's own; it was this file's directory
+    # A line at a time, so that what was printed is there when the call is killed at its deadline.
+    # Opened anew, as those of the zygote believe that they write to a file.
+    sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", closefd=False)  # type: ignore[misc]  # noqa: SIM115
+    sys.stdout = sys.__stdout__ = stream(1)  # type: ignore[misc]
+    sys.stderr = sys.__stderr__ = stream(2)  # type: ignore[misc]
+    module = types.ModuleType("__main__")
+    sys.modules["__main__"] = module
+    signal.signal(signal.SIGINT, on_interrupt)
+    syscalls.restrict()
+    if control is None:
+        return leave(execute(take(code_fd), "main.py", module.__dict__))
+    cell = 0
+    while True:
+        cell += 1
+        try:
+            status = execute(take(code_fd), f"cell_{cell}.py", module.__dict__)
+        except SystemExit as end:
+            return leave(exit_code(end))
+        sys.stdout.flush()
+        control.send(bytes([status]))
+        _, cells, _, _ = socket.recv_fds(control, 1, 1)
+        if not cells:
+            return 0
+        code_fd = cells[0]
+
+
+def on_interrupt(number: int, frame: types.FrameType | None) -> None:
+    raise DeadlineInterrupt
+
+
+def stream(fd: int) -> io.TextIOWrapper:
+    return open(fd, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)
+
+
+def limit(limits: dict[str, int]) -> None:
+    with open("/proc/self/statm") as file:
+        mapped = int(file.read().split()[0]) * resource.getpagesize()
+    for name, value in (
+        (resource.RLIMIT_AS, mapped + limits["memory_bytes"]),
+        (resource.RLIMIT_FSIZE, limits["scratch_bytes"]),
+        (resource.RLIMIT_NPROC, limits["max_processes"]),
+        (resource.RLIMIT_NOFILE, 256),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        resource.setrlimit(name, (value, value))
+
+
+def reseed() -> None:
+    """Siblings forked from one zygote would all draw the same numbers."""
+    random.seed()
+    if "numpy.random" in sys.modules:
+        sys.modules["numpy.random"].seed()
+    if "sympy.core.random" in sys.modules:
+        sys.modules["sympy.core.random"].seed(None)
+
+
+def take(fd: int) -> str:
+    """The code that waits in `fd`, a memory file, which is closed."""
+    with open(fd, "rb") as file:
+        file.seek(0)
+        return file.read().decode("utf-8", errors="replace")
+
+
+def execute(code: str, filename: str, namespace: dict[str, object]) -> int:
+    """Run `code` as `python filename` would; 0, 1 or EXIT_MEMORY. SystemExit passes."""
+    linecache.cache[filename] = (len(code), None, code.splitlines(keepends=True), filename)
+    try:
+        exec(compile(code, filename, "exec", dont_inherit=True), namespace)
+    except SystemExit:
+        if filename == "main.py":
+            return exit_code(sys.exc_info()[1])
+        raise
+    except DeadlineInterrupt:
+        sys.stdout.flush()  # what it printed without a line's end; the status says the rest
+        return 1
+    except MemoryError:
+        print("MemoryError: the memory limit of a call was reached", file=sys.stderr)
+        return EXIT_MEMORY
+    except BaseException as error:
+        sys.stdout.flush()
+        show(error, filename)
+        return 1
+    return 0
+
+
+def exit_code(end: BaseException | None) -> int:
+    code = end.code if isinstance(end, SystemExit) else 1
+    if code is None or isinstance(code, int):
+        return (code or 0) & 0xFF
+    print(code, file=sys.stderr)
+    return 1
+
+
+def show(error: BaseException, filename: str) -> None:
+    """The traceback's last frames, from the first of the user's own."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename != filename:
+        trace = trace.tb_next
+    lines = traceback.format_exception(type(error), error, trace, limit=-MAX_FRAMES)
+    sys.stderr.write("".join(lines))
+
+
+def leave(code: int) -> int:
+    """What the interpreter does last: wait for threads, run exit handlers, flush."""
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return code

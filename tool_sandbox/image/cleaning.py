@@ -1,0 +1,116 @@
+"""What is done in a forked child to a slot: interrupt what runs under its uid, or kill it all and remove what it left."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import time
+
+SHARED_DIRS = (b"/tmp", b"/dev/shm")
+CLEAN_TIMEOUT_S = 3.0
+
+
+def home_of(slot: int) -> str:
+    """A slot's own directory: root's, writable for the slot's group, so that its owner can't open it to the neighbours."""
+    return f"/w/{slot}"
+
+
+def become(uid: int, effective: int | None = None) -> None:
+    """Drop to `uid` for good: capabilities go with root, and the process is not dumpable, so not traceable either."""
+    os.setgroups([])
+    gid = uid if effective is None else effective
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, gid, uid)
+
+
+def become_guard(slot: int, limits: dict[str, int]) -> None:
+    """One that may signal a slot's processes, which can't signal back, as only a sender's effective uid counts.
+
+    Each slot has a guard of its own: guards of the same uid would kill each other."""
+    uid = limits["uid_base"] + slot
+    become(uid + limits["num_slots"], effective=uid)
+
+
+def interrupt(slot: int, limits: dict[str, int]) -> int:
+    """SIGINT to all that runs under the slot's uid, as Ctrl-C does to all that runs in a terminal."""
+    become_guard(slot, limits)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(-1, signal.SIGINT)
+    return 0
+
+
+def clean(slot: int, limits: dict[str, int]) -> int:
+    """Kill all that runs under the slot's uid and empty what it can write to. 0 when nothing is left."""
+    close_all_but({0, 1, 2})
+    uid = limits["uid_base"] + slot
+    become_guard(slot, limits)
+    deadline = time.monotonic() + CLEAN_TIMEOUT_S
+    while True:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(-1, signal.SIGKILL)  # the kernel spares the caller; forks can't outrun it
+        if not alive(uid):
+            break
+        if time.monotonic() > deadline:
+            return 1
+        time.sleep(0.001)
+    os.setresuid(uid, uid, uid)  # with no-new-privileges `rm` would lose an effective uid that isn't the real one
+    home = os.fsencode(home_of(slot))
+    left = [directory for directory in (home, *SHARED_DIRS) if not empty(directory, uid)]
+    return len(left)
+
+
+def alive(uid: int) -> bool:
+    """Whether a process other than this one runs under `uid`; one that waits to be reaped doesn't."""
+    me = os.getpid()
+    for name in os.listdir("/proc"):
+        if not name.isdigit() or int(name) == me:
+            continue
+        try:
+            with open(f"/proc/{name}/status", "rb") as file:
+                status = file.read()
+        except OSError:
+            continue  # ended meanwhile
+        if b"\nState:\tZ" in status or b"\nState:\tX" in status:
+            continue
+        owner = status.split(b"\nUid:\t", 1)[1].split(None, 1)[0]
+        if int(owner) == uid:
+            return True
+    return False
+
+
+def empty(directory: bytes, uid: int) -> bool:
+    """Remove what `uid` owns in `directory`; True if nothing of it remains."""
+    for remove in (remove_fast, remove_all):
+        if not (mine := owned(directory, uid)):
+            return True
+        remove(mine)
+    return not owned(directory, uid)
+
+
+def owned(directory: bytes, uid: int) -> list[bytes]:
+    with os.scandir(directory) as entries:
+        return [entry.path for entry in entries if entry.stat(follow_symlinks=False).st_uid == uid]
+
+
+def remove_fast(paths: list[bytes]) -> None:
+    for path in paths:
+        with contextlib.suppress(OSError, RecursionError):  # looked at again, and then with the tools
+            os.unlink(path) if os.path.islink(path) or not os.path.isdir(path) else shutil.rmtree(path)
+
+
+def remove_all(paths: list[bytes]) -> None:
+    """Without Python's limits of depth, and directories that were closed by `chmod 000`."""
+    for command in (["chmod", "-R", "u+rwx", "--"], ["rm", "-rf", "--"]):
+        subprocess.run([*map(os.fsencode, command), *paths], stderr=subprocess.DEVNULL, timeout=CLEAN_TIMEOUT_S)
+
+
+def close_all_but(keep: set[int]) -> None:
+    low = 0
+    for fd in [*sorted(keep), resource.getrlimit(resource.RLIMIT_NOFILE)[0]]:
+        if fd > low:  # CPython 3.11 closes everything when asked for an empty range
+            os.closerange(low, fd)
+        low = fd + 1

@@ -1,0 +1,96 @@
+"""One uid of a container, the call that it runs, and what the end of its process means."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+from dataclasses import dataclass, field
+
+from tool_sandbox.image.call import EXIT_MEMORY
+
+NEVER = float("inf")
+PIPE_BYTES = 256 * 1024
+OOM_COUNTERS = ("/sys/fs/cgroup/memory/memory.oom_control", "/sys/fs/cgroup/memory.events")
+
+
+@dataclass(slots=True)
+class Slot:
+    """`call_id` is None between a call's answer and the end of its cleaning."""
+
+    number: int
+    kind: str = ""
+    call_id: int | None = None
+    verdict: str = ""  # why we are ending it, which is then the status
+    started: float = 0.0
+    oom_kills: int = 0  # in the container, before the call
+    soft_deadline: float = NEVER
+    deadline: float = NEVER
+    interrupting: bool = False  # SIGINT is on its way: it must not meet the next call
+    output_fd: int = -1
+    output: bytearray = field(default_factory=bytearray)
+    control: socket.socket | None = None  # of an open session
+    exited: bool = True
+    cleaning_until: float = NEVER
+
+    def read_output(self, max_bytes: int) -> bool:
+        """Take what the pipe holds; True if that is more than `max_bytes` in all. It must never fill up, or the code would
+        hang on its own output.
+
+        No more than a pipe's worth at once: one that writes without end must not keep the others waiting."""
+        left = PIPE_BYTES
+        while self.output_fd >= 0 and left > 0:
+            try:
+                data = os.read(self.output_fd, left)
+            except BlockingIOError:
+                return False
+            if not data:
+                self.close_output()
+                return False
+            left -= len(data)
+            room = max_bytes - len(self.output)
+            self.output += data[: max(room, 0)]
+            if len(data) > room and self.call_id is not None:
+                return True
+        return False
+
+    def judge(self, report: dict[str, object]) -> tuple[str, str]:
+        """Status and explanation of a call whose process ended, from what the zygote reports."""
+        if self.verdict:
+            return self.verdict, ""
+        if "error" in report:
+            return "unavailable", f"the container could not start a process: {report['error']}"
+        status = int(str(report["status"]))
+        num_killed = oom_kills() - self.oom_kills
+        if os.WIFSIGNALED(status):
+            number = os.WTERMSIG(status)
+            if number == signal.SIGKILL and num_killed > 0:
+                return "memory", "killed by the kernel: the container is out of memory"
+            return "error", f"the code was ended by signal {number} ({signal.strsignal(number)})"
+        code = os.waitstatus_to_exitcode(status)
+        if code == EXIT_MEMORY:
+            return "memory", "the memory limit of a call was reached"
+        if code == 0:
+            return "ok", ""
+        # Its children, perhaps: a pool of workers breaks so. Those of its neighbours count, too, so it is only a hint.
+        hint = f"; {num_killed} processes of its container were killed for memory meanwhile" if num_killed > 0 else ""
+        return "error", f"exit code {code}{hint}"
+
+    def close_output(self) -> None:
+        if self.output_fd >= 0:
+            os.close(self.output_fd)
+            self.output_fd = -1
+
+    def close_control(self) -> None:
+        if self.control is not None:
+            self.control.close()
+            self.control = None
+
+
+def oom_kills() -> int:
+    """How many processes of this container the kernel has killed for memory; cgroup v1 and v2."""
+    for path in OOM_COUNTERS:
+        with contextlib.suppress(OSError), open(path) as file:
+            return int(dict(line.split() for line in file).get("oom_kill", 0))
+    return 0
