@@ -104,12 +104,13 @@ def test_a_dead_engine_fails_its_episodes_as_data_then_the_actor_restarts(group:
     pid = ray.get(actor.apply.remote(lambda runner: __import__("os").getpid()), timeout=30)
     processes = psutil.Process(pid).children(recursive=True)
     (core,) = [p for p in processes if p.name().startswith("VLLM")]
-    refs = [actor.rollout_group.remote(lease_id=f"d{i}", task=TASK, seed=i) for i in range(8)]
-    time.sleep(0.3)
+    refs = [actor.rollout_group.remote(lease_id=f"d{i}", task=TASK, seed=i) for i in range(64)]
+    while not ray.get(actor.stats.remote(), timeout=30)["requests_in_flight"]:
+        assert ray.wait(refs, num_returns=len(refs), timeout=0)[1], "all were done before one was seen"
     core.kill()
     killed = time.monotonic()
-    groups = ray.get(refs, timeout=30)
-    assert time.monotonic() - killed < 10
+    groups = ray.get(refs, timeout=60)
+    assert time.monotonic() - killed < 30
     errors = {t.error for g in groups for t in g.trajectories if t.finish_reason == "error"}
     assert errors == {"EngineDead: the vLLM engine is dead: its core process died"}
 
