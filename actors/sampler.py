@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import Sequence
 
@@ -33,6 +34,7 @@ class Sampler:
         self._call_tool = call_tool
         self._config = config
         self._places = asyncio.Semaphore(max_concurrent_episodes)
+        self._request_ids = itertools.count()
         self.num_episodes_in_flight = 0
         self.num_episodes_finished = 0
         self.num_generated_tokens = 0
@@ -98,7 +100,8 @@ class Sampler:
                 stop=STOP_STRINGS,
                 seed=int(turn_seeds.generate_state(1)[0]),
             )
-            request_id = f"{lease_id}/{index}/{turn_seeds.spawn_key[-1]}"
+            # The number at the end: a lease of the same name may still be in flight from before the loop was set back.
+            request_id = f"{lease_id}/{index}/{turn_seeds.spawn_key[-1]}/{next(self._request_ids)}"
             generation = await self._engine.generate(token_ids, sampling, request_id)
             self.num_generated_tokens += len(generation.token_ids)
             self.num_prompt_tokens += len(token_ids)

@@ -75,6 +75,9 @@ class GRPOSettings(Section):
     """Steps between checkpoints; the last step and an interruption write one too."""
     keep_checkpoints: int = Field(default=2, ge=1)
     """Older checkpoints are deleted."""
+    max_learner_restarts: int = Field(default=3, ge=0)
+    """How often lost learners (a dead process, a lost node, a missed deadline) are replaced, the loop going on from its
+    newest checkpoint. An exception in a learner is a defect and ends the run; so does any loss with NCCL weight sync."""
     start_timeout_s: float = Field(default=600.0, gt=0.0)
     """Deadline for an engine or the learner group to come up."""
     sync_timeout_s: float = Field(default=300.0, gt=0.0)

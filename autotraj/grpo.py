@@ -18,13 +18,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-import msgpack
 import numpy as np
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.core import ALL_MODULES
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.utils.metrics import LEARNER_RESULTS, NUM_ENV_STEPS_TRAINED_LIFETIME
 
+from autotraj import loop_state
 from autotraj.elastic import ElasticRunners
 from autotraj.errors import Stalled
 from autotraj.grpo_config import GRPOConfig
@@ -34,20 +34,19 @@ from autotraj.reward_service import RewardModelService, RewardModelUnavailable
 from autotraj.runner_calls import Failed, Outcome, managed
 from autotraj.runner_pool import RunnerPool
 from autotraj.scoring import Scorer, ScoringThreads, score_group
-from autotraj.step_metrics import describe_groups, describe_ledger
+from autotraj.step_metrics import describe_groups
 from autotraj.training_batch import TrainingBatch, assemble
 from learners.advantages import has_variance
 from learners.group import LearnerGroup, Pending, StepResult
 from trajectory import ledger as ledgers
 from trajectory.ledger import Ledger
-from trajectory.store import TrajectoryLog, decode_group, encode_group
+from trajectory.store import TrajectoryLog
 from trajectory.tasks import load_tasks
 from trajectory.types import Group, Task
 
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.25
-STATE_FILE = "autotraj_state.msgpack"
 
 
 class GRPO(Algorithm):
@@ -65,8 +64,7 @@ class GRPO(Algorithm):
     def setup(self, config: GRPOConfig) -> None:
         run = config.run_config
         self._tasks: list[Task] = load_tasks(run.data)
-        self._ledger = Ledger(self._tasks, seed=run.seed, max_attempts=run.grpo.max_attempts)
-        self._buffer: list[Group] = []  # scored, in order of arrival
+        self._begin()
         self._scoring = ScoringThreads(self._score)
         self._pending: tuple[Pending[StepResult], TrainingBatch, float] | None = None
         self._service: RewardModelService | None = None
@@ -101,6 +99,12 @@ class GRPO(Algorithm):
         self.learner_group.start()
         self._publish()  # the gate holds before the first token, too
         self.inspection.board.now_does("trains")
+
+    def _begin(self) -> None:
+        """As at the start: nothing was worked on yet."""
+        run = self.config.run_config
+        self._ledger = Ledger(self._tasks, seed=run.seed, max_attempts=run.grpo.max_attempts)
+        self._buffer: list[Group] = []  # scored, in order of arrival
 
     def _bring_up_scoring(self, config: GRPOConfig) -> None:
         run = config.run_config
@@ -258,15 +262,7 @@ class GRPO(Algorithm):
             "train_seconds": now - started,
             "tokens_per_second": self._tokens_since_step / elapsed,
             "groups_no_variance": float(batch.num_no_variance),
-            "runners_ready": float(self.runners.num_ready),
-            "runner_restarts": float(self.runners.num_restarts),
-            "gate_max_delta": self.runners.gate_max_delta,
-            "sync_seconds": self.runners.sync_seconds,
-            **describe_ledger(self._ledger),
-            **{f"learner/{name}": float(value) for name, value in result.metrics.items()},
-            **{f"learner/seconds/{phase}": seconds for phase, seconds in result.seconds.items()},
-            **(self._scorer.metrics() if self._scorer else {}),
-            **(self._repair.metrics() if self._repair else {}),
+            **self.inspection.measured(result),
         }
         self._tokens_since_step, self._last_step_at = 0, now
         self.inspection.stepped(batch.groups, self.step_metrics)
@@ -312,14 +308,7 @@ class GRPO(Algorithm):
         assert self._pending is None, "a checkpoint is taken between steps"
         # RLlib takes a path without a scheme for a broken URI.
         target: str = super().save_to_path(str(Path(path).absolute()) if path else None, **kwargs)
-        state = {
-            "ledger": self._ledger.state(),
-            "buffer": [encode_group(group) for group in self._buffer],
-            "num_leases": self._num_leases,
-            "scorer": self._scorer.state() if self._scorer else None,
-            "repair": self._repair.state() if self._repair else None,
-        }
-        (Path(target) / STATE_FILE).write_bytes(msgpack.packb(state))
+        loop_state.write(self, Path(target))
         return target
 
     def restore_from_path(self, path: Any, *args: Any, **kwargs: Any) -> None:
@@ -328,14 +317,23 @@ class GRPO(Algorithm):
         super(Algorithm, self).restore_from_path(path, *args, **kwargs)
         if kwargs.get("component"):
             return
-        state = msgpack.unpackb((Path(path) / STATE_FILE).read_bytes(), strict_map_key=False)
-        self._buffer = [decode_group(data) for data in state["buffer"]]
-        self._ledger.restore(state["ledger"], held=[group.lease_id for group in self._buffer])
-        self._num_leases = state["num_leases"]
-        if self._scorer and state["scorer"]:
-            self._scorer.restore(state["scorer"])
-        if self._repair and state["repair"]:
-            self._repair.restore(state["repair"])
+        loop_state.read(self, Path(path))
+        self._publish()
+
+    def start_over(self, checkpoint: Path | None) -> None:
+        """New learners in the place of lost ones, and everything as it was at `checkpoint`, or at the start.
+
+        What is in flight was sampled by a policy that is gone: it is cancelled, and its tasks are leased again.
+        Raises LearnerError if no new gang comes up in `learner.start_timeout_s`."""
+        self._pending = None
+        self.runners.forget("rollout_group")
+        self._scoring.close()
+        self._scoring = ScoringThreads(self._score)
+        self.learner_group.recreate()
+        if checkpoint is not None:
+            self.restore_from_path(checkpoint)
+            return
+        self._begin()
         self._publish()
 
     def cleanup(self) -> None:

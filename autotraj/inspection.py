@@ -11,6 +11,8 @@ from autotraj.board import StatusBoard
 from autotraj.metrics_export import MetricsExport
 from autotraj.runner_pool import RunnerPool
 from autotraj.status import LoopState, Row, loop_rows, runner_rows
+from autotraj.step_metrics import describe_ledger
+from learners.group import StepResult
 from trajectory.types import Group
 
 if TYPE_CHECKING:
@@ -47,6 +49,21 @@ class Inspection:
 
     def stepped(self, groups: Sequence[Group], metrics: Mapping[str, float]) -> None:
         self._export.step(groups, metrics)
+
+    def measured(self, result: StepResult) -> dict[str, float]:
+        """Of the step that `result` ended: what its learners, the pool, the ledger and the scorers say."""
+        algo, runners = self._algo, self._algo.runners
+        return {
+            "runners_ready": float(runners.num_ready),
+            "runner_restarts": float(runners.num_restarts),
+            "gate_max_delta": runners.gate_max_delta,
+            "sync_seconds": runners.sync_seconds,
+            **describe_ledger(algo._ledger),
+            **{f"learner/{name}": float(value) for name, value in result.metrics.items()},
+            **{f"learner/seconds/{phase}": seconds for phase, seconds in result.seconds.items()},
+            **(algo._scorer.metrics() if algo._scorer else {}),
+            **(algo._repair.metrics() if algo._repair else {}),
+        }
 
     def waiting(self) -> str:
         """Who waits on whom, in one line."""

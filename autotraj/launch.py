@@ -5,6 +5,7 @@ configuration ▶ preflight ▶ run folder ▶ sandbox gateway ▶ Ray ▶ engin
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
@@ -21,13 +22,15 @@ from autotraj.grpo_config import GRPOConfig
 from autotraj.inspection import watch_pool
 from autotraj.interrupt import Interrupt, graceful_interrupt
 from autotraj.node_gateway import node_gateway
-from autotraj.run_folder import RunFolder
+from autotraj.run_folder import RunFolder, checkpoint_step, drop_metrics_after, latest_checkpoint
 from autotraj.runner_calls import managed
 from autotraj.runner_pool import RunnerPool
 from autotraj.sandbox import Gateway, sandbox_session
 from cluster.session import ray_session
-from learners.errors import LearnerError
+from learners.errors import LearnerDied, LearnerError, LearnerTimeout
 from trajectory.types import Task
+
+logger = logging.getLogger(__name__)
 
 
 def train(
@@ -38,28 +41,58 @@ def train(
     on_step: Callable[[int, Mapping[str, float]], None],
     interrupt: Interrupt | None = None,
 ) -> bool:
-    """Trains up to `num_steps` optimizer steps, with checkpoints. Returns False if it was interrupted before.
+    """Trains up to `num_steps` optimizer steps, with checkpoints, over the loss of learners too. Returns False if it was
+    interrupted before.
 
     `interrupt` is the caller's, if it has one that covers more than this."""
     settings = algo.config.run_config.grpo
-    saved_at = -1
-    with nullcontext(interrupt) if interrupt else graceful_interrupt() as interrupt:
-        while algo.policy_version < num_steps and not interrupt.requested:
-            try:
-                metrics = algo.train()["grpo"]
-            except LearnerError as error:
-                raise RunError(f"{error}; continue from the last checkpoint with --resume {folder.path}") from error
-            step = algo.policy_version
-            folder.write_metrics(step, metrics)
-            on_step(step, metrics)
-            if step % settings.checkpoint_every == 0:
-                with algo.inspection.board.doing("writes a checkpoint"):
-                    folder.checkpoint(step, algo.save_to_path, keep=settings.keep_checkpoints)
-                saved_at = step
+    saved_at, num_restarts = -1, 0
+
+    def save() -> None:
+        nonlocal saved_at
         if saved_at != algo.policy_version:
             with algo.inspection.board.doing("writes a checkpoint"):
                 folder.checkpoint(algo.policy_version, algo.save_to_path, keep=settings.keep_checkpoints)
-    return algo.policy_version >= num_steps
+            saved_at = algo.policy_version
+
+    with nullcontext(interrupt) if interrupt else graceful_interrupt() as interrupt:
+        while True:
+            try:
+                if algo.policy_version >= num_steps or interrupt.requested:
+                    save()
+                    return algo.policy_version >= num_steps
+                metrics = algo.train()["grpo"]
+                step = algo.policy_version
+                folder.write_metrics(step, metrics)
+                on_step(step, metrics)
+                if step % settings.checkpoint_every == 0:
+                    save()
+            except LearnerError as error:
+                num_restarts += 1
+                saved_at = _replace_learners(algo, folder, error, num_restarts)
+
+
+def _replace_learners(algo: GRPO, folder: RunFolder, error: LearnerError, num_restarts: int) -> int:
+    """Goes on from the newest checkpoint with new learners; returns its step, or -1 if there was none. RunError if the
+    learners weren't lost but failed, or were lost too often."""
+    run = algo.config.run_config
+    lost = isinstance(error, LearnerDied | LearnerTimeout) and run.engine.weight_transfer != "nccl"
+    checkpoint = latest_checkpoint(folder.path)
+    if not lost or num_restarts > run.grpo.max_learner_restarts:
+        again = f"continue from the last checkpoint with --resume {folder.path}" if checkpoint else "no checkpoint yet"
+        raise RunError(f"{error}; {again}") from error
+    step = checkpoint_step(checkpoint) if checkpoint else 0
+    logger.warning(
+        "%s; new learners go on from step %d (%d of grpo.max_learner_restarts = %d)",
+        error, step, num_restarts, run.grpo.max_learner_restarts,
+    )  # fmt: skip
+    try:
+        with algo.inspection.board.doing("waits for new learners"):
+            algo.start_over(checkpoint)
+    except LearnerError as again_lost:
+        raise RunError(f"{again_lost}; continue from the last checkpoint with --resume {folder.path}") from again_lost
+    drop_metrics_after(folder.path, step)
+    return step if checkpoint else -1
 
 
 def measure(name: str, algo_or_pool: GRPO | RunnerPool, config: RunConfig, tasks: Sequence[Task]) -> EvalResult:

@@ -217,12 +217,12 @@ class OnlineRepair:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
+        self._pairs.clear()
         self._pairs.extend(
             Pair(chosen=np.array(c, np.int32), rejected=np.array(r, np.int32), margin=m) for c, r, m in state["pairs"]
         )
         self._num_new = state["num_new"]
-        self._counts.update(state["counts"])
-        self._reasons.update(state["reasons"])
+        self._counts, self._reasons = Counter(state["counts"]), Counter(state["reasons"])
 
     def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import ray
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.utils.actor_manager import FaultTolerantActorManager
+
+from autotraj.errors import RunError, Stalled
 
 CallKind = Literal["start", "work", "join", "sync", "probe"]
 
@@ -102,3 +105,13 @@ def told(error: Exception) -> str:
     """A remote error with what was raised in front: Ray's text begins with the call and ends with the exception."""
     text = str(error).strip()
     return f"{text.splitlines()[-1]}\n{text}"
+
+
+def gather(refs: Sequence[Any], timeout_s: float, *, what: str, who: Callable[[], str]) -> list[Any]:
+    """All results within `timeout_s`. Raises Stalled, which says by `who` where everyone is, or RunError."""
+    try:
+        return list(ray.get(list(refs), timeout=timeout_s))
+    except ray.exceptions.GetTimeoutError:
+        raise Stalled(f"{what} not answered within {timeout_s:.0f} s: {who()}") from None
+    except ray.exceptions.RayError as error:
+        raise RunError(f"{what} failed: {error}") from error

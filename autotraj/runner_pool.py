@@ -26,7 +26,7 @@ from autotraj import gate
 from autotraj.board import StatusBoard
 from autotraj.broadcast import BroadcastSync, LearnerSide
 from autotraj.errors import RunError, Stalled
-from autotraj.runner_calls import Call, CallKind, Failed, Finished, Outcome, Runner, RunnerView, told, view
+from autotraj.runner_calls import Call, CallKind, Failed, Finished, Outcome, Runner, RunnerView, gather, told, view
 from trajectory.weights import LogprobProbe
 
 logger = logging.getLogger(__name__)
@@ -194,12 +194,17 @@ class RunnerPool:
     def map(self, method: str, shards: dict[int, dict[str, Any]], timeout_s: float) -> list[Any]:
         """Calls `method` on each runner with its own arguments and waits, within `timeout_s`, for all results."""
         refs = [getattr(self._actor(i), method).remote(**kwargs) for i, kwargs in shards.items()]
-        try:
-            return list(ray.get(refs, timeout=timeout_s))
-        except ray.exceptions.GetTimeoutError:
-            raise Stalled(f"{method} not answered within {timeout_s:.0f} s: {self.describe()}") from None
-        except ray.exceptions.RayError as error:
-            raise RunError(f"{method} failed on a {self._role}: {error}") from error
+        return gather(refs, timeout_s, what=f"{method} on a {self._role}", who=self.describe)
+
+    def forget(self, method: str) -> None:
+        """Cancels all calls of `method`, whose outcomes nobody waits for any more."""
+        for ref, call in [(ref, call) for ref, call in self._calls.items() if call.method == method]:
+            del self._calls[ref]
+            ray.cancel(ref)
+            runner = self._runners[call.runner_id]
+            runner.in_flight -= 1
+            if runner.leaves and not runner.in_flight:
+                self._remove(call.runner_id)
 
     def ready_ids(self) -> list[int]:
         return [i for i, r in self._runners.items() if r.state == "ready"]
@@ -265,42 +270,36 @@ class RunnerPool:
         except ray.exceptions.RayError as error:
             # Rollouts return their failures as data: an exception is a defect of the engine or of ours.
             return self._bury(call, f"{self._name(call.runner_id)} failed in {call.what}: {told(error)}", kill=True)
-        handler: dict[CallKind, Callable[[Call, Any], list[Outcome]]] = {
-            "start": self._on_started,
+        handler: dict[CallKind, Callable[[Call, Any], list[Outcome] | None]] = {
+            "start": lambda c, _: self._sync(c.runner_id),
             "join": self._on_joined,
             "sync": self._on_synced,
             "probe": self._on_probed,
             "work": lambda c, result: [Finished(c.method, c.key, result)],
         }
-        outcomes = handler[call.kind](call, value)
+        outcomes = handler[call.kind](call, value) or []
         if runner.leaves:
             runner.state = "draining"  # whatever the handler made of it
             if not runner.in_flight:
                 self._remove(call.runner_id)
         return outcomes
 
-    def _on_started(self, call: Call, _: Any) -> list[Outcome]:
-        self._sync(call.runner_id)
-        return []
-
-    def _on_joined(self, call: Call, _: Any) -> list[Outcome]:
+    def _on_joined(self, call: Call, _: Any) -> None:
         assert self._broadcast is not None
         self._broadcast.answered(call.runner_id)
-        return []
 
-    def _on_synced(self, call: Call, _: Any) -> list[Outcome]:
+    def _on_synced(self, call: Call, _: Any) -> None:
         assert self._probe is not None
         if self._broadcast is not None:
             self._broadcast.answered(call.runner_id)
         ref = self._actor(call.runner_id).score_probe.remote(list(self._probe.token_ids))
         deadline = time.monotonic() + self._sync_timeout_s
         self._track(ref, Call("probe", call.runner_id, deadline, policy_version=call.policy_version))
-        return []
 
-    def _on_probed(self, call: Call, logprobs: Any) -> list[Outcome]:
+    def _on_probed(self, call: Call, logprobs: Any) -> None:
         if call.policy_version != self.policy_version:  # overtaken by a newer push
             self._sync(call.runner_id)
-            return []
+            return
         assert self._probe is not None
         self.gate_max_delta = gate.check(
             self._probe, logprobs, tolerance=self._gate_tolerance, who=self._name(call.runner_id)
@@ -308,7 +307,6 @@ class RunnerPool:
         runner = self._runners[call.runner_id]
         runner.state, runner.policy_version = "ready", call.policy_version
         self.sync_seconds = time.monotonic() - self._sync_started.pop(call.runner_id, time.monotonic())
-        return []
 
     def _bury(self, call: Call, message: str, *, kill: bool = False) -> list[Outcome]:
         """Marks a runner down and fails every call it still owed."""
@@ -345,6 +343,6 @@ class RunnerPool:
         for ref, call in list(self._calls.items()):
             if call.deadline < now and ref in self._calls:
                 del self._calls[ref]
-                message = f"{self._name(call.runner_id)} did not answer {call.what} in time"
-                outcomes.extend(self._bury(call, message, kill=True))
+                who = self._name(call.runner_id)
+                outcomes.extend(self._bury(call, f"{who} did not answer {call.what} in time", kill=True))
         return outcomes

@@ -28,12 +28,12 @@ pytestmark = [pytest.mark.ray, pytest.mark.engine, pytest.mark.docker, pytest.ma
 GSM8K = ROOT.parent / "shared/data/gsm8k_train.jsonl"
 
 
-def runner_pids() -> list[int]:
+def runner_pids(actor: str = "RolloutActor") -> list[int]:
     """Of this test's own Ray, whose processes are our descendants."""
     found = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):  # ended since it was listed; a zombie is one of those, too
-            if " ".join(process.cmdline()).startswith("ray::RolloutActor"):
+            if " ".join(process.cmdline()).startswith(f"ray::{actor}"):
                 found.append(process.pid)
     return found
 
@@ -82,7 +82,8 @@ def assert_status_is_told(run_dir: str) -> None:
 
 
 def test_train_die_checkpoint_resume(gateway: Gateway, tmp_path: Path) -> None:
-    """Three steps on two ZeRO-2 ranks with a rollout actor killed in between; then a resume, on one rank, that goes on."""
+    """Four steps on two ZeRO-2 ranks, a rollout actor killed after the first, a learner after the third, which is then
+    taken again from the checkpoint of the second; then a resume, on one rank, that goes on."""
     config = tiny(tmp_path, "learner.num_learners=2", "learner.zero_stage=2", "grpo.checkpoint_every=2")
     with RunFolder.create(config) as folder:
         algo = build(config, gateway, trajectory_log=folder.trajectory_log)
@@ -93,12 +94,14 @@ def test_train_die_checkpoint_resume(gateway: Gateway, tmp_path: Path) -> None:
                 seen.append(dict(metrics))  # type: ignore[call-overload]
                 if step == 1:
                     os.kill(runner_pids()[0], signal.SIGKILL)
+                elif step == 3 and len(seen) == 3:
+                    os.kill(runner_pids("Learner")[0], signal.SIGKILL)
 
-            assert train(algo, folder, num_steps=3, on_step=on_step)
+            assert train(algo, folder, num_steps=4, on_step=on_step)
             assert_nothing_lost(algo)
-            assert algo.runners.num_restarts == 1
+            assert algo.runners.num_restarts == 1  # the learner's death cost no engine
             assert seen[-1]["runner_restarts"] == 1
-            assert seen[-1]["step"] == 3
+            assert [metrics["step"] for metrics in seen] == [1, 2, 3, 3, 4]
             assert_status_is_told(config.run_dir)
             assert all(m["gate_max_delta"] <= 1e-4 for m in seen)
             assert all(m["staleness_max"] <= config.grpo.max_staleness for m in seen)
@@ -110,19 +113,19 @@ def test_train_die_checkpoint_resume(gateway: Gateway, tmp_path: Path) -> None:
         finally:
             algo.stop()
         logged = list(read_log(folder.trajectory_log))
-        assert len(logged) >= 3 * config.grpo.groups_per_step
-        assert len((folder.path / "metrics.jsonl").read_text().splitlines()) == 3
+        assert len(logged) >= 4 * config.grpo.groups_per_step
+        assert len((folder.path / "metrics.jsonl").read_text().splitlines()) == 4
 
     checkpoint = latest_checkpoint(Path(config.run_dir))
     assert checkpoint is not None
-    assert checkpoint.name == "step-000003"
+    assert checkpoint.name == "step-000004"
     resumed = build(tiny(tmp_path, "learner.num_learners=1", "learner.zero_stage=2"), gateway)
     try:
         resumed.restore_from_path(str(checkpoint))
-        assert resumed.policy_version == 3
+        assert resumed.policy_version == 4
         assert_nothing_lost(resumed)
         resumed.train()
-        assert resumed.policy_version == 4
+        assert resumed.policy_version == 5
         assert_nothing_lost(resumed)
     finally:
         resumed.stop()
