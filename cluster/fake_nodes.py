@@ -15,6 +15,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -31,6 +32,13 @@ from ray.autoscaler.tags import TAG_RAY_NODE_STATUS as STATUS
 
 FOLDER_VARIABLE = "AUTOTRAJ_FAKE_NODES"
 """Where the nodes' folders are made; short, as the paths of sockets in them are limited to 107 characters."""
+AGENT_PORTS = (
+    "dashboard-agent-listen-port",
+    "dashboard-agent-grpc-port",
+    "metrics-export-port",
+    "runtime-env-agent-port",
+)
+AGENT_TIMEOUT_MS = 300_000
 END_TIMEOUT_S = 10.0
 OBJECT_STORE_BYTES = 150_000_000
 
@@ -67,9 +75,11 @@ class FakeNodes(FakeMultiNodeProvider):
             f"--labels={','.join(f'{k}={v}' for k, v in labels.items())}",
         ]
         command += [f"--object-store-memory={OBJECT_STORE_BYTES}", "--min-worker-port=0", "--max-worker-port=0"]
-        command += ["--dashboard-agent-listen-port=0", "--disable-usage-stats"]
+        # Ports that are given needn't be waited for: a node whose agent takes over 15 s to name its own aborts (Ray 2.60).
+        command += [f"--{name}={free_port()}" for name in AGENT_PORTS] + ["--disable-usage-stats"]
         # By these the autoscaler knows its nodes again in what the cluster reports.
         env = os.environ | {
+            "RAY_agent_register_timeout_ms": str(AGENT_TIMEOUT_MS),
             "RAY_OVERRIDE_NODE_ID_FOR_TESTING": node_id,
             "RAY_CLOUD_INSTANCE_ID": node_id,
             "RAY_NODE_TYPE_NAME": node_type,
@@ -89,6 +99,12 @@ class FakeNodes(FakeMultiNodeProvider):
 
     def _terminate_node(self, node: Mapping[str, Any]) -> None:
         end(node["node"])
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def end(process: subprocess.Popen[bytes]) -> None:

@@ -31,6 +31,8 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 CONNECT_TIMEOUT_S = 10.0
 REQUEST_TIMEOUT_S = 60.0
 """Of one request, between two bytes."""
+NUM_RETRIES = 2
+"""Of a question that was hung up on, as a busy head does now and then. Orders are not given twice."""
 POLL_S = 2.0
 LOST_AFTER_S = 60.0
 """A head that answers nothing for so long is gone."""
@@ -50,7 +52,12 @@ class _Client(JobSubmissionClient):  # type: ignore[misc]
     """Ray's, whose requests would wait forever."""
 
     def _do_request(self, method: str, endpoint: str, **settings: Any) -> Any:
-        return super()._do_request(method, endpoint, **{"timeout": REQUEST_TIMEOUT_S} | settings)
+        settings = {"timeout": REQUEST_TIMEOUT_S} | settings
+        for _ in range(NUM_RETRIES if method == "GET" else 0):
+            with contextlib.suppress(requests.ConnectionError, ConnectionError):
+                return super()._do_request(method, endpoint, **settings)
+            time.sleep(POLL_S / 2)
+        return super()._do_request(method, endpoint, **settings)
 
 
 @dataclass(frozen=True, slots=True)
