@@ -2,8 +2,8 @@
 
 Three clocks bound a call, each inside the next: the code's own `timeout_s`, kept by SIGKILL in the container; the
 wait for a slot, `queue_timeout_s` at most; and the gRPC deadline, the sum of both and a margin for the way there and back.
-A gateway that vanishes or hangs without a word is noticed earlier, after `KEEPALIVE_S` twice: see `failover` for who goes
-on elsewhere then.
+A gateway that vanishes or hangs without a word is noticed earlier, after `SILENCE_S + SIGN_OF_LIFE_S`; `failover` then goes
+on elsewhere.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ QUEUE_TIMEOUT_S = 30.0
 MARGIN_S = 5.0
 """On top of execution and queueing: connecting, the kill, and a large reply on a busy machine."""
 
-KEEPALIVE_S = 5.0
-"""While a call is in flight: silence after which the gateway is asked for a sign of life, and how long it has to give one.
-The server must allow pings this often (`server.MIN_PING_S`)."""
+SILENCE_S, SIGN_OF_LIFE_S = 5.0, 10.0
+"""While a call is in flight: silence after which the gateway is asked for a sign of life, and how long it has to give one;
+it comes from gRPC's own threads, busy or not. The server must allow asking this often (`server.MIN_PING_S`)."""
 
 _OPTIONS = [
     ("grpc.max_send_message_length", wire.MAX_REQUEST_BYTES),
@@ -35,10 +35,11 @@ _OPTIONS = [
     # A gateway that comes back is found again within seconds, not after gRPC's default of up to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2000),
-    ("grpc.min_reconnect_backoff_ms", int(KEEPALIVE_S * 1000)),  # in truth: the longest wait for one connection
-    ("grpc.keepalive_time_ms", int(KEEPALIVE_S * 1000)),
-    ("grpc.keepalive_timeout_ms", int(KEEPALIVE_S * 1000)),
-    ("grpc.http2.ping_timeout_ms", int(KEEPALIVE_S * 1000)),  # gRPC 1.85 waits this long, whatever the line above says
+    ("grpc.min_reconnect_backoff_ms", int(SILENCE_S * 1000)),  # in truth: the longest wait for one connection
+    ("grpc.keepalive_time_ms", int(SILENCE_S * 1000)),
+    ("grpc.keepalive_timeout_ms", int(SIGN_OF_LIFE_S * 1000)),
+    # gRPC 1.85 waits this long for a ping's answer, whatever `keepalive_timeout_ms` says.
+    ("grpc.http2.ping_timeout_ms", int(SIGN_OF_LIFE_S * 1000)),
     ("grpc.http2.max_pings_without_data", 0),  # no limit: a call that computes sends nothing else
 ]
 

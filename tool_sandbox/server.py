@@ -38,7 +38,7 @@ READ_S = 10.0
 """Longest wait for a request's bytes once its headers came: a client that dribbles is hung up on."""
 RETRY_DRAINING_S = 5.0
 MIN_PING_S = 4.0
-"""Clients may ask for a sign of life this often (`client.KEEPALIVE_S`); gRPC's default is five minutes, then it hangs up."""
+"""Clients may ask for a sign of life this often (`client.SILENCE_S`); gRPC's default is five minutes, then it hangs up."""
 
 _OPTIONS = [
     ("grpc.max_receive_message_length", wire.MAX_REQUEST_BYTES),

@@ -69,14 +69,14 @@ async def test_a_gateway_that_hangs_is_noticed_within_the_deadline_and_the_call_
     ):
         assert (await client.call("python", "print(1)", timeout_s=20)).status == "ok"
         # A call that is silent for longer than the signs of life are apart, on one that lives: it isn't hung up on.
-        long = asyncio.create_task(beside.call("python", "import time; time.sleep(22); print('done')", timeout_s=40))
+        long = asyncio.create_task(beside.call("python", "import time; time.sleep(25); print('done')", timeout_s=40))
         os.kill(first.pid, signal.SIGSTOP)  # its connections stay open, and nobody reads them
         try:
             started = time.monotonic()
             result = await client.call("python", "print(2)", timeout_s=5)
             waited = time.monotonic() - started
             assert (result.status, result.output) == ("ok", "2\n"), result.message
-            assert 1.0 < waited < 35.0  # two keepalives, not the deadline of 40 s
+            assert 1.0 < waited < 35.0  # when the sign of life doesn't come, not at the deadline of 40 s
             again = time.monotonic()
             results = await asyncio.gather(*(client.call("python", f"print({n})", timeout_s=5) for n in range(6)))
             assert [r.output for r in results] == [f"{n}\n" for n in range(6)]
