@@ -6,6 +6,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from actors.repair_prompt import RIGHT_PROMPT, WRONG_PROMPT
 from rewards.config import QualityConfig, RewardConfig
+from tool_sandbox.config import TlsFiles
 from trajectory.chat import SYSTEM_PROMPT
 from trajectory.config import Section
 
@@ -245,7 +246,23 @@ class RepairConfig(Section):
         return min(self.max_prompt_tokens, engine.max_model_len - episode.max_response_tokens)
 
 
-class RepairSettings(Section):
+class ToolAccess(Section):
+    """The way to the sandbox, for every actor that runs tools."""
+
+    sandbox_address: str
+    """`host:port` of a running tool gateway."""
+
+    sandbox_token: SecretStr | None = None
+    """Shared token of the gateway, if it asks for one."""
+
+    sandbox_tls: TlsFiles | None = None
+    """This side's certificate, key and CA, if the gateway asks for them; files on every node where such an actor may run."""
+
+    sandbox_directory: str = ""
+    """Name of the Ray actor that knows which gateways there are from now on. Empty: only the one at `sandbox_address`."""
+
+
+class RepairSettings(ToolAccess):
     """All that a `RepairActor` is built from."""
 
     model: str
@@ -254,10 +271,6 @@ class RepairSettings(Section):
     episode: EpisodeConfig = EpisodeConfig()
     quality: QualityConfig = QualityConfig()
     reward: RewardConfig = RewardConfig()
-    sandbox_address: str
-    """`host:port` of a running tool gateway."""
-    sandbox_token: SecretStr | None = None
-    """Shared token of the gateway, if it asks for one."""
 
     @model_validator(mode="after")
     def _fits(self) -> "RepairSettings":
@@ -277,7 +290,7 @@ def _check_room_for_repairs(repair: RepairConfig, engine: EngineConfig, episode:
         )
 
 
-class RolloutSettings(Section):
+class RolloutSettings(ToolAccess):
     """All that a `RolloutActor` is built from; `AlgorithmConfig.rollout_settings`."""
 
     engine: EngineConfig
@@ -287,10 +300,6 @@ class RolloutSettings(Section):
     """Given: `RolloutActor.repair` can be asked, with repairer = `policy`."""
     quality: QualityConfig = QualityConfig()
     reward: RewardConfig = RewardConfig()
-    sandbox_address: str
-    """`host:port` of a running tool gateway."""
-    sandbox_token: SecretStr | None = None
-    """Shared token of the gateway, if it asks for one."""
 
     @model_validator(mode="after")
     def _fits(self) -> "RolloutSettings":

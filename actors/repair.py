@@ -17,8 +17,8 @@ from actors.config import RepairSettings
 from actors.endpoint import Endpoint, on_endpoint
 from actors.repairer import AttemptFn, RepairRequest, RepairResult, on_engine, repair_all
 from actors.sampler import Sampler
+from actors.tools import Tools
 from actors.vllm_engine import VLLMEngine
-from tool_sandbox.client import AsyncSandboxClient
 from trajectory.chat import encode, load_tokenizer
 from trajectory.types import ToolCall, ToolResult
 
@@ -40,7 +40,7 @@ class RepairActor:
         self._engine: VLLMEngine | None = None
         self._endpoint: Endpoint | None = None
         self._sampler: Sampler | None = None
-        self._sandbox: AsyncSandboxClient | None = None
+        self._tools: Tools | None = None
         self._attempt: AttemptFn | None = None
         self._encode: Callable[[str], list[int]] | None = None
         self._starting: asyncio.Task[None] | None = None
@@ -105,8 +105,8 @@ class RepairActor:
             await self._engine.shutdown()
         if self._endpoint is not None:
             await self._endpoint.close()
-        if self._sandbox is not None:
-            await self._sandbox.close()
+        if self._tools is not None:
+            await self._tools.close()
 
     def ping(self) -> str:
         return "pong"
@@ -121,8 +121,7 @@ class RepairActor:
     async def _start(self) -> None:
         settings, config = self._settings, self._settings.repair
         policy_tokenizer = await asyncio.to_thread(load_tokenizer, settings.model)
-        token = settings.sandbox_token.get_secret_value() if settings.sandbox_token else ""
-        self._sandbox = AsyncSandboxClient(settings.sandbox_address, token=token)
+        self._tools = Tools(settings)
         if config.repairer == "endpoint":
             assert config.endpoint is not None
             self._endpoint = Endpoint(config.endpoint)
@@ -151,8 +150,8 @@ class RepairActor:
             self._encode = lambda text: encode(policy_tokenizer, text)
 
     async def _call_tool(self, call: ToolCall, timeout_s: float) -> ToolResult:
-        assert self._sandbox is not None, "connected by start()"
-        return await self._sandbox.call(call.tool, call.content, timeout_s=timeout_s)
+        assert self._tools is not None, "connected by start()"
+        return await self._tools.call(call, timeout_s)
 
     def _follow_engine(self) -> None:
         """End this process soon if its engine is dead."""

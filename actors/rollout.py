@@ -25,8 +25,8 @@ from actors.engine import UpdateReport
 from actors.metrics import EngineMetrics
 from actors.repairer import AttemptFn, RepairRequest, RepairResult, on_engine, repair_all
 from actors.sampler import Sampler
+from actors.tools import Tools
 from actors.vllm_engine import VLLMEngine
-from tool_sandbox.client import AsyncSandboxClient
 from trajectory.chat import load_tokenizer
 from trajectory.types import Group, Task, ToolCall, ToolResult
 from trajectory.weights import WeightUpdate
@@ -51,7 +51,7 @@ class RolloutActor(EnvRunner):
         super().__init__(config=config, **kwargs)
         self._settings: RolloutSettings = config.rollout_settings
         self._engine = VLLMEngine(self._settings.engine, seed=(config.seed or 0) + self.worker_index)
-        self._sandbox: AsyncSandboxClient | None = None
+        self._tools: Tools | None = None
         self._sampler: Sampler | None = None
         self._attempt_repair: AttemptFn | None = None
         self._starting: asyncio.Task[None] | None = None
@@ -163,8 +163,8 @@ class RolloutActor(EnvRunner):
         if self._reporting is not None:
             self._reporting.cancel()
         await self._engine.shutdown()
-        if self._sandbox is not None:
-            await self._sandbox.close()
+        if self._tools is not None:
+            await self._tools.close()
 
     # --- what RLlib asks ----------------------------------------------------------------------------------------------
 
@@ -198,8 +198,7 @@ class RolloutActor(EnvRunner):
     async def _start(self) -> None:
         settings = self._settings
         tokenizer = await asyncio.to_thread(load_tokenizer, settings.engine.model)
-        token = settings.sandbox_token.get_secret_value() if settings.sandbox_token else ""
-        self._sandbox = AsyncSandboxClient(settings.sandbox_address, token=token)
+        self._tools = Tools(settings)
         await self._engine.start()
         self._sampler = Sampler(
             self._engine,
@@ -219,9 +218,9 @@ class RolloutActor(EnvRunner):
             await asyncio.sleep(REPORT_EVERY_S)
 
     async def _call_tool(self, call: ToolCall, timeout_s: float) -> ToolResult:
-        assert self._sandbox is not None, "connected by start()"
+        assert self._tools is not None, "connected by start()"
         begun = time.monotonic()
-        result = await self._sandbox.call(call.tool, call.content, timeout_s=timeout_s)
+        result = await self._tools.call(call, timeout_s)
         self._metrics.tool_call(call.tool, result, time.monotonic() - begun)
         return result
 

@@ -98,6 +98,9 @@ class RunConfig(Section):
     place_by_role: bool = False
     """Put learners, engines and the sandbox on nodes whose Ray resources name that role (`learner`, `rollout`, `sandbox`),
     as those of the files in cluster/ do. Off: anywhere, with the sandbox beside the driver."""
+    num_gateways: int = Field(default=1, ge=1)
+    """With `place_by_role`: sandbox nodes that the run asks the cluster for. Every sandbox node that is there or joins gets
+    a gateway, those beyond this number too."""
     seed: int = 0
     """Seed of task order, sampling and training."""
     stages: tuple[Stage, ...] = ("synthesize", "sft", "reward-model", "grpo")
@@ -155,6 +158,10 @@ class RunConfig(Section):
             raise ValueError(
                 f"rollout.num_actors = {self.rollout.num_actors}, with which the run starts, is not between "
                 f"elastic.min_actors = {elastic.min_actors} and elastic.max_actors = {elastic.max_actors}"
+            )
+        if self.num_gateways > 1 and not self.place_by_role:
+            raise ValueError(
+                f"num_gateways = {self.num_gateways} needs place_by_role = true: the gateway is beside the driver"
             )
         if self.learner.head != "lm":
             raise ValueError("learner.head: the policy's is 'lm'; the reward model's stage sets its own")

@@ -13,6 +13,7 @@ from actors.rollout import RolloutActor
 from autotraj.config import RunConfig
 from cluster.roles import ROLLOUT, role
 from learners.group import LearnerGroup
+from tool_sandbox.config import TlsFiles
 from trajectory.chat import encode, load_tokenizer, render_prompt
 
 PROBE = (
@@ -62,9 +63,12 @@ class GRPOConfig(AlgorithmConfig):
         *,
         sandbox_address: str,
         sandbox_token: str | None = None,
+        sandbox_tls: TlsFiles | None = None,
+        sandbox_directory: str = "",
         trajectory_log: str | None = None,
     ) -> GRPOConfig:
-        """Takes over a run's settings. `sandbox_address` is a running gateway; `trajectory_log` a file to append to."""
+        """Takes over a run's settings. `sandbox_address` is a running gateway, for the rest see `actors.config.ToolAccess`;
+        `trajectory_log` a file to append to."""
         self.run_config = run_config
         self.trajectory_log = trajectory_log
         self.rollout_settings = RolloutSettings(
@@ -76,6 +80,8 @@ class GRPOConfig(AlgorithmConfig):
             reward=run_config.reward,
             sandbox_address=sandbox_address,
             sandbox_token=SecretStr(sandbox_token) if sandbox_token else None,
+            sandbox_tls=sandbox_tls,
+            sandbox_directory=sandbox_directory,
         )
         self.debugging(seed=run_config.seed)
         self.env_runners(

@@ -17,11 +17,11 @@ from autotraj.config import RunConfig
 from autotraj.errors import RunError, UserError
 from autotraj.evaluate import EvalResult
 from autotraj.evaluate import evaluate as evaluate_policy
+from autotraj.gateway_pool import node_gateways
 from autotraj.grpo import GRPO
 from autotraj.grpo_config import GRPOConfig
 from autotraj.inspection import watch_pool
 from autotraj.interrupt import Interrupt, graceful_interrupt
-from autotraj.node_gateway import node_gateway
 from autotraj.run_folder import RunFolder, checkpoint_step, drop_metrics_after, latest_checkpoint
 from autotraj.runner_calls import managed
 from autotraj.runner_pool import RunnerPool
@@ -117,9 +117,9 @@ def measure(name: str, algo_or_pool: GRPO | RunnerPool, config: RunConfig, tasks
 def parts(config: RunConfig, *, sandbox: bool = True) -> Iterator[Gateway]:
     """The sandbox, if it is needed, and Ray, up for the length of the block."""
     with ExitStack() as stack:
-        if config.place_by_role:  # the gateway is an actor then
+        if config.place_by_role:  # the gateways are actors then
             _join(stack, config)
-            yield stack.enter_context(node_gateway(config)) if sandbox else Gateway(address="")
+            yield stack.enter_context(node_gateways(config)) if sandbox else Gateway(address="")
             return
         gateway = stack.enter_context(sandbox_session(config)) if sandbox else Gateway(address="")
         _join(stack, config)
@@ -137,19 +137,26 @@ def _join(stack: ExitStack, config: RunConfig) -> None:
 
 def build(config: RunConfig, gateway: Gateway, *, trajectory_log: str | None = None) -> GRPO:
     """The algorithm, its engines and learners up and in agreement."""
-    algo = (
-        GRPOConfig()
-        .run(config, sandbox_address=gateway.address, sandbox_token=gateway.token, trajectory_log=trajectory_log)
-        .build_algo()
-    )
+    algo = _settings(config, gateway, trajectory_log).build_algo()
     assert isinstance(algo, GRPO)
     return algo
+
+
+def _settings(config: RunConfig, gateway: Gateway, trajectory_log: str | None = None) -> GRPOConfig:
+    return GRPOConfig().run(
+        config,
+        sandbox_address=gateway.address,
+        sandbox_token=gateway.token,
+        sandbox_tls=gateway.tls,
+        sandbox_directory=gateway.directory,
+        trajectory_log=trajectory_log,
+    )
 
 
 @contextmanager
 def engines(config: RunConfig, gateway: Gateway) -> Iterator[RunnerPool]:
     """Rollout actors alone, without a learner, up and holding `config.model`."""
-    settings = GRPOConfig().run(config, sandbox_address=gateway.address, sandbox_token=gateway.token)
+    settings = _settings(config, gateway)
     group = EnvRunnerGroup(config=settings, local_env_runner=False)
     try:
         pool = RunnerPool(

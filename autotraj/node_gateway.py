@@ -1,85 +1,103 @@
-"""The run's sandbox gateway on a sandbox node of the cluster: an actor, as everything that a run starts elsewhere.
+"""What a run with `place_by_role` starts for its tools, as Ray actors: a gateway a sandbox node, and the list of them.
 
-    driver ──creates──▶ GatewayActor on a node with the resource `sandbox` ──▶ LocalGateway ──▶ containers
-    rollout actors ──gRPC, token──▶ that node's address
+    GatewayActor on a sandbox node ──▶ LocalGateway, a process ──▶ containers
+    GatewayDirectory beside the driver ◀──asks── actors that run tools
 
-A gateway that listens beyond loopback needs a token; a run without one in `sandbox.token` gets one of its own.
+Who creates and watches both is `gateway_pool`.
 """
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import logging
+import os
+import signal
+import threading
+import time
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError
 
-from autotraj.config import RunConfig
-from autotraj.errors import UserError
-from autotraj.sandbox import Gateway, make_index
-from cluster.roles import SANDBOX, role
+from autotraj.sandbox import make_index
 from tool_sandbox import build
+from tool_sandbox.client import SandboxClient
 from tool_sandbox.config import SandboxConfig
-from tool_sandbox.errors import SandboxError
+from tool_sandbox.errors import GatewayError, SandboxError
 from tool_sandbox.local import LocalGateway
 
-STOP_TIMEOUT_S = 30.0
+logger = logging.getLogger(__name__)
+
+WATCH_EVERY_S = 1.0
+ASK_EVERY_S = 10.0
+ANSWER_S = 20.0
+MAX_SILENCES = 2
+"""A gateway that leaves so many questions in a row unanswered, each for `ANSWER_S`, hangs."""
 
 
 class GatewayActor:
-    """Holds the gateway of its node; a gateway notices its actor's end, and removes its containers."""
+    """Holds the gateway of its node; a gateway notices its actor's end, and removes its containers. `watch` blocks, so the
+    actor needs a thread for it and one more."""
 
     def __init__(self) -> None:
+        self._config: SandboxConfig | None = None
         self._gateway: LocalGateway | None = None
+        self._stopping = threading.Event()
 
     def __repr__(self) -> str:
         return "GatewayActor"
 
     def start(self, config: SandboxConfig) -> tuple[str, str]:
         """The gateway's address, and an empty string or what is wrong."""
+        # The address of a node of another cloud's network can't be known here: it is what Ray's own traffic uses.
+        host = ray.util.get_node_ip_address()
         try:
-            # The address of a node of another cloud's network can't be known here: it is what Ray's own traffic uses.
-            host = ray.util.get_node_ip_address()
-            config = SandboxConfig.model_validate(config.model_dump() | {"address": f"{host}:0"})
+            self._config = SandboxConfig.model_validate(config.model_dump() | {"address": f"{host}:0"})
             make_index(config.search)
             build.ensure_image(config)
-            self._gateway = LocalGateway(config)
+            self._gateway = LocalGateway(self._config)
         except (SandboxError, ValueError) as error:
-            return "", f"on sandbox node {ray.util.get_node_ip_address()}: {error}"
+            return "", f"on sandbox node {host}: {error}"
         return self._gateway.address, ""
 
+    def watch(self) -> str:
+        """Returns when the gateway has ended or hangs, and says which. One that hangs is killed."""
+        assert self._gateway is not None, "start() returned an address"
+        assert self._config is not None
+        token, tls = self._config.token, self._config.tls
+        silences, ask_at = 0, time.monotonic() + ASK_EVERY_S
+        with SandboxClient(self._gateway.address, token=token, tls=tls) as client:
+            while not self._stopping.wait(WATCH_EVERY_S):
+                if (code := self._gateway.exit_code) is not None:
+                    return f"the gateway process ended with code {code}"
+                if time.monotonic() < ask_at:
+                    continue
+                try:
+                    client.stats(ANSWER_S)
+                    silences = 0
+                except GatewayError as error:
+                    silences += 1
+                    if silences >= MAX_SILENCES and self._gateway.exit_code is None:
+                        os.kill(self._gateway.pid, signal.SIGKILL)  # a stopped process would not see us gone
+                        return f"the gateway hung: {error}"
+                ask_at = time.monotonic() + ASK_EVERY_S
+        return "the gateway was told to stop"
+
     def stop(self) -> None:
+        self._stopping.set()
         if self._gateway is not None:
             self._gateway.close()
 
 
-@contextmanager
-def node_gateway(config: RunConfig) -> Iterator[Gateway]:
-    """The gateway at `gateway` if that is set, else one on a sandbox node, up for the length of the block.
+class GatewayDirectory:
+    """Knows which gateways live. Ray restarts it if it dies; it says that it doesn't know until the driver has told it."""
 
-    Raises UserError if no sandbox node came within `grpo.start_timeout_s`, or the gateway couldn't start on it.
-    """
-    if config.gateway is not None:
-        yield Gateway(config.gateway, config.sandbox.token or None)
-        return
-    token = config.sandbox.token or secrets.token_hex(32)
-    settings = SandboxConfig.model_validate(config.sandbox.model_dump() | {"token": token})
-    actor = ray.remote(GatewayActor).options(num_cpus=0, resources=role(SANDBOX, by_role=True)).remote()
-    try:
-        try:
-            address, problem = ray.get(actor.start.remote(settings), timeout=config.grpo.start_timeout_s)
-        except GetTimeoutError:
-            raise UserError(
-                f"waited {config.grpo.start_timeout_s:g} s (grpo.start_timeout_s) on a sandbox gateway on a node with "
-                f"the Ray resource `{SANDBOX}`; is such a node coming? `ray status` on the head says"
-            ) from None
-        except RayError as error:
-            raise UserError(f"the sandbox gateway's actor died at its start: {error}") from error
-        if problem:
-            raise UserError(problem)
-        yield Gateway(address, token)
-    finally:
-        with suppress(RayError):  # gone with its node, or it never had one; a gateway ends with its actor
-            ray.get(actor.stop.remote(), timeout=STOP_TIMEOUT_S)
-        ray.kill(actor)
+    def __init__(self) -> None:
+        self._gateways: list[tuple[str, str]] | None = None
+
+    def __repr__(self) -> str:
+        return "GatewayDirectory"
+
+    def publish(self, gateways: list[tuple[str, str]]) -> None:
+        self._gateways = gateways
+
+    def gateways(self) -> list[tuple[str, str]] | None:
+        """Address and node id of each."""
+        return self._gateways

@@ -104,7 +104,8 @@ def asks(config: RunConfig) -> list[Ask]:
             Ask("repairers (repair.num_actors)", repair.num_actors, bundle(repair.num_cpus, repair.num_gpus, ROLLOUT))
         )
     if config.place_by_role and config.gateway is None:
-        found.append(Ask("sandbox gateway", 1, role(SANDBOX, by_role=True)))
+        sandbox = role(SANDBOX, by_role=True)
+        found.append(Ask("sandbox gateways (num_gateways)", config.num_gateways, sandbox, spread=True))
     return found
 
 

@@ -32,6 +32,8 @@ def repairer_pool(config: RunConfig, gateway: Gateway, runners: RunnerPool) -> I
         reward=config.reward,
         sandbox_address=gateway.address,
         sandbox_token=SecretStr(gateway.token) if gateway.token else None,
+        sandbox_tls=gateway.tls,
+        sandbox_directory=gateway.directory,
     )
     actor = ray.remote(RepairActor).options(
         num_cpus=config.repair.num_cpus,

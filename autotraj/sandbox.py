@@ -15,7 +15,7 @@ from tool_sandbox import bench as sandbox_bench
 from tool_sandbox import build as image_build
 from tool_sandbox import server
 from tool_sandbox.client import SandboxClient
-from tool_sandbox.config import SandboxConfig, SearchConfig
+from tool_sandbox.config import SandboxConfig, SearchConfig, TlsFiles
 from tool_sandbox.errors import SandboxError
 from tool_sandbox.local import LocalGateway
 from tool_sandbox.search_index import build_index
@@ -29,6 +29,9 @@ class Gateway:
 
     address: str
     token: str | None = field(default=None, repr=False)
+    tls: TlsFiles | None = None
+    directory: str = ""
+    """Name of the Ray actor that knows all gateways, `address` being the first; empty: there is one only."""
 
 
 @contextmanager
@@ -36,7 +39,7 @@ def sandbox_session(config: RunConfig) -> Iterator[Gateway]:
     """The run's gateway, up for the length of the block: the one at `gateway`, or one started with `[sandbox]`."""
     token = config.sandbox.token or None
     if config.gateway is not None:
-        yield Gateway(config.gateway, token)
+        yield Gateway(config.gateway, token, config.sandbox.tls)
         return
     make_index(config.sandbox.search)
     try:
@@ -44,7 +47,7 @@ def sandbox_session(config: RunConfig) -> Iterator[Gateway]:
     except SandboxError as error:
         raise UserError(str(error)) from error
     with local:
-        yield Gateway(local.address, token)
+        yield Gateway(local.address, token, config.sandbox.tls)
 
 
 def make_index(config: SearchConfig) -> None:

@@ -23,11 +23,12 @@ SHARE = 0.001
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """`count` actors of one kind, each of them on one node."""
+    """`count` actors of one kind, each of them on one node; `spread`: each on a node of its own."""
 
     who: str
     count: int
     resources: Mapping[str, float]
+    spread: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,8 @@ def unmet(asks: Sequence[Ask], node_types: Sequence[NodeType]) -> list[str]:
                 for name, amount in ask.resources.items():
                     free[name] -= amount
                 placed += 1
+                if ask.spread:
+                    break
         if placed < ask.count:
             problems.append(
                 f"{ask.who}: {ask.count} × {_text(ask.resources)} asked for, only {placed} fit beside the others; there are "

@@ -19,7 +19,8 @@ ALLOWED = {
     "tool_sandbox": {"trajectory"},
     "learners": {"trajectory"},
     "cluster": {"trajectory"},
-    "actors": {"trajectory", "rewards", "tool_sandbox.client", "tool_sandbox.wire"},
+    # `config` for the certificates' paths, `failover` is the client of several gateways.
+    "actors": {"trajectory", "rewards", *(f"tool_sandbox.{m}" for m in ("client", "config", "failover", "wire"))},
     "autotraj": {"trajectory", "rewards", "tool_sandbox", "learners", "cluster", "actors"},
 }
 # Room (or module) → third-party packages it must never import.

@@ -2,11 +2,14 @@
 
 Three clocks bound a call, each inside the next: the code's own `timeout_s`, kept by SIGKILL in the container; the
 wait for a slot, `queue_timeout_s` at most; and the gRPC deadline, the sum of both and a margin for the way there and back.
+A gateway that vanishes or hangs without a word is noticed earlier, after `SILENCE_S + SIGN_OF_LIFE_S`; `failover` then goes
+on elsewhere.
 """
 
 from __future__ import annotations
 
 from types import TracebackType
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -22,12 +25,22 @@ QUEUE_TIMEOUT_S = 30.0
 MARGIN_S = 5.0
 """On top of execution and queueing: connecting, the kill, and a large reply on a busy machine."""
 
+SILENCE_S, SIGN_OF_LIFE_S = 5.0, 10.0
+"""While a call is in flight: silence after which the gateway is asked for a sign of life, and how long it has to give one;
+it comes from gRPC's own threads, busy or not. The server must allow asking this often (`server.MIN_PING_S`)."""
+
 _OPTIONS = [
     ("grpc.max_send_message_length", wire.MAX_REQUEST_BYTES),
     ("grpc.max_receive_message_length", wire.MAX_REPLY_BYTES),
     # A gateway that comes back is found again within seconds, not after gRPC's default of up to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2000),
+    ("grpc.min_reconnect_backoff_ms", int(SILENCE_S * 1000)),  # in truth: the longest wait for one connection
+    ("grpc.keepalive_time_ms", int(SILENCE_S * 1000)),
+    ("grpc.keepalive_timeout_ms", int(SIGN_OF_LIFE_S * 1000)),
+    # gRPC 1.85 waits this long for a ping's answer, whatever `keepalive_timeout_ms` says.
+    ("grpc.http2.ping_timeout_ms", int(SIGN_OF_LIFE_S * 1000)),
+    ("grpc.http2.max_pings_without_data", 0),  # no limit: a call that computes sends nothing else
 ]
 
 
@@ -49,7 +62,7 @@ class AsyncSandboxClient:
         if tls is None:
             self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
         else:
-            self._channel = grpc.aio.secure_channel(address, channel_credentials(tls), options=_OPTIONS)
+            self._channel = grpc.aio.secure_channel(address, channel_credentials(tls), options=_with_name(tls))
         self._call = self._channel.unary_unary(wire.CALL_PATH)
 
     async def call(
@@ -61,10 +74,13 @@ class AsyncSandboxClient:
             request = wire.encode_request(
                 wire.CallRequest(tool=tool, content=content, timeout_s=timeout_s, session_id=session_id)
             )
-            reply = await self._call(request, timeout=deadline_s, metadata=self._metadata)
-            return wire.decode_result(reply)
+            return await self.ask(request, deadline_s)
         except (WireError, grpc.RpcError) as error:
-            return _failed(error, self.address, deadline_s)
+            return failed(error, self.address, deadline_s)
+
+    async def ask(self, request: bytes, deadline_s: float) -> ToolResult:
+        """The gateway's answer to an encoded `CallRequest`. Raises grpc.RpcError if none came, WireError if it is none."""
+        return wire.decode_result(await self._call(request, timeout=deadline_s, metadata=self._metadata))
 
     async def close(self) -> None:
         await self._channel.close()
@@ -96,7 +112,7 @@ class SandboxClient:
         if tls is None:
             self._channel = grpc.insecure_channel(address, options=_OPTIONS)
         else:
-            self._channel = grpc.secure_channel(address, channel_credentials(tls), options=_OPTIONS)
+            self._channel = grpc.secure_channel(address, channel_credentials(tls), options=_with_name(tls))
         self._call = self._channel.unary_unary(wire.CALL_PATH)
         self._stats = self._channel.unary_unary(wire.STATS_PATH)
 
@@ -110,14 +126,14 @@ class SandboxClient:
             reply = self._call(request, timeout=deadline_s, metadata=self._metadata)
             return wire.decode_result(reply)
         except (WireError, grpc.RpcError) as error:
-            return _failed(error, self.address, deadline_s)
+            return failed(error, self.address, deadline_s)
 
     def stats(self, timeout_s: float = MARGIN_S) -> Stats:
         """What the gateway says of itself. GatewayError if it doesn't answer, or refuses."""
         try:
             return wire.decode_stats(self._stats(b"", timeout=timeout_s, metadata=self._metadata))
         except (WireError, grpc.RpcError) as error:
-            raise GatewayError(_failed(error, self.address, timeout_s).message) from None
+            raise GatewayError(failed(error, self.address, timeout_s).message) from None
 
     def close(self) -> None:
         self._channel.close()
@@ -135,7 +151,13 @@ def _metadata(token: str) -> tuple[tuple[str, str], ...]:
     return ((wire.TOKEN_KEY, token),) if token else ()
 
 
-def _failed(error: WireError | grpc.RpcError, address: str, deadline_s: float) -> ToolResult:
+def _with_name(tls: TlsFiles) -> list[tuple[str, Any]]:
+    if not tls.name:
+        return list(_OPTIONS)
+    return [*_OPTIONS, ("grpc.ssl_target_name_override", tls.name), ("grpc.default_authority", tls.name)]
+
+
+def failed(error: WireError | grpc.RpcError, address: str, deadline_s: float) -> ToolResult:
     """The result that stands for a call which brought none back."""
     if isinstance(error, WireError):
         return ToolResult(status="rejected", message=f"call to sandbox gateway {address}: {error}")

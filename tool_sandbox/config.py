@@ -74,6 +74,10 @@ class TlsFiles(Section):
     ca: str = Field(min_length=1)
     """The CA that the other side's certificate must be signed by; nobody else gets in."""
 
+    name: str = ""
+    """What clients expect in a gateway's certificate instead of the host that they connect to: one name for all gateways,
+    where nodes come and go and nobody knows their addresses beforehand. Empty: the host."""
+
 
 class SandboxConfig(Section):
     """The gateway, its pool of containers, and what one call may use."""

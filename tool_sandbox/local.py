@@ -90,6 +90,11 @@ class LocalGateway:
     def pid(self) -> int:
         return self._process.pid
 
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs."""
+        return self._process.poll()
+
     def close(self) -> None:
         """Stop the gateway and its containers; SIGKILL if it takes longer than `drain_s` and 15 s."""
         self._process.terminate()

@@ -37,6 +37,8 @@ PARENT_CHECK_S = 1.0
 READ_S = 10.0
 """Longest wait for a request's bytes once its headers came: a client that dribbles is hung up on."""
 RETRY_DRAINING_S = 5.0
+MIN_PING_S = 4.0
+"""Clients may ask for a sign of life this often (`client.SILENCE_S`); gRPC's default is five minutes, then it hangs up."""
 
 _OPTIONS = [
     ("grpc.max_receive_message_length", wire.MAX_REQUEST_BYTES),
@@ -47,6 +49,7 @@ _OPTIONS = [
     ("grpc.server_handshake_timeout_ms", 10_000),  # a connection that never says hello
     ("grpc.keepalive_time_ms", 60_000),  # a client that vanished without a word
     ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", int(MIN_PING_S * 1000)),
 ]
 
 

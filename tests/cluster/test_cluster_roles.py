@@ -40,6 +40,13 @@ def test_a_role_that_no_node_has() -> None:
     assert problem.startswith("sandbox gateway: no node type offers sandbox on one node")
 
 
+def test_spread_means_a_node_each() -> None:
+    engine_nodes = Ask("one a node", 2, role("rollout", by_role=True), spread=True)
+    assert unmet([engine_nodes, engines(4)], NODES) == []
+    (problem,) = unmet([Ask("one a node", 3, role("rollout", by_role=True), spread=True)], NODES)
+    assert problem.startswith("one a node: 3 × rollout asked for, only 2 fit")
+
+
 def test_without_roles_any_node_will_do() -> None:
     assert unmet([Ask("anything", 8, {"CPU": 4, "GPU": 1})], NODES) == []
 

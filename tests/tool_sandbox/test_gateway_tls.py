@@ -14,11 +14,14 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from actors.config import ToolAccess
+from actors.tools import Tools
 from tool_sandbox.client import AsyncSandboxClient, SandboxClient
 from tool_sandbox.config import SandboxConfig, TlsFiles
 from tool_sandbox.errors import TlsError
+from tool_sandbox.failover import FailoverClient, Site
 from tool_sandbox.server import Gateway
-from trajectory.types import ToolResult
+from trajectory.types import ToolCall, ToolResult
 
 
 class Authority:
@@ -90,6 +93,38 @@ async def test_a_client_with_a_certificate_of_the_ca_gets_in(gateway: Gateway, a
     async with AsyncSandboxClient(gateway.address, tls=authority.issue("client", "anywhere")) as client:
         result = await client.call("echo", "hello", timeout_s=20)
     assert (result.status, result.output) == ("ok", "hello"), result.message
+
+
+async def test_one_name_serves_gateways_whose_hosts_nobody_knew_beforehand(
+    authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tool_sandbox.registry.build", lambda config, metrics: {"echo": EchoTool()})
+    gateway = Gateway(SandboxConfig(address="127.0.0.1:0", tls=authority.issue("gateway", "sandbox.internal")))
+    await gateway.start()
+    files = authority.issue("client", "anywhere")
+    try:
+        for name, status in (("sandbox.internal", "ok"), ("another.name", "unavailable"), ("", "unavailable")):
+            tls = files.model_copy(update={"name": name})
+            async with AsyncSandboxClient(gateway.address, tls=tls, queue_timeout_s=0.0) as client:
+                assert (await client.call("echo", "hello", timeout_s=10)).status == status, name
+            async with FailoverClient([Site(gateway.address)], tls=tls, queue_timeout_s=0.0) as several:
+                assert (await several.call("echo", "hello", timeout_s=10)).status == status, name
+    finally:
+        await gateway.stop()
+
+
+async def test_actors_bring_the_certificate_with_their_tool_calls(gateway: Gateway, authority: Authority) -> None:
+    """The part of rollout and repair actors that calls tools, as they make it from their settings."""
+    access = ToolAccess(sandbox_address=gateway.address, sandbox_tls=authority.issue("rollout", "anywhere"))
+    tools = Tools(ToolAccess.model_validate(access.model_dump()))  # settings travel to their actors
+    result = await tools.call(ToolCall(tool="echo", content="hello"), 20.0)
+    await tools.close()
+    assert (result.status, result.output) == ("ok", "hello"), result.message
+    missing = access.model_copy(
+        update={"sandbox_tls": TlsFiles(cert="/no/such.pem", key="/no/such.key", ca="/no/ca.pem")}
+    )
+    with pytest.raises(TlsError, match=r"sandbox\.tls\.key: /no/such\.key can't be read"):
+        Tools(missing)
 
 
 async def test_nobody_else_gets_in(gateway: Gateway, tmp_path: Path) -> None:

@@ -1,0 +1,73 @@
+"""An actor's way to the sandbox: one gateway, or several whose list changes while the actor runs.
+
+    driver ──places gateways, publishes the list──▶ directory (a named Ray actor) ◀──asks every few seconds── actor
+
+The actor asks, so one that joins or is restarted needs nobody to tell it. While the directory doesn't answer, the last list
+holds, and each gateway's silence is noticed by the client anyway.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+
+import ray
+
+from actors.config import ToolAccess
+from tool_sandbox.client import AsyncSandboxClient
+from tool_sandbox.failover import FailoverClient, Site
+from trajectory.types import ToolCall, ToolResult
+
+logger = logging.getLogger(__name__)
+
+FOLLOW_EVERY_S = 2.0
+DIRECTORY_TIMEOUT_S = 10.0
+"""Longest wait for the directory; the actor has better things to wait for."""
+
+
+class Tools:
+    """Runs tool calls; made and used inside one event loop."""
+
+    def __init__(self, access: ToolAccess) -> None:
+        """Connects with the first call. TlsError if the files of `sandbox_tls` are none on this node."""
+        self._directory = access.sandbox_directory
+        self._following: asyncio.Task[None] | None = None
+        token = access.sandbox_token.get_secret_value() if access.sandbox_token else ""
+        if self._directory:
+            here = ray.get_runtime_context().get_node_id()
+            site = Site(access.sandbox_address)
+            self._several = FailoverClient([site], here=here, token=token, tls=access.sandbox_tls)
+            self._client: AsyncSandboxClient | FailoverClient = self._several
+            self._following = asyncio.create_task(self._follow())
+        else:
+            self._client = AsyncSandboxClient(access.sandbox_address, token=token, tls=access.sandbox_tls)
+
+    async def call(self, call: ToolCall, timeout_s: float) -> ToolResult:
+        """An `episode.CallTool`."""
+        return await self._client.call(call.tool, call.content, timeout_s=timeout_s)
+
+    async def close(self) -> None:
+        if self._following is not None:
+            self._following.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._following
+        await self._client.close()
+
+    async def _follow(self) -> None:
+        problem = ""
+        while True:
+            try:
+                directory = await asyncio.to_thread(ray.get_actor, self._directory)
+                # None: it has just come up itself, and nobody has told it yet.
+                listed: list[tuple[str, str]] | None = await asyncio.wait_for(
+                    directory.gateways.remote(), DIRECTORY_TIMEOUT_S
+                )
+                if listed is not None:
+                    self._several.set_gateways([Site(address, node) for address, node in listed])
+                problem = ""
+            except Exception as error:  # Ray's own are many; whatever it is, the last list is better than none
+                if not problem:
+                    logger.warning("the list of sandbox gateways can't be had, the last one holds: %s", error)
+                problem = str(error) or type(error).__name__
+            await asyncio.sleep(FOLLOW_EVERY_S)
