@@ -197,7 +197,7 @@ def settings_for(config: SandboxConfig) -> SandboxConfig:
     """`config`'s containers, as few as an attack and its neighbour need: one, or two where slots share none."""
     shared = config.slots_per_container >= NUM_SLOTS
     sizes = {"num_containers": 1, "slots_per_container": 2} if shared else {"num_containers": 2}
-    others = {"address": "127.0.0.1:0", "search": {}, "max_timeout_s": max(config.max_timeout_s, 30.0)}
+    others = {"num_spares": 0, "address": "127.0.0.1:0", "search": {}, "max_timeout_s": max(config.max_timeout_s, 30.0)}
     return SandboxConfig.model_validate({**config.model_dump(), **sizes, **others})
 
 

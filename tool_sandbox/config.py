@@ -93,6 +93,10 @@ class SandboxConfig(Section):
     num_containers: int = Field(default=2, ge=1, le=256)
     """Warm containers on this node; one zygote forks serially, so one container per one or two cores."""
 
+    num_spares: int = Field(default=1, ge=0, le=16)
+    """Containers that are warm beside those: one that dies, or is due, is replaced by one of these at once. 0: by one that
+    is started then."""
+
     slots_per_container: int = Field(default=4, ge=1, le=16)
     """Calls and open sessions that may run at once in a container. Slots of a container share its loopback, process list
     and total memory: 1 is the strict mode."""

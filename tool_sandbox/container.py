@@ -185,7 +185,8 @@ class Container:
                     raise RunnerError(f"{self!r} sent a frame of {length} bytes")
                 self._on_frame(json.loads(await self._process.stdout.readexactly(length)))
         except (asyncio.IncompleteReadError, ConnectionError):
-            await asyncio.wait(self._tasks[1:], timeout=1.0)  # what Docker or the runner complained of
+            # What Docker or the runner complained of. In service others wait, and Docker itself ends later.
+            await asyncio.wait(self._tasks[1:], timeout=0.05 if self._ready.is_set() else 1.0)
             self._die(f"its runner ended{self._last_error and f' ({self._last_error})'}")
         except (RunnerError, ValueError, KeyError) as error:
             self._die(f"it broke the protocol: {error}")

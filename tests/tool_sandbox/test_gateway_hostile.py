@@ -42,7 +42,7 @@ class Bomb:
 
 @pytest.fixture(scope="module")
 def target() -> Iterator[LocalGateway]:
-    config = SandboxConfig(num_containers=1, slots_per_container=2, memory_mib=256, scratch_mib=16, token="t")
+    config = SandboxConfig(num_containers=1, num_spares=0, slots_per_container=2, memory_mib=256, scratch_mib=16, token="t")
     with LocalGateway(config) as gateway:
         yield gateway
 

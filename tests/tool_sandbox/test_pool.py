@@ -47,7 +47,7 @@ async def pool(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Pool]:
     monkeypatch.setattr(pool_module.build, "check_ready", lambda config: None)
     monkeypatch.setattr(pool_module, "remove_left_behind", list)
     FakeContainer.made, FakeContainer.fail_starts = [], 0
-    pool = Pool(SandboxConfig(num_containers=1, slots_per_container=2, max_queue=2), Metrics())
+    pool = Pool(SandboxConfig(num_containers=1, num_spares=0, slots_per_container=2, max_queue=2), Metrics())
     await pool.start()
     yield pool
     await pool.close()

@@ -223,7 +223,7 @@ def test_a_kind_needs_its_source(settings: dict[str, str]) -> None:
 @pytest.mark.docker
 def test_the_gateway_has_both_tools(index: Path) -> None:
     search = SearchConfig(kind="bm25", index=str(index), top_n=1)
-    config = SandboxConfig(num_containers=1, slots_per_container=1, start_timeout_s=120, search=search)
+    config = SandboxConfig(num_containers=1, num_spares=0, slots_per_container=1, start_timeout_s=120, search=search)
     with LocalGateway(config) as gateway, SandboxClient(gateway.address) as client:
         assert client.call("search", "number 7").output == "[doc-7] Number 7 is lucky, xxxxxxx"
         assert client.call("python", "print(2+2)").output == "4\n"
