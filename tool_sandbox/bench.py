@@ -18,6 +18,7 @@ from tool_sandbox.client import AsyncSandboxClient
 from tool_sandbox.config import SandboxConfig
 from tool_sandbox.container import Container
 from tool_sandbox.errors import RunnerError
+from tool_sandbox.launcher import Launcher
 from tool_sandbox.local import LocalGateway
 
 PRINT = "print(2 + 2)"
@@ -90,9 +91,9 @@ async def _run(*command: str) -> str:
 async def runner_alone(config: SandboxConfig) -> AsyncIterator[Way]:
     """One container without pool, gateway and gRPC; one call at a time. Waits until the slot is clean, as the pool does."""
     freed = asyncio.Event()
-    container = Container(
-        f"autotraj-bench-{time.time_ns()}", build.resolve_image(config), config, lambda container, slot: freed.set()
-    )
+    launcher = Launcher(config)
+    launcher.spawn()
+    container = Container(launcher, config, lambda container, slot: freed.set())
     slots = itertools.cycle(range(config.slots_per_container))
 
     async def call(code: str) -> str:
@@ -105,10 +106,12 @@ async def runner_alone(config: SandboxConfig) -> AsyncIterator[Way]:
         return (await container.call(slot, kind, code, CALL_TIMEOUT_S)).output
 
     try:
+        await launcher.connect()
         await container.start()
         yield call
     finally:
         await container.stop()
+        await launcher.close()
 
 
 async def table(config: SandboxConfig, seconds: float, report: Callable[[Row], None]) -> list[Row]:

@@ -10,9 +10,16 @@ from tool_sandbox import places
 from tool_sandbox import pool as pool_module
 from tool_sandbox.config import SandboxConfig
 from tool_sandbox.container import Container, Reply
+from tool_sandbox.launcher import Launcher
 from tool_sandbox.metrics import Metrics
 from tool_sandbox.places import Member, reason_to_recycle
 from tool_sandbox.pool import Pool
+
+
+class NoLauncher(Launcher):
+    """The containers here need none."""
+
+    async def connect(self) -> None: ...
 
 
 class ObedientContainer(Container):
@@ -43,8 +50,7 @@ class ObedientContainer(Container):
 @pytest.fixture(autouse=True)
 def obedient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool_module, "Container", ObedientContainer)
-    monkeypatch.setattr(pool_module.build, "check_ready", lambda config: None)
-    monkeypatch.setattr(pool_module, "remove_left_behind", list)
+    monkeypatch.setattr(pool_module, "Launcher", NoLauncher)
     monkeypatch.setattr(places, "RETIRE_CHECK_S", 0.01)
     ObedientContainer.made, ObedientContainer.reply = [], Reply("ok", "", "", 0.01, True)
 
@@ -72,7 +78,7 @@ async def until(condition: Any) -> None:
 def test_when_a_container_is_due(calls: int, violations: int, age_s: float, reason: str) -> None:
     config = SandboxConfig(recycle_after_calls=10, recycle_after_violations=3, recycle_after_s=100)
     never = SandboxConfig(recycle_after_calls=0, recycle_after_violations=0, recycle_after_s=0)
-    member = Member(Container("c", "i", config, lambda c, s: None), 50.0, 100.0, calls, violations)
+    member = Member(Container(Launcher(config), config, lambda c, s: None), 50.0, 100.0, calls, violations)
     assert reason_to_recycle(member, config, 50.0 + age_s) == reason
     assert reason_to_recycle(member, never, 50.0 + age_s) == ""
 

@@ -11,8 +11,15 @@ from tool_sandbox import pool as pool_module
 from tool_sandbox.config import SandboxConfig
 from tool_sandbox.container import Container, Reply
 from tool_sandbox.errors import RunnerError
+from tool_sandbox.launcher import Launcher
 from tool_sandbox.metrics import Metrics
 from tool_sandbox.pool import Pool
+
+
+class NoLauncher(Launcher):
+    """The containers here need none."""
+
+    async def connect(self) -> None: ...
 
 
 class SlowContainer(Container):
@@ -56,8 +63,7 @@ async def where(pool: Pool) -> str:
 @pytest.fixture
 async def pool(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Pool]:
     monkeypatch.setattr(pool_module, "Container", SlowContainer)
-    monkeypatch.setattr(pool_module.build, "check_ready", lambda config: None)
-    monkeypatch.setattr(pool_module, "remove_left_behind", list)
+    monkeypatch.setattr(pool_module, "Launcher", NoLauncher)
     monkeypatch.setattr(places, "RETIRE_CHECK_S", 0.01)
     SlowContainer.made = []
     pool = Pool(SandboxConfig(num_containers=1, num_spares=1, recycle_after_calls=3), Metrics())
