@@ -39,6 +39,8 @@ def docker_command(name: str, config: SandboxConfig) -> list[str]:
         for slot in range(config.slots_per_container)
     ]
     command = ["docker", "run", "--rm", "--interactive", "--init", "--name", name, "--label", left_behind.own_label()]
+    if config.runtime:
+        command += ["--runtime", config.runtime]
     command += ["--network", "none", "--ipc", "private", "--read-only", "--log-driver", "none"]
     # Docker's own /dev/shm bounds bytes, not inodes: a million empty files would be kernel memory, and long to remove.
     shared = "size=16m,nr_inodes=4096,mode=1777,nosuid,nodev"

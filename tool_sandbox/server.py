@@ -46,6 +46,9 @@ _OPTIONS = [
     ("grpc.max_send_message_length", wire.MAX_REPLY_BYTES),
     ("grpc.so_reuseport", 0),  # a second gateway on the same port is a mistake, not a second listener
     ("grpc.max_concurrent_streams", 4096),  # of one connection; more wait on the client's side
+    # Of all connections: beyond gRPC's own 1000 it would cancel anyone's calls by chance. Ours are refused by `max_queue`.
+    ("grpc.server.max_pending_requests", 20_000),
+    ("grpc.server.max_pending_requests_hard_limit", 40_000),
     ("grpc.max_metadata_size", 8192),
     ("grpc.server_handshake_timeout_ms", 10_000),  # a connection that never says hello
     ("grpc.keepalive_time_ms", 60_000),  # a client that vanished without a word
@@ -209,12 +212,13 @@ def _serve(config: SandboxConfig, announce: Callable[[Gateway], None], parent: i
 
 async def _serve_as_nobody(gateway: Gateway, announce: Callable[[Gateway], None], parent: int | None) -> None:
     stop = asyncio.Event()
+    serving, broken = False, ""
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
 
     async def told_to_stop() -> None:
-        while not stop.is_set() and not gateway.broken and (parent is None or os.getppid() == parent):
+        while not stop.is_set() and not (serving and gateway.broken) and (parent is None or os.getppid() == parent):
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), PARENT_CHECK_S)
 
@@ -223,16 +227,17 @@ async def _serve_as_nobody(gateway: Gateway, announce: Callable[[Gateway], None]
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
             await starting
+            serving = True
             announce(gateway)
             await stopping
+            broken = "" if stop.is_set() else gateway.broken
     finally:
         starting.cancel()
         await asyncio.wait({starting})
-        broken = gateway.broken
         await gateway.stop()
-        if broken and not stop.is_set():
-            logger.error("the gateway ends, as its launcher did: %s", broken)
-            raise EngineError(f"sandbox: the gateway ended, as its launcher did ({broken}); start it again")
+    if broken:
+        logger.error("the gateway ends, as its launcher did: %s", broken)
+        raise EngineError(f"sandbox: the gateway ended, as its launcher did ({broken}); start it again")
 
 
 def run(config: SandboxConfig) -> None:

@@ -65,7 +65,20 @@ def hostile() -> Iterator[Hostile]:
 def bystander() -> Iterator[str]:
     """A container that isn't the launcher's."""
     name = f"autotraj-test-bystander-{os.getpid()}"
-    command = ["docker", "run", "--detach", "--rm", "--name", name, "--entrypoint", "sleep", image_tag(), "300"]
+    command = [
+        "docker",
+        "run",
+        "--detach",
+        "--rm",
+        "--network",
+        "none",
+        "--name",
+        name,
+        "--entrypoint",
+        "sleep",
+        image_tag(),
+        "300",
+    ]
     subprocess.run(command, check=True, capture_output=True, timeout=60)
     try:
         yield name
@@ -155,3 +168,22 @@ def test_the_launcher_has_no_secret() -> None:
         (launcher,) = (int(pid) for pid in Path(f"/proc/{gateway.pid}/task/{gateway.pid}/children").read_text().split())
         for name in ("cmdline", "environ"):
             assert b"sesame" not in Path(f"/proc/{launcher}/{name}").read_bytes()
+
+
+def test_an_engine_without_the_runtime_is_told_before_anything_starts() -> None:
+    with pytest.raises(
+        EngineError, match=r"sandbox\.runtime: the Docker engine has no runtime 'kata-of-mine', only .*runc"
+    ):
+        LocalGateway(SMALL.model_copy(update={"runtime": "kata-of-mine"}))
+
+
+def test_a_runtime_that_the_engine_has_is_used(containers_of: Callable[[int], list[str]]) -> None:
+    with (
+        LocalGateway(SMALL.model_copy(update={"runtime": "runc"})) as gateway,
+        SandboxClient(gateway.address) as client,
+    ):
+        assert client.call("python", "print(1)", timeout_s=20).output == "1\n"
+        (name,) = containers_of(gateway.pid)
+        command = ["docker", "inspect", "--format", "{{.HostConfig.Runtime}}", name]
+        used = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    assert used == "runc\n"

@@ -73,3 +73,14 @@ def test_the_images_name_is_the_hash_of_its_sources() -> None:
     assert build.image_tag() == build.image_tag()
     assert build.resolve_image(SandboxConfig()) == build.image_tag()
     assert build.resolve_image(SandboxConfig(image="mine:1")) == "mine:1"
+
+
+def test_a_runtime_is_asked_for_only_if_one_is_set() -> None:
+    assert "--runtime" not in docker_command("name", SandboxConfig())
+    command = docker_command("name", SandboxConfig(runtime="runsc", slots_per_container=1))
+    assert command[command.index("--runtime") + 1] == "runsc"
+
+
+def test_gvisor_gets_containers_of_one_slot() -> None:
+    with pytest.raises(ValidationError, match="slots of a container can read each other; set slots_per_container = 1"):
+        SandboxConfig(runtime="runsc")
