@@ -11,17 +11,21 @@ from autotraj.config import load_section
 from autotraj.errors import UserError
 from tool_sandbox import build
 from tool_sandbox.attacks import Attack, all_attacks
-from tool_sandbox.attacks_run import Outcome, middle, run_all, settings_for
+from tool_sandbox.attacks_on_gateway import CLIENTS, ClientAttack
+from tool_sandbox.attacks_run import NEIGHBOUR_TIMEOUT_S, Outcome, middle, run_all, settings_for
 from tool_sandbox.config import SandboxConfig
 from tool_sandbox.errors import SandboxError
 
 EXIT_OK, EXIT_BREACHED = 0, 1
 
 
-def attack(config_path: str | None, overrides: Sequence[str], attacks: tuple[Attack, ...] | None = None) -> int:
+Attacks = tuple[Attack | ClientAttack, ...]
+
+
+def attack(config_path: str | None, overrides: Sequence[str], attacks: Attacks | None = None) -> int:
     """Runs `attacks` (all of them), and prints what came of each. 1 if one succeeded."""
     config = load_section(SandboxConfig, "sandbox", config_path, overrides)
-    attacks = all_attacks() if attacks is None else attacks
+    attacks = (*all_attacks(), *CLIENTS) if attacks is None else attacks
     settings = settings_for(config)
     console = Console(width=max(150, Console().width))
     where = "two slots of one container" if settings.slots_per_container > 1 else "a container each"
@@ -46,7 +50,10 @@ def attack(config_path: str | None, overrides: Sequence[str], attacks: tuple[Att
 
 
 def table(outcomes: Sequence[Outcome], idle_ms: tuple[float, ...]) -> Table:
-    rows = Table(caption=f"neighbour without an attack: p50 {middle(idle_ms):.0f} ms, slowest {max(idle_ms):.0f} ms")
+    rows = Table(
+        caption=f"neighbour without an attack: p50 {middle(idle_ms):.0f} ms, slowest {max(idle_ms):.0f} ms; a call "
+        f"of its that is answered wrongly, or not within {NEIGHBOUR_TIMEOUT_S:.0f} s, makes an attack a success"
+    )
     for heading in ("attack", "what it tried", "ended", "outcome", "neighbour p50 / slowest", "next call"):
         rows.add_column(heading)
     for outcome in outcomes:

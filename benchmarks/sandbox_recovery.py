@@ -20,7 +20,10 @@ from tool_sandbox.local import LocalGateway
 
 WINDOW_S = 0.5
 BACK_SHARE = 0.8
-"""Throughput is back when a window reaches this share of the median window before the first kill."""
+"""Throughput is back when a window reaches this share of the median window of those without a kill: all before the first,
+and the last of each pause between two."""
+QUIET_S = 2.0
+"""That last part of a pause."""
 
 
 def seconds_until_back(ends: list[float], killed_at: float, until: float, normal: float) -> float:
@@ -32,6 +35,14 @@ def seconds_until_back(ends: list[float], killed_at: float, until: float, normal
             return start + WINDOW_S - killed_at
         start += WINDOW_S / 5
     return until - killed_at
+
+
+def windows_without_a_kill(ends: list[float], kills: list[float]) -> list[float]:
+    """Rates of the windows from a second after the start to the first kill, and of the `QUIET_S` before each other one."""
+    starts = [1.0 + WINDOW_S * step for step in range(int((kills[0] - 1.0) / WINDOW_S))]
+    for killed_at in kills[1:]:
+        starts += [killed_at - QUIET_S + WINDOW_S * step for step in range(int(QUIET_S / WINDOW_S))]
+    return [sum(start <= end < start + WINDOW_S for end in ends) / WINDOW_S for start in starts]
 
 
 async def run(gateway: LocalGateway, seconds: float, every_s: float, concurrency: int) -> dict[str, object]:
@@ -67,10 +78,7 @@ async def run(gateway: LocalGateway, seconds: float, every_s: float, concurrency
 
     async with AsyncSandboxClient(gateway.address) as client:
         await asyncio.gather(kill(), *(one_after_another(client, name) for name in range(concurrency)))
-    windows = [
-        sum(step * WINDOW_S <= end < (step + 1) * WINDOW_S for end in ends) / WINDOW_S
-        for step in range(2, int(kills[0] / WINDOW_S))
-    ]
+    windows = windows_without_a_kill(ends, kills)
     normal = statistics.median(windows)
     back = [seconds_until_back(ends, at, at + every_s, normal) for at in kills]
     return {
@@ -80,7 +88,7 @@ async def run(gateway: LocalGateway, seconds: float, every_s: float, concurrency
         "replies": sum(statuses.values()),
         "statuses": dict(statuses),
         "wrong": wrong,
-        "calls_per_s_before": round(normal, 1),
+        "calls_per_s_without_a_kill": round(normal, 1),
         "calls_per_s_all": round(len(ends) / seconds, 1),
         "seconds_until_back": [round(value, 2) for value in back],
     }

@@ -44,6 +44,7 @@ class Attack:
     code: str
     statuses: tuple[str, ...] = ("ok",)
     timeout_s: float = 10.0
+    session: bool = False  # a cell of a session
 
 
 KILLED = ("timeout", "error", "memory")
@@ -168,7 +169,7 @@ print("end" if b.recv(1) == b"x" else "no socketpair")
 
 
 def all_attacks() -> tuple[Attack, ...]:
-    """In the order in which they are run."""
+    """Those of code, in the order in which they are run."""
     from tool_sandbox.attacks_on_files import FILES
     from tool_sandbox.attacks_on_processes import PROCESSES, RESOURCES
 

@@ -30,6 +30,29 @@ os._exit(7)
         statuses=("error",),
     ),
     Attack(
+        "forged cell",
+        "in a session: answers for cells that nobody asked for, empty ones, and descriptors, sent to the runner",
+        """
+import socket, stat
+for fd in range(3, 256):
+    try:
+        if stat.S_ISSOCK(os.fstat(fd).st_mode):
+            control = socket.socket(fileno=os.dup(fd))
+    except OSError:
+        pass
+for data in (b"\\0", b"", b"c", b"\\0" * 4096):
+    for _ in range(100):
+        try:
+            socket.send_fds(control, [data], [0, 1, 2] * 10)
+            control.send(data, socket.MSG_DONTWAIT)
+        except OSError:
+            pass
+print("forged")
+""",
+        statuses=("ok", "error", "unavailable"),
+        session=True,
+    ),
+    Attack(
         "kill or trace the runner",
         "SIGKILL, SIGSTOP and ptrace to all other processes; their memory, descriptors and limits",
         """

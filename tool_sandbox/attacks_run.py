@@ -1,4 +1,4 @@
-"""Runs the attacks of attacks.py against a gateway's containers, and judges what came of them.
+"""Runs the attacks of code (attacks.py) and of clients (attacks_on_gateway.py), and judges what came of them.
 
 Beside each attack a neighbour makes calls all the while, each with a secret of its own; before and after, a call in every
 slot looks at what it finds there. Where slots share a container, the neighbour is in the attack's own.
@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from tool_sandbox.attacks import BREACH, END, PREAMBLE, Attack
+from tool_sandbox.attacks_on_gateway import ClientAttack, Target
 from tool_sandbox.client import SandboxClient
 from tool_sandbox.config import SandboxConfig
 from tool_sandbox.local import LocalGateway
@@ -22,6 +23,7 @@ from trajectory.types import ToolResult
 
 NUM_SLOTS = 2  # the attack's and the neighbour's
 NEIGHBOUR_TIMEOUT_S = 20.0
+"""A neighbour's call that isn't answered within that is a success of the attack."""
 LOOK_TIMEOUT_S = 20.0
 MAX_LOOKS = 20
 HOLD_S = 0.2
@@ -76,8 +78,8 @@ print(repr((me, {{
 class Outcome:
     """What came of one attack. `problems` is empty if all held."""
 
-    attack: Attack
-    status: str
+    attack: Attack | ClientAttack
+    status: str  # of the attack's own call; a client's is `done`
     duration_s: float
     problems: tuple[str, ...]
     neighbour_ms: tuple[float, ...]  # each of its calls
@@ -120,8 +122,9 @@ class Neighbour:
 class Range:
     """Where attacks are run: a gateway of two slots, in one container if the settings let slots share one."""
 
-    def __init__(self, client: SandboxClient) -> None:
+    def __init__(self, client: SandboxClient, token: str = "") -> None:
         self._client = client
+        self._target = Target(client.address, token)
         self._before = self._look()
         with Neighbour(client) as neighbour:
             time.sleep(1.0)
@@ -129,11 +132,21 @@ class Range:
             raise RuntimeError(f"calls fail without any attack: {neighbour.wrong[0]}")
         self.idle_ms = tuple(neighbour.latencies_ms)
 
-    def run(self, attack: Attack) -> Outcome:
+    def run(self, attack: Attack | ClientAttack) -> Outcome:
         with Neighbour(self._client) as neighbour:
-            result = self._client.call("python", PREAMBLE + attack.code, timeout_s=attack.timeout_s)
-        problems = judge(attack, result, neighbour.secret)
+            started = time.monotonic()
+            if isinstance(attack, ClientAttack):
+                problems = attack.run(self._target)
+                status, duration_s = "done", time.monotonic() - started
+            else:
+                session_id = secrets.token_hex(8) if attack.session else None
+                code = PREAMBLE + attack.code
+                result = self._client.call("python", code, timeout_s=attack.timeout_s, session_id=session_id)
+                problems = judge(attack, result, neighbour.secret)
+                status, duration_s = result.status, result.duration_s
         problems += [f"the neighbour's call: {wrong}" for wrong in neighbour.wrong]
+        if (slowest_s := max(neighbour.latencies_ms) / 1000) > NEIGHBOUR_TIMEOUT_S:
+            problems.append(f"the neighbour waited {slowest_s:.1f} s")
         try:
             after = self._look()
             dirt = list(differences(self._before, after))
@@ -142,8 +155,8 @@ class Range:
             dirt = [str(error)]
         return Outcome(
             attack=attack,
-            status=result.status,
-            duration_s=result.duration_s,
+            status=status,
+            duration_s=duration_s,
             problems=(*problems, *dirt),
             neighbour_ms=tuple(neighbour.latencies_ms),
             clean=not dirt,
@@ -175,11 +188,15 @@ def judge(attack: Attack, result: ToolResult, secret: str) -> list[str]:
         problems.append(
             f"it ended {result.status} ({result.message}), not {' or '.join(attack.statuses)}: {result.output[-300:]!r}"
         )
-    elif result.status == "ok" and END in attack.code and not result.output.endswith(END + "\n"):
+    elif result.status == "ok" and says_end(attack) and not result.output.endswith(END + "\n"):
         problems.append(f"it did not come to its end: {result.output[-300:]!r}")
     if secret in result.output:
         problems.append("it read the neighbour's secret")
     return problems
+
+
+def says_end(attack: Attack) -> bool:
+    return any(f"print({quote}{END}{quote}" in attack.code for quote in ("'", '"'))
 
 
 def differences(before: dict[int, dict[str, object]], after: dict[int, dict[str, object]]) -> Iterator[str]:
@@ -197,18 +214,24 @@ def settings_for(config: SandboxConfig) -> SandboxConfig:
     """`config`'s containers, as few as an attack and its neighbour need: one, or two where slots share none."""
     shared = config.slots_per_container >= NUM_SLOTS
     sizes = {"num_containers": 1, "slots_per_container": 2} if shared else {"num_containers": 2}
-    others = {"address": "127.0.0.1:0", "search": {}, "max_timeout_s": max(config.max_timeout_s, 30.0)}
+    others = {
+        "num_spares": 0,
+        "address": "127.0.0.1:0",
+        "tls": None,
+        "search": {},
+        "max_timeout_s": max(config.max_timeout_s, 30.0),
+    }
     return SandboxConfig.model_validate({**config.model_dump(), **sizes, **others})
 
 
-def run_all(config: SandboxConfig, attacks: tuple[Attack, ...]) -> Iterator[Outcome | tuple[float, ...]]:
+def run_all(config: SandboxConfig, attacks: tuple[Attack | ClientAttack, ...]) -> Iterator[Outcome | tuple[float, ...]]:
     """First the neighbour's latencies without an attack, then the outcomes. Errors: SandboxError."""
     settings = settings_for(config)
     with (
         LocalGateway(settings) as gateway,
         SandboxClient(gateway.address, token=settings.token, queue_timeout_s=settings.queue_timeout_s) as client,
     ):
-        range_ = Range(client)
+        range_ = Range(client, settings.token)
         yield range_.idle_ms
         for attack in attacks:
             yield range_.run(attack)

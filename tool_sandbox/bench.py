@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import random
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -18,12 +19,17 @@ from tool_sandbox.client import AsyncSandboxClient
 from tool_sandbox.config import SandboxConfig
 from tool_sandbox.container import Container
 from tool_sandbox.errors import RunnerError
+from tool_sandbox.launcher import Launcher
 from tool_sandbox.local import LocalGateway
 
 PRINT = "print(2 + 2)"
 SYMPY = "import sympy\nx = sympy.Symbol('x')\nprint(sympy.solve(x**2 - 5*x + 6))"
 EXPECTED = {PRINT: "4\n", SYMPY: "[2, 3]\n"}
 CALL_TIMEOUT_S = 60.0
+PACED_SHARE = 0.5
+"""Of the calls/s that 32 callers reach without a pause: the load at which a tail is one, and not a queue."""
+PACED_SECONDS_TIMES = 3
+"""The tail needs more calls than a median does."""
 
 Way = Callable[[str], Awaitable[str]]
 
@@ -66,6 +72,32 @@ async def measure(name: str, way: Way, code: str, concurrency: int, seconds: flo
     return Row(name, label, concurrency, percentile(latencies, 0.5), percentile(latencies, 0.99), rate, len(latencies))
 
 
+async def measure_paced(name: str, way: Way, code: str, concurrency: int, seconds: float, calls_per_s: float) -> Row:
+    """As `measure`, with callers that think between calls, for times of an exponential distribution, so that all of them
+    together make `calls_per_s`; less if the calls themselves take long."""
+    rng = random.Random(0)
+    think_s = concurrency / calls_per_s
+
+    latencies: list[float] = []
+    started = time.monotonic()
+
+    async def caller() -> None:
+        while True:
+            await asyncio.sleep(rng.expovariate(1 / think_s))
+            begun = time.monotonic()
+            if begun - started > seconds:
+                return
+            output = await way(code)
+            latencies.append(1000 * (time.monotonic() - begun))
+            if output != EXPECTED[code]:
+                raise RunnerError(f"{name} printed {output!r} instead of {EXPECTED[code]!r}")
+
+    await asyncio.gather(*(caller() for _ in range(concurrency)))
+    label = "print" if code == PRINT else "sympy"
+    rate = len(latencies) / seconds
+    return Row(name, label, concurrency, percentile(latencies, 0.5), percentile(latencies, 0.99), rate, len(latencies))
+
+
 async def bare(code: str) -> str:
     """`python -c`, as bare as it gets; its packages are those of this interpreter."""
     return await _run(sys.executable, "-c", code)
@@ -90,9 +122,9 @@ async def _run(*command: str) -> str:
 async def runner_alone(config: SandboxConfig) -> AsyncIterator[Way]:
     """One container without pool, gateway and gRPC; one call at a time. Waits until the slot is clean, as the pool does."""
     freed = asyncio.Event()
-    container = Container(
-        f"autotraj-bench-{time.time_ns()}", build.resolve_image(config), config, lambda container, slot: freed.set()
-    )
+    launcher = Launcher(config)
+    launcher.spawn()
+    container = Container(launcher, config, lambda container, slot: freed.set())
     slots = itertools.cycle(range(config.slots_per_container))
 
     async def call(code: str) -> str:
@@ -105,10 +137,12 @@ async def runner_alone(config: SandboxConfig) -> AsyncIterator[Way]:
         return (await container.call(slot, kind, code, CALL_TIMEOUT_S)).output
 
     try:
+        await launcher.connect()
         await container.start()
         yield call
     finally:
         await container.stop()
+        await launcher.close()
 
 
 async def table(config: SandboxConfig, seconds: float, report: Callable[[Row], None]) -> list[Row]:
@@ -141,6 +175,11 @@ async def table(config: SandboxConfig, seconds: float, report: Callable[[Row], N
 
             for code, concurrency in itertools.product((PRINT, SYMPY), (1, 8, 32)):
                 await add("gateway, gRPC", call, code, concurrency)
+            for saturated in [row for row in rows if row.concurrency == 32]:
+                code = PRINT if saturated.code == "print" else SYMPY
+                name, rate = "gateway, gRPC, with pauses", PACED_SHARE * saturated.calls_per_s
+                rows.append(await measure_paced(name, call, code, 32, PACED_SECONDS_TIMES * seconds, rate))
+                report(rows[-1])
             await add("gateway, gRPC: a cell of a session", lambda code: call(code, "bench"), PRINT, 1)
     finally:
         await asyncio.to_thread(gateway.close)
@@ -160,9 +199,9 @@ HEADER = "| way | code | callers | p50 ms | p99 ms | calls/s | calls |\n|---|---
 
 def ratios(rows: list[Row]) -> list[str]:
     """What the table says in one line each."""
-    by = {
-        (row.way.split(",")[0].split(":")[0], row.code, row.concurrency): row for row in rows if "cell" not in row.way
-    }
+    paced = [row for row in rows if "pauses" in row.way]
+    others = [row for row in rows if "cell" not in row.way and row not in paced]
+    by = {(row.way.split(",")[0].split(":")[0], row.code, row.concurrency): row for row in others}
     (cell,) = (row for row in rows if "cell" in row.way)
     print_ratio = by["gateway", "print", 8].calls_per_s / by["bare python -c", "print", 8].calls_per_s
     sympy_ratio = by["gateway", "sympy", 8].calls_per_s / by["bare python -c", "sympy", 8].calls_per_s
@@ -172,4 +211,8 @@ def ratios(rows: list[Row]) -> list[str]:
         f"sympy at 8 callers: {sympy_ratio:.1f} times bare python -c",
         f"gateway over the runner alone: {overhead_ms:.2f} ms p50",
         f"a session's cell: {cell.p50_ms:.2f} ms p50",
+        *(
+            f"{row.code} at 32 callers and {row.calls_per_s:.0f} calls/s: p99 {row.p99_ms / row.p50_ms:.1f} times p50"
+            for row in paced
+        ),
     ]

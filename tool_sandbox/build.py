@@ -7,6 +7,7 @@ machine: `docker build` needs no network, which on many nodes it hasn't got.
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import shutil
 import subprocess
@@ -62,6 +63,18 @@ def check_engine() -> None:
         raise EngineError(f"sandbox: no Docker engine is reachable ({reason}); start dockerd, or run `make setup`")
 
 
+def check_runtime(config: SandboxConfig) -> None:
+    """EngineError unless the engine has the runtime that `config` names, if it names one."""
+    if not config.runtime:
+        return
+    known = json.loads(_run(["docker", "info", "--format", "{{json .Runtimes}}"], timeout_s=20.0).stdout)
+    if config.runtime not in known:
+        raise EngineError(
+            f"sandbox.runtime: the Docker engine has no runtime {config.runtime!r}, only {', '.join(sorted(known))}; "
+            "add it to its daemon.json and reload the engine, or leave sandbox.runtime empty"
+        )
+
+
 def image_exists(image: str) -> bool:
     return _run(["docker", "image", "inspect", image], check=False).returncode == 0
 
@@ -69,6 +82,7 @@ def image_exists(image: str) -> bool:
 def check_ready(config: SandboxConfig) -> None:
     """EngineError or ImageError, with the remedy, unless the gateway could start its containers."""
     check_engine()
+    check_runtime(config)
     image = resolve_image(config)
     if not image_exists(image):
         remedy = f"docker pull {image}" if config.image else "`python -m autotraj sandbox build`, or `make setup`"

@@ -97,12 +97,20 @@ class SandboxConfig(Section):
     num_containers: int = Field(default=2, ge=1, le=256)
     """Warm containers on this node; one zygote forks serially, so one container per one or two cores."""
 
+    num_spares: int = Field(default=1, ge=0, le=16)
+    """Containers that are warm beside those: one that dies, or is due, is replaced by one of these at once. 0: by one that
+    is started then."""
+
     slots_per_container: int = Field(default=4, ge=1, le=16)
     """Calls and open sessions that may run at once in a container. Slots of a container share its loopback, process list
     and total memory: 1 is the strict mode."""
 
     image: str = ""
     """Container image; empty means the one built from `tool_sandbox/image/`, whose tag is the hash of its sources."""
+
+    runtime: str = ""
+    """The engine's runtime for the containers, such as `runsc` (gVisor); empty: its default. Refused at start if the engine
+    has none of that name. gVisor needs `slots_per_container = 1`, as it doesn't keep the slots of a container apart."""
 
     memory_mib: int = Field(default=512, ge=64)
     """Memory of one call, MiB, on top of what the interpreter and its preloaded libraries have mapped."""
@@ -156,6 +164,11 @@ class SandboxConfig(Section):
     @model_validator(mode="after")
     def _only_for_those_who_may(self) -> SandboxConfig:
         host = _host("address", self.address)
+        if "runsc" in self.runtime and self.slots_per_container > 1:
+            raise ValueError(
+                f"runtime {self.runtime!r} is gVisor, in which the slots of a container can read each other; "
+                "set slots_per_container = 1"
+            )
         if host not in LOOPBACK and not self.token and self.tls is None:
             raise ValueError(
                 f"address {self.address!r} is reachable from outside this machine and would run anyone's code; "

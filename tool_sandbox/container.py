@@ -1,7 +1,7 @@
 """One warm, hardened container and the conversation with its runner.
 
-The gateway holds the container's stdin and stdout: closing them, or dying, ends it. Everything here is asyncio; a call is a
-future that the reader resolves, and a container's death resolves all of them.
+The gateway holds the container's stdin and stdout, which the launcher handed over: closing them, or dying, ends it.
+Everything here is asyncio; a call is a future that the reader resolves, and a container's death resolves all of them.
 """
 
 from __future__ import annotations
@@ -12,28 +12,21 @@ import itertools
 import json
 import logging
 import os
-import random
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tool_sandbox import build, left_behind
+from tool_sandbox import build
 from tool_sandbox.config import SandboxConfig
 from tool_sandbox.errors import ImageError, RunnerError
 from tool_sandbox.image.runner import PROTOCOL
+from tool_sandbox.launcher import Launched, Launcher
 
 logger = logging.getLogger(__name__)
 
-MIB = 1 << 20
-MAX_FRAME_BYTES = 64 * MIB
-SPARE_PROCESSES = 16  # supervisor, zygotes and cleaners, besides the calls' own
-BASELINE_MIB = 256  # supervisor and zygotes
+MAX_FRAME_BYTES = 64 << 20
 STOP_TIMEOUT_S = 10.0
-# RLIMIT_NPROC counts a uid's processes over all containers of the kernel: every container has uids of its own, one for
-# each slot's calls and one for its guard (image/cleaning.py).
-UID_STRIDE = 32
-_uid_blocks = itertools.count(random.randrange(1 << 20))
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +44,14 @@ class Container:
     """Started by `start`; `call` until `dead`; `stop`."""
 
     def __init__(
-        self, name: str, image: str, config: SandboxConfig, on_change: Callable[[Container, int | None], None]
+        self, launcher: Launcher, config: SandboxConfig, on_change: Callable[[Container, int | None], None]
     ) -> None:
         """`on_change` is called with the slot that became free, and with None when the container died."""
-        self.name = name
-        self._image = image
+        self._launcher = launcher
         self._config = config
-        self._process: asyncio.subprocess.Process | None = None
+        self._launched: Launched | None = None
+        self._stdin: asyncio.WriteTransport | None = None
+        self._outputs: list[asyncio.ReadTransport] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._ready = asyncio.Event()
         self._died = asyncio.Event()
@@ -70,7 +64,7 @@ class Container:
         self.cause_of_death = ""
 
     def __repr__(self) -> str:
-        return f"container {self.name}"
+        return f"container {self._launched.name}" if self._launched is not None else "a container that isn't started"
 
     @property
     def dead(self) -> bool:
@@ -79,14 +73,11 @@ class Container:
     async def start(self) -> None:
         """Run the container and wait until its zygotes are up, `start_timeout_s` at most. Errors: RunnerError; ImageError
         if the image is the user's own."""
-        self._process = await asyncio.create_subprocess_exec(
-            *docker_command(self.name, self._image, self._config),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C is for the gateway, which stops its containers in order
-        )
-        self._tasks = [asyncio.create_task(self._read_frames()), asyncio.create_task(self._read_errors())]
+        self._launched = await self._launcher.launch()
+        loop = asyncio.get_running_loop()
+        self._stdin, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, os.fdopen(self._launched.stdin, "wb", 0))
+        stdout, stderr = await self._reader(self._launched.stdout), await self._reader(self._launched.stderr)
+        self._tasks = [asyncio.create_task(self._read_frames(stdout)), asyncio.create_task(self._read_errors(stderr))]
         try:
             async with asyncio.timeout(self._config.start_timeout_s):
                 await self._ready.wait()
@@ -94,7 +85,7 @@ class Container:
             self._die(f"it was not ready within {self._config.start_timeout_s:.0f} s")
         if self.dead and self._config.image:
             raise ImageError(
-                f"sandbox.image: {self._image} has no working runner: {self.cause_of_death}; make it "
+                f"sandbox.image: {self._config.image} has no working runner: {self.cause_of_death}; make it "
                 f"`FROM {build.image_tag()}`, the image of `python -m autotraj sandbox build`, and keep its entry point"
             )
         if self.dead:
@@ -140,33 +131,31 @@ class Container:
     async def stop(self) -> None:
         """End the container; SIGKILL if it hasn't gone in time."""
         self._die("it was stopped")
-        if self._process is not None:
+        if self._launched is not None:
             try:
-                await asyncio.wait_for(self._process.wait(), STOP_TIMEOUT_S)
+                await asyncio.wait_for(self._launched.ended.wait(), STOP_TIMEOUT_S)
             except TimeoutError:
-                killer = await asyncio.create_subprocess_exec(
-                    "docker", "kill", self.name, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL
-                )
+                self._launcher.kill(self._launched.name)
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(killer.wait(), STOP_TIMEOUT_S)
-                with contextlib.suppress(ProcessLookupError):
-                    self._process.kill()
+                    await asyncio.wait_for(self._launched.ended.wait(), 2 * STOP_TIMEOUT_S)
         for task in self._tasks:
             task.cancel()
+        for output in self._outputs:
+            output.close()
 
     def _send(self, **frame: Any) -> None:
-        if self._process is None or self._process.stdin is None or self.dead:
+        if self._stdin is None or self.dead:
             return
         data = json.dumps(frame).encode()
         # Not awaited: a call is small against the transport's buffer, and the slots bound how many there are.
-        self._process.stdin.write(struct.pack(">I", len(data)) + data)
+        self._stdin.write(struct.pack(">I", len(data)) + data)
 
     def _die(self, cause: str) -> None:
         if self.dead:
             return
         self.cause_of_death = cause
-        if self._process is not None and self._process.stdin is not None:
-            self._process.stdin.close()  # the runner ends when it reads the end
+        if self._stdin is not None:
+            self._stdin.close()  # the runner ends when it reads the end
         for future in self._calls.values():
             if not future.done():
                 future.set_exception(RunnerError(f"{self!r} died: {cause}"))
@@ -175,17 +164,24 @@ class Container:
         self._ready.set()  # whoever waits for it shall look at `dead`
         self._on_change(self, None)
 
-    async def _read_frames(self) -> None:
-        assert self._process is not None
-        assert self._process.stdout is not None
+    async def _reader(self, descriptor: int) -> asyncio.StreamReader:
+        reader = asyncio.StreamReader()
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(descriptor, "rb", 0)
+        )
+        self._outputs.append(transport)
+        return reader
+
+    async def _read_frames(self, stdout: asyncio.StreamReader) -> None:
         try:
             while True:
-                (length,) = struct.unpack(">I", await self._process.stdout.readexactly(4))
+                (length,) = struct.unpack(">I", await stdout.readexactly(4))
                 if length > MAX_FRAME_BYTES:
                     raise RunnerError(f"{self!r} sent a frame of {length} bytes")
-                self._on_frame(json.loads(await self._process.stdout.readexactly(length)))
+                self._on_frame(json.loads(await stdout.readexactly(length)))
         except (asyncio.IncompleteReadError, ConnectionError):
-            await asyncio.wait(self._tasks[1:], timeout=1.0)  # what Docker or the runner complained of
+            # What Docker or the runner complained of. In service others wait, and Docker itself ends later.
+            await asyncio.wait(self._tasks[1:], timeout=0.05 if self._ready.is_set() else 1.0)
             self._die(f"its runner ended{self._last_error and f' ({self._last_error})'}")
         except (RunnerError, ValueError, KeyError) as error:
             self._die(f"it broke the protocol: {error}")
@@ -211,45 +207,7 @@ class Container:
                     Reply(frame["status"], frame["message"], frame["output"], frame["duration_s"], frame["ended"])
                 )
 
-    async def _read_errors(self) -> None:
-        assert self._process is not None
-        assert self._process.stderr is not None
-        async for line in self._process.stderr:
+    async def _read_errors(self, stderr: asyncio.StreamReader) -> None:
+        async for line in stderr:
             self._last_error = line.decode("utf-8", "replace").strip()[:500] or self._last_error
             logger.warning("%r: %s", self, self._last_error)
-
-
-def docker_command(name: str, image: str, config: SandboxConfig) -> list[str]:
-    """`docker run` with everything off that a call doesn't need."""
-    uid_base = 1_000_000 + (next(_uid_blocks) % (1 << 20)) * UID_STRIDE
-    limits = {
-        "num_slots": config.slots_per_container,
-        "uid_base": uid_base,
-        "memory_bytes": config.memory_mib * MIB,
-        "scratch_bytes": config.scratch_mib * MIB,
-        "max_processes": config.max_processes,
-        "max_output_bytes": config.max_output_bytes,
-    }
-    memory_mib = BASELINE_MIB + config.slots_per_container * (config.memory_mib + config.scratch_mib)
-    cpus = min(config.cpus, os.cpu_count() or 1)  # Docker refuses more than there are
-    # Root's: who may write there can't open it to the neighbours.
-    owned = "uid=0,gid={0},mode=0770,nosuid,nodev"
-    tmpfs = [
-        f"/w/{slot}:size={config.scratch_mib}m,nr_inodes=4096,{owned.format(uid_base + slot)}"
-        for slot in range(config.slots_per_container)
-    ]
-    command = ["docker", "run", "--rm", "--interactive", "--init", "--name", name, "--label", left_behind.own_label()]
-    command += ["--network", "none", "--ipc", "private", "--read-only", "--log-driver", "none"]
-    # Docker's own /dev/shm bounds bytes, not inodes: a million empty files would be kernel memory, and long to remove.
-    shared = "size=16m,nr_inodes=4096,mode=1777,nosuid,nodev"
-    for mount in (f"/tmp:{shared}", f"/dev/shm:{shared}", *tmpfs):
-        command += ["--tmpfs", mount]
-    command += ["--cap-drop", "ALL", "--cap-add", "SETUID", "--cap-add", "SETGID"]
-    command += ["--security-opt", "no-new-privileges"]
-    command += ["--pids-limit", str(config.slots_per_container * config.max_processes + SPARE_PROCESSES)]
-    command += ["--memory", f"{memory_mib}m", "--memory-swap", f"{memory_mib}m", "--cpus", str(cpus)]
-    command += ["--ulimit", "nofile=4096", "--ulimit", "core=0"]
-    # No System V or message-queue objects: they would outlive the call that made them.
-    for setting in ("kernel.shmmni=0", "kernel.msgmni=0", "kernel.sem=0 0 0 0", "fs.mqueue.queues_max=0"):
-        command += ["--sysctl", setting]
-    return [*command, image, json.dumps(limits)]

@@ -95,6 +95,10 @@ class LocalGateway:
         """None while it runs."""
         return self._process.poll()
 
+    def wait(self, timeout_s: float) -> int:
+        """The exit code of a gateway that ends by itself. Errors: subprocess.TimeoutExpired."""
+        return self._process.wait(timeout_s)
+
     def close(self) -> None:
         """Stop the gateway and its containers; SIGKILL if it takes longer than `drain_s` and 15 s."""
         self._process.terminate()

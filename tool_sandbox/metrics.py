@@ -44,7 +44,7 @@ class Metrics:
         for name, (text, value) in gauges.items():
             self._gauge(name, text).set_function(lambda value=value: value(self._state()))  # type: ignore[misc]
         containers = Gauge("autotraj_sandbox_containers", "Containers", ["state"], registry=self.registry)
-        for state in ("serving", "starting", "retiring"):
+        for state in ("serving", "spare", "starting", "retiring"):
             containers.labels(state=state).set_function(
                 lambda state=state: self._state().containers.get(state, 0)  # type: ignore[misc]
             )

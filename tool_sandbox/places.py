@@ -1,8 +1,10 @@
 """Keeps a node's containers: each place has one, replaced when it dies, and when it is due, before it goes.
 
-start ──▶ in service ──died──▶ stop, wait a little ──▶ start
-              │
-              └──due (age, calls, violations, unhealthy)──▶ start the next ──▶ retire: no new calls, those there end, stop
+start ──▶ in service ──died──▶ stop, take the next
+  ▲           │
+  │           └──due (age, calls, violations, unhealthy)──▶ take the next ──▶ retire: no new calls, those there end, stop
+  │
+  └── the next: a spare, which is up already or coming (spares.py); one started now if there is none
 """
 
 from __future__ import annotations
@@ -20,12 +22,15 @@ from tool_sandbox.container import Container, Reply
 from tool_sandbox.errors import RunnerError, SandboxError
 from tool_sandbox.metrics import Metrics
 from tool_sandbox.slots import Slots
+from tool_sandbox.spares import Spares
 
 logger = logging.getLogger(__name__)
 
 RESTART_BACKOFF_S = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
-STABLE_S = 10.0
-"""A container that lived so long didn't die of how we start it: the backoff begins anew."""
+STABLE_S = 3.0
+"""A container that served so long didn't die of how we start it: the backoff begins anew."""
+NUM_FREE_DEATHS = 3
+"""So many deaths of containers younger than that, one after another in one place, may use up a spare without a wait."""
 RETIRE_CHECK_S = 0.25
 PROBE_IDLE_S = 15.0
 """A container that nobody used for so long is asked to run a call of ours: a runner that hangs must not wait for theirs."""
@@ -72,6 +77,8 @@ class Places:
         self._make = make
         self._members: dict[Container, Member] = {}  # those in service, and those that retire
         self._one_at_a_time = asyncio.Lock()
+        self._filled: set[asyncio.Future[None]] = set()  # places with a container in service, by their `first`
+        self._spares = Spares(config.num_spares, self._start, self._wait_before_next)
         self._tasks: set[asyncio.Task[None]] = set()
         self.num_starting = 0
 
@@ -96,11 +103,16 @@ class Places:
     async def close(self) -> None:
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)  # each stops its container
+        await asyncio.gather(self._spares.close(), *self._tasks, return_exceptions=True)  # each stops its container
 
     def counts(self) -> dict[str, int]:
         serving = sum(self._slots.serves(container) for container in self._members)
-        return {"serving": serving, "starting": self.num_starting, "retiring": len(self._members) - serving}
+        return {
+            "serving": serving,
+            "spare": self._spares.num_ready,
+            "starting": self.num_starting,
+            "retiring": len(self._members) - serving,
+        }
 
     def died(self, container: Container) -> None:
         """Its place is filled again."""
@@ -144,7 +156,7 @@ class Places:
             while True:
                 if member is None:
                     try:
-                        member = await self._start()
+                        member = self._serve(await self._spares.take() or await self._start())
                     except (SandboxError, OSError) as error:
                         if not first.done():
                             first.set_exception(error)
@@ -154,6 +166,8 @@ class Places:
                         continue
                     if not first.done():
                         first.set_result(None)
+                    self._filled.add(first)
+                    self._allow_spares()
                 await member.changed.wait()
                 member.changed.clear()
                 if member.container.dead:
@@ -163,7 +177,12 @@ class Places:
                     self._members.pop(member.container, None)
                     self._spawn(member.container.stop())  # its place need not wait for the engine's own cleaning
                     member = None
-                    await self._wait_before_next(cause, num_failures)
+                    if self._spares.num_ready and num_failures <= NUM_FREE_DEATHS:
+                        logger.warning("%s; a spare takes its place", cause)
+                    else:
+                        self._filled.discard(first)
+                        self._allow_spares()
+                        await self._wait_before_next(cause, num_failures)
                 else:
                     member = await self._replace(member)
         finally:
@@ -171,8 +190,12 @@ class Places:
                 self._members.pop(member.container, None)
                 await member.container.stop()
 
-    async def _start(self) -> Member:
-        """A container, in service. Errors: SandboxError, OSError."""
+    def _allow_spares(self) -> None:
+        """Places go before them."""
+        self._spares.allow(len(self._filled) == self._config.num_containers)
+
+    async def _start(self) -> Container:
+        """A container that is ready. Errors: SandboxError, OSError."""
         container = self._make()
         self.num_starting += 1
         ready = False
@@ -185,6 +208,10 @@ class Places:
                 await container.stop()
         if not ready:
             raise RunnerError(f"{container!r} died: {container.cause_of_death}")
+        return container
+
+    def _serve(self, container: Container) -> Member:
+        """From now on calls go there."""
         now = time.monotonic()
         spread = 1.0 - AGE_SPREAD * random.random()
         member = Member(container, now, self._config.recycle_after_s * spread, last_used=now)
@@ -194,10 +221,10 @@ class Places:
         return member
 
     async def _replace(self, member: Member) -> Member:
-        """Start the next, then let this one go; it stays if there is no next."""
+        """Take the next, then let this one go; it stays if there is no next."""
         async with self._one_at_a_time:  # memory and cores for one container more, not for twice as many
             try:
-                following = await self._start()
+                following = self._serve(await self._spares.take() or await self._start())
             except (SandboxError, OSError) as error:
                 logger.warning("%r is due (%s) and stays: %s", member.container, member.due, error)
                 member.due, member.num_calls, member.num_violations = "", 0, 0

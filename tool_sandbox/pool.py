@@ -13,17 +13,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import secrets
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
-from tool_sandbox import build
 from tool_sandbox.config import SandboxConfig
 from tool_sandbox.container import Container, Reply
 from tool_sandbox.errors import RunnerError
-from tool_sandbox.left_behind import remove_left_behind
+from tool_sandbox.launcher import Launcher
 from tool_sandbox.metrics import Metrics
 from tool_sandbox.places import Places
 from tool_sandbox.slots import NoSlotError, Slot, Slots
@@ -48,19 +45,25 @@ class Pool:
 
     def __init__(self, config: SandboxConfig, metrics: Metrics) -> None:
         self._config = config
-        self._image = build.resolve_image(config)
-        self._prefix = f"autotraj-{os.getpid()}-{secrets.token_hex(3)}"
+        self._launcher = Launcher(config)
         self._slots = Slots(config.max_queue, self._make_room)
         self._places = Places(config, self._slots, metrics, self._make_container)
         self._sessions: dict[str, _Session] = {}
         self._sweeper: asyncio.Task[None] | None = None
-        self._num_made = 0
         metrics.watch(self.state)
+
+    def open(self) -> None:
+        """Starts the launcher, while this process may still use the engine."""
+        self._launcher.spawn()
+
+    @property
+    def broken(self) -> str:
+        """Why there will be no more containers; empty if there may be."""
+        return self._launcher.broken
 
     async def start(self) -> None:
         """Returns when a first container is ready; the others follow. Raises SandboxError if none comes up."""
-        await asyncio.to_thread(build.check_ready, self._config)
-        await asyncio.to_thread(remove_left_behind)
+        await self._launcher.connect()
         self._sweeper = asyncio.create_task(self._sweep())
         await self._places.start()
 
@@ -70,6 +73,7 @@ class Pool:
         if self._sweeper is not None:
             self._sweeper.cancel()
         await self._places.close()
+        await self._launcher.close()
 
     async def run(
         self, kind: str, code: str, *, timeout_s: float, queue_s: float, session_id: str | None, client: str = ""
@@ -191,8 +195,7 @@ class Pool:
     # --- containers ---------------------------------------------------------------------------------------------------
 
     def _make_container(self) -> Container:
-        self._num_made += 1
-        return Container(f"{self._prefix}-{self._num_made}", self._image, self._config, self._on_change)
+        return Container(self._launcher, self._config, self._on_change)
 
     def _on_change(self, container: Container, slot: int | None) -> None:
         """A slot is free again or (None) the container died: a session that was there is no more; hand out."""

@@ -20,6 +20,13 @@ class PythonTool:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
 
+    def open(self) -> None:
+        self._pool.open()
+
+    @property
+    def broken(self) -> str:
+        return self._pool.broken
+
     async def start(self) -> None:
         await self._pool.start()
 

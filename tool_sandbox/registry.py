@@ -1,4 +1,4 @@
-"""Which tools a gateway has. A further tool is a class with these three methods and its line in `build`."""
+"""Which tools a gateway has. A further tool is a class with these methods and its line in `build`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,16 @@ from trajectory.types import ToolResult
 
 
 class Tool(Protocol):
-    """Made and used inside the gateway's event loop."""
+    """Used inside the gateway's event loop, after `open`."""
+
+    def open(self) -> None:
+        """Starts and reads, before there is a loop or a client, what only the user who started the gateway may: the gateway
+        gives that up next. Errors: SandboxError, with the remedy."""
+
+    @property
+    def broken(self) -> str:
+        """Why it can't work any more, so that the gateway ends; empty if it can."""
+        ...
 
     async def start(self) -> None:
         """Ready for calls when it returns. Errors: SandboxError, with the remedy."""

@@ -26,7 +26,9 @@ CUT = " ..."
 
 
 class SearchTool:
-    """One search source. Made and used inside one event loop: `start`, `run`, `close`."""
+    """One search source: `open`, then in one event loop `start`, `run`, `close`."""
+
+    broken = ""
 
     def __init__(self, config: SearchConfig) -> None:
         self._config = config
@@ -34,17 +36,23 @@ class SearchTool:
         self._find: Callable[[str], Awaitable[list[Document]]] | None = None
         self._threads: ThreadPoolExecutor | None = None
         self._retriever: HttpRetriever | None = None
+        self._index: SearchIndex | None = None
         self._closed = False
 
-    async def start(self) -> None:
+    def open(self) -> None:
         """Map the index. Errors: SearchError, with the remedy. A retriever is first asked by the first query: it may come
         up later than we."""
-        config = self._config
-        if config.kind == "http":
-            self._retriever = HttpRetriever(config)
+        if self._config.kind == "http":
+            self._retriever = HttpRetriever(self._config)
+        else:
+            self._index = SearchIndex(Path(self._config.index))
+
+    async def start(self) -> None:
+        config, index = self._config, self._index
+        if index is None:
+            assert self._retriever is not None, "open() first"
             self._find = self._retriever.find
             return
-        index = await asyncio.to_thread(SearchIndex, Path(config.index))
         self._threads = ThreadPoolExecutor(config.max_concurrent, "search")
         threads = self._threads
 

@@ -1,5 +1,8 @@
 """The gateway: gRPC in front of the tools: a pool of containers, and a search if one is set.
 
+It opens what only the user who started it may (files, the launcher of its containers), and then, if that is root, becomes
+`nobody`, before it hears of a client.
+
 `python -m tool_sandbox.server PARENT_PID` is what `local_sandbox` starts: settings as JSON on stdin, one line of JSON on
 stdout when it is ready (`{"address": …, "metrics_address": …}`) or can't be (`{"error": …}`); it serves until SIGTERM or
 its parent is gone.
@@ -21,10 +24,10 @@ from collections.abc import AsyncIterator, Callable
 import grpc
 import grpc.aio
 
-from tool_sandbox import registry, wire
+from tool_sandbox import privileges, registry, wire
 from tool_sandbox.admission import split_deadline
 from tool_sandbox.config import SandboxConfig
-from tool_sandbox.errors import AddressError, SandboxError, WireError
+from tool_sandbox.errors import AddressError, EngineError, SandboxError, WireError
 from tool_sandbox.metrics import Metrics
 from tool_sandbox.tls import server_credentials
 from trajectory.types import ToolResult
@@ -45,6 +48,9 @@ _OPTIONS = [
     ("grpc.max_send_message_length", wire.MAX_REPLY_BYTES),
     ("grpc.so_reuseport", 0),  # a second gateway on the same port is a mistake, not a second listener
     ("grpc.max_concurrent_streams", 4096),  # of one connection; more wait on the client's side
+    # Of all connections: beyond gRPC's own 1000 it would cancel anyone's calls by chance. Ours are refused by `max_queue`.
+    ("grpc.server.max_pending_requests", 20_000),
+    ("grpc.server.max_pending_requests_hard_limit", 40_000),
     ("grpc.max_metadata_size", 8192),
     ("grpc.server_handshake_timeout_ms", 10_000),  # a connection that never says hello
     ("grpc.keepalive_time_ms", 60_000),  # a client that vanished without a word
@@ -54,34 +60,52 @@ _OPTIONS = [
 
 
 class Gateway:
-    """Serves one set of tools. `start`, then `address`; `stop`."""
+    """Serves one set of tools. `open`; then, in one event loop, `start`, which sets `address`, and `stop`."""
 
     def __init__(self, config: SandboxConfig) -> None:
         self._config = config
         self._metrics = Metrics()
         self._tools = registry.build(config, self._metrics)
-        self._server = grpc.aio.server(options=_OPTIONS)
+        self._credentials: grpc.ServerCredentials | None = None
+        self._handlers: grpc.GenericRpcHandler | None = None
+        self._server: grpc.aio.Server | None = None
         self._draining = False
         self._idle = asyncio.Event()
         self._idle.set()
         self.address = ""
         self.metrics_address = ""
 
-    async def start(self) -> None:
-        """Listen, then start the tools. Errors: SandboxError, with the remedy."""
-        # One request each; read as a stream so that its coming has a deadline of ours.
+    def open(self) -> None:
+        """What only the user who started us may do. Errors: SandboxError, with the remedy."""
+        if self._config.tls is not None:
+            self._credentials = server_credentials(self._config.tls)
+        for name in sorted(self._tools):
+            self._tools[name].open()
+        if self._config.metrics_address:
+            self.metrics_address = self._metrics.serve(self._config)
+        # One request each; read as a stream so that its coming has a deadline of ours. Here, as gRPC imports more for it.
         handlers = {
             wire.CALL: grpc.stream_unary_rpc_method_handler(self._call),
             wire.STATS: grpc.stream_unary_rpc_method_handler(self._stats),
         }
-        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(wire.SERVICE, handlers),))
+        self._handlers = grpc.method_handlers_generic_handler(wire.SERVICE, handlers)
+
+    @property
+    def broken(self) -> str:
+        """Why a tool can't work any more; empty if all can."""
+        return next((tool.broken for tool in self._tools.values() if tool.broken), "")
+
+    async def start(self) -> None:
+        """Listen, then start the tools. Errors: SandboxError, with the remedy."""
+        self._server = grpc.aio.server(options=_OPTIONS)
+        assert self._handlers is not None, "open() first"
+        self._server.add_generic_rpc_handlers((self._handlers,))
         host, _, _ = self._config.address.rpartition(":")
-        credentials = server_credentials(self._config.tls) if self._config.tls is not None else None
         try:
-            if credentials is None:
+            if self._credentials is None:
                 port = self._server.add_insecure_port(self._config.address)
             else:
-                port = self._server.add_secure_port(self._config.address, credentials)
+                port = self._server.add_secure_port(self._config.address, self._credentials)
         except RuntimeError:
             port = 0
         if port == 0:
@@ -89,8 +113,6 @@ class Gateway:
                 f"sandbox.address: can't listen on {self._config.address}, the port is in use or not ours; choose another, "
                 "or port 0 for a free one"
             )
-        if self._config.metrics_address:
-            self.metrics_address = self._metrics.serve(self._config)
         # What is quick to fail goes first: no containers for a gateway that lacks its search index.
         for name in sorted(self._tools, reverse=True):
             await self._tools[name].start()
@@ -104,7 +126,8 @@ class Gateway:
             async with asyncio.timeout(self._config.drain_s):
                 await self._idle.wait()
         # Together: those that run or wait are answered, and gRPC has time to send the answers.
-        await asyncio.gather(self._server.stop(SEND_S), *(tool.close() for tool in self._tools.values()))
+        stops = [self._server.stop(SEND_S)] if self._server is not None else []
+        await asyncio.gather(*stops, *(tool.close() for tool in self._tools.values()))
 
     async def _call(self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> bytes:
         """One tool call. Cancelling it, or losing the client, cancels this coroutine and kills the code."""
@@ -181,29 +204,43 @@ class Gateway:
         return ""
 
 
-async def _serve(config: SandboxConfig, announce: Callable[[Gateway], None], parent: int | None) -> None:
+def _serve(config: SandboxConfig, announce: Callable[[Gateway], None], parent: int | None) -> None:
+    """Until a signal, the end of `parent`, or of what can't be done without. Errors: SandboxError."""
+    gateway = Gateway(config)
+    gateway.open()
+    if not privileges.drop():
+        logger.info("not started as root: the gateway keeps its user and groups (docs/security.md)")
+    asyncio.run(_serve_as_nobody(gateway, announce, parent))
+
+
+async def _serve_as_nobody(gateway: Gateway, announce: Callable[[Gateway], None], parent: int | None) -> None:
     stop = asyncio.Event()
+    serving, broken = False, ""
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
 
     async def told_to_stop() -> None:
-        while not stop.is_set() and (parent is None or os.getppid() == parent):
+        while not stop.is_set() and not (serving and gateway.broken) and (parent is None or os.getppid() == parent):
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), PARENT_CHECK_S)
 
-    gateway = Gateway(config)
     starting, stopping = asyncio.create_task(gateway.start()), asyncio.create_task(told_to_stop())
     try:
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
             await starting
+            serving = True
             announce(gateway)
             await stopping
+            broken = "" if stop.is_set() else gateway.broken
     finally:
         starting.cancel()
         await asyncio.wait({starting})
         await gateway.stop()
+    if broken:
+        logger.error("the gateway ends, as its launcher did: %s", broken)
+        raise EngineError(f"sandbox: the gateway ended, as its launcher did ({broken}); start it again")
 
 
 def run(config: SandboxConfig) -> None:
@@ -214,7 +251,7 @@ def run(config: SandboxConfig) -> None:
         metrics = f", metrics on {gateway.metrics_address}" if gateway.metrics_address else ""
         print(f"sandbox gateway on {gateway.address}{metrics}", flush=True)
 
-    asyncio.run(_serve(config, announce, parent=None))
+    _serve(config, announce, parent=None)
 
 
 def main() -> int:
@@ -227,7 +264,7 @@ def main() -> int:
         print(json.dumps({"address": gateway.address, "metrics_address": gateway.metrics_address}), flush=True)
 
     try:
-        asyncio.run(_serve(config, announce, parent))
+        _serve(config, announce, parent)
     except SandboxError as error:
         print(json.dumps({"error": str(error), "kind": type(error).__name__}), flush=True)
         return 1

@@ -15,7 +15,7 @@ class PoolState(BaseModel):
     slots_free: int = 0
     slots_taken: int = 0  # by a call, an open session, or the cleaning after one
     sessions: int = 0  # open ones
-    containers: dict[str, int] = {}  # by state: serving, starting, retiring
+    containers: dict[str, int] = {}  # by state: serving, spare, starting, retiring
 
 
 class Stats(BaseModel):

@@ -11,6 +11,7 @@ from tool_sandbox.local import LocalGateway
 
 ROOMY = SandboxConfig(
     num_containers=2,
+    num_spares=0,
     slots_per_container=2,
     memory_mib=256,
     scratch_mib=16,
@@ -18,7 +19,13 @@ ROOMY = SandboxConfig(
     start_timeout_s=120,
 )
 STRICT = SandboxConfig(
-    num_containers=1, slots_per_container=1, token="open sesame", max_queue=1, queue_timeout_s=3.0, start_timeout_s=120
+    num_containers=1,
+    num_spares=0,
+    slots_per_container=1,
+    token="open sesame",
+    max_queue=1,
+    queue_timeout_s=3.0,
+    start_timeout_s=120,
 )
 
 
@@ -59,7 +66,7 @@ def containers_of() -> Callable[[int], list[str]]:
 
 @pytest.fixture(scope="session")
 def gateway() -> Iterator[LocalGateway]:
-    with LocalGateway(SandboxConfig(num_containers=2, slots_per_container=2, memory_mib=256)) as gateway:
+    with LocalGateway(SandboxConfig(num_containers=2, num_spares=0, slots_per_container=2, memory_mib=256)) as gateway:
         yield gateway
 
 

@@ -132,7 +132,7 @@ def test_a_gateway_ends_with_its_parent_and_its_containers_with_it(containers_of
 import sys, time
 from tool_sandbox.config import SandboxConfig
 from tool_sandbox.local import LocalGateway
-gateway = LocalGateway(SandboxConfig(num_containers=1, slots_per_container=1, start_timeout_s=120))
+gateway = LocalGateway(SandboxConfig(num_containers=1, num_spares=0, slots_per_container=1, start_timeout_s=120))
 print(gateway.pid, flush=True)
 time.sleep(300)
 """
@@ -165,7 +165,7 @@ def test_a_gateway_that_is_ended_during_start_up_leaves_nothing(number: signal.S
 
 
 def test_local_sandbox_answers_within_its_block_only() -> None:
-    with local_sandbox(num_containers=1, slots_per_container=1, start_timeout_s=120) as client:
+    with local_sandbox(num_containers=1, num_spares=0, slots_per_container=1, start_timeout_s=120) as client:
         assert client.call("python", "print(2+2)").output == "4\n"
         address = client.address
     with SandboxClient(address, queue_timeout_s=0.5) as late:

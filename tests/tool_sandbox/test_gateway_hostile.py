@@ -42,7 +42,9 @@ class Bomb:
 
 @pytest.fixture(scope="module")
 def target() -> Iterator[LocalGateway]:
-    config = SandboxConfig(num_containers=1, slots_per_container=2, memory_mib=256, scratch_mib=16, token="t")
+    config = SandboxConfig(
+        num_containers=1, num_spares=0, slots_per_container=2, memory_mib=256, scratch_mib=16, token="t"
+    )
     with LocalGateway(config) as gateway:
         yield gateway
 
@@ -125,6 +127,7 @@ async def test_a_request_that_never_comes_has_a_deadline_of_ours(
     monkeypatch.setattr(server, "READ_S", 0.3)
     monkeypatch.setattr("tool_sandbox.registry.build", lambda config, metrics: {})
     gateway = server.Gateway(SandboxConfig())
+    gateway.open()
     await gateway.start()
     silence = asyncio.Event()
 

@@ -64,6 +64,10 @@ class Authority:
 class EchoTool:
     """Stands where containers would: what is tested here is the door."""
 
+    broken = ""
+
+    def open(self) -> None: ...
+
     async def start(self) -> None: ...
 
     async def close(self) -> None: ...
@@ -84,6 +88,7 @@ async def gateway(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> Asyn
     monkeypatch.setattr("tool_sandbox.registry.build", lambda config, metrics: {"echo": EchoTool()})
     tls = authority.issue("gateway", "localhost")
     gateway = Gateway(SandboxConfig(address="localhost:0", tls=tls, metrics_address="localhost:0"))
+    gateway.open()
     await gateway.start()
     yield gateway
     await gateway.stop()

@@ -11,10 +11,17 @@ from tool_sandbox import pool as pool_module
 from tool_sandbox.config import SandboxConfig
 from tool_sandbox.container import Container, Reply
 from tool_sandbox.errors import RunnerError
+from tool_sandbox.launcher import Launcher
 from tool_sandbox.metrics import Metrics
 from tool_sandbox.pool import Pool
 
 DONE = Reply("ok", "", "out", 0.01, False)
+
+
+class NoLauncher(Launcher):
+    """The containers here need none."""
+
+    async def connect(self) -> None: ...
 
 
 class FakeContainer(Container):
@@ -44,10 +51,9 @@ class FakeContainer(Container):
 @pytest.fixture
 async def pool(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Pool]:
     monkeypatch.setattr(pool_module, "Container", FakeContainer)
-    monkeypatch.setattr(pool_module.build, "check_ready", lambda config: None)
-    monkeypatch.setattr(pool_module, "remove_left_behind", list)
+    monkeypatch.setattr(pool_module, "Launcher", NoLauncher)
     FakeContainer.made, FakeContainer.fail_starts = [], 0
-    pool = Pool(SandboxConfig(num_containers=1, slots_per_container=2, max_queue=2), Metrics())
+    pool = Pool(SandboxConfig(num_containers=1, num_spares=0, slots_per_container=2, max_queue=2), Metrics())
     await pool.start()
     yield pool
     await pool.close()

@@ -10,9 +10,16 @@ from tool_sandbox import places
 from tool_sandbox import pool as pool_module
 from tool_sandbox.config import SandboxConfig
 from tool_sandbox.container import Container, Reply
+from tool_sandbox.launcher import Launcher
 from tool_sandbox.metrics import Metrics
 from tool_sandbox.places import Member, reason_to_recycle
 from tool_sandbox.pool import Pool
+
+
+class NoLauncher(Launcher):
+    """The containers here need none."""
+
+    async def connect(self) -> None: ...
 
 
 class ObedientContainer(Container):
@@ -43,8 +50,7 @@ class ObedientContainer(Container):
 @pytest.fixture(autouse=True)
 def obedient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool_module, "Container", ObedientContainer)
-    monkeypatch.setattr(pool_module.build, "check_ready", lambda config: None)
-    monkeypatch.setattr(pool_module, "remove_left_behind", list)
+    monkeypatch.setattr(pool_module, "Launcher", NoLauncher)
     monkeypatch.setattr(places, "RETIRE_CHECK_S", 0.01)
     ObedientContainer.made, ObedientContainer.reply = [], Reply("ok", "", "", 0.01, True)
 
@@ -72,7 +78,7 @@ async def until(condition: Any) -> None:
 def test_when_a_container_is_due(calls: int, violations: int, age_s: float, reason: str) -> None:
     config = SandboxConfig(recycle_after_calls=10, recycle_after_violations=3, recycle_after_s=100)
     never = SandboxConfig(recycle_after_calls=0, recycle_after_violations=0, recycle_after_s=0)
-    member = Member(Container("c", "i", config, lambda c, s: None), 50.0, 100.0, calls, violations)
+    member = Member(Container(Launcher(config), config, lambda c, s: None), 50.0, 100.0, calls, violations)
     assert reason_to_recycle(member, config, 50.0 + age_s) == reason
     assert reason_to_recycle(member, never, 50.0 + age_s) == ""
 
@@ -88,7 +94,7 @@ def test_when_a_container_is_due(calls: int, violations: int, age_s: float, reas
 )
 async def test_a_due_container_is_replaced_and_then_stopped(status: str, settings: dict[str, int], reason: str) -> None:
     metrics = Metrics()
-    pool = Pool(SandboxConfig(num_containers=1, slots_per_container=2, **settings), metrics)  # type: ignore[arg-type]
+    pool = Pool(SandboxConfig(num_containers=1, num_spares=0, slots_per_container=2, **settings), metrics)  # type: ignore[arg-type]
     await pool.start()
     ObedientContainer.reply = Reply(status, "", "", 0.01, True)
     for _ in range(3 if settings else 1):
@@ -100,17 +106,17 @@ async def test_a_due_container_is_replaced_and_then_stopped(status: str, setting
     stats = metrics.stats(draining=False)
     assert stats.containers_recycled == {reason: 1}
     assert stats.containers_died == 0
-    assert stats.pool.containers == {"serving": 1, "starting": 0, "retiring": 0}
+    assert stats.pool.containers == {"serving": 1, "spare": 0, "starting": 0, "retiring": 0}
     await pool.close()
 
 
 async def test_a_due_container_waits_for_its_sessions_and_takes_no_new_ones() -> None:
-    pool = Pool(SandboxConfig(num_containers=1, slots_per_container=2, recycle_after_calls=2), Metrics())
+    pool = Pool(SandboxConfig(num_containers=1, num_spares=0, slots_per_container=2, recycle_after_calls=2), Metrics())
     await pool.start()
     ObedientContainer.reply = Reply("ok", "", "", 0.01, False)  # cells, whose process lives on
     assert (await run(pool, "s")).fresh
     assert not (await run(pool, "s")).fresh  # the second call: it is due
-    await until(lambda: pool.state().containers == {"serving": 1, "starting": 0, "retiring": 1})
+    await until(lambda: pool.state().containers == {"serving": 1, "spare": 0, "starting": 0, "retiring": 1})
     assert not (await run(pool, "s")).fresh
     assert (await run(pool, "other")).fresh
     first, second = ObedientContainer.made
@@ -126,7 +132,7 @@ async def test_a_container_that_hangs_while_idle_is_found_and_replaced(monkeypat
     monkeypatch.setattr(places, "PROBE_TIMEOUT_S", 0.05)
     monkeypatch.setattr("tool_sandbox.container.STOP_TIMEOUT_S", 0.05)
     metrics = Metrics()
-    pool = Pool(SandboxConfig(num_containers=1, slots_per_container=2), metrics)
+    pool = Pool(SandboxConfig(num_containers=1, num_spares=0, slots_per_container=2), metrics)
     await pool.start()
     (hung,) = ObedientContainer.made
     monkeypatch.setattr(hung, "_send", lambda **frame: None)
@@ -156,7 +162,7 @@ async def test_ten_thousand_forgotten_sessions_leave_nothing_but_slots() -> None
 
 async def test_a_busy_client_does_not_keep_another_waiting() -> None:
     """Fifty calls of one client wait when the only call of another comes: it is served among the first."""
-    pool = Pool(SandboxConfig(num_containers=1, slots_per_container=2), Metrics())
+    pool = Pool(SandboxConfig(num_containers=1, num_spares=0, slots_per_container=2), Metrics())
     await pool.start()
     order: list[str] = []
 

@@ -4,7 +4,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from tool_sandbox import attacks_on_gateway, attacks_run
 from tool_sandbox.attacks import Attack, all_attacks
+from tool_sandbox.attacks_on_gateway import CLIENTS, ClientAttack
 from tool_sandbox.attacks_run import Range, differences, judge, settings_for
 from tool_sandbox.client import SandboxClient
 from tool_sandbox.config import SandboxConfig
@@ -15,9 +17,9 @@ from trajectory.types import ToolResult
 @pytest.fixture(scope="module")
 def shared() -> Iterator[Range]:
     """Attack and neighbour in one container."""
-    config = settings_for(SandboxConfig(memory_mib=256, scratch_mib=16, start_timeout_s=120))
-    with LocalGateway(config) as gateway, SandboxClient(gateway.address) as client:
-        yield Range(client)
+    config = settings_for(SandboxConfig(memory_mib=256, scratch_mib=16, start_timeout_s=120, token="t", max_queue=200))
+    with LocalGateway(config) as gateway, SandboxClient(gateway.address, token="t") as client:
+        yield Range(client, "t")
 
 
 @pytest.mark.docker
@@ -27,6 +29,26 @@ def test_an_attack_comes_to_nothing(shared: Range, attack: Attack) -> None:
     assert outcome.problems == ()
     assert outcome.clean
     assert outcome.neighbour_ms
+
+
+@pytest.mark.docker
+@pytest.mark.parametrize("attack", CLIENTS, ids=lambda attack: attack.name.replace(" ", "-"))
+def test_a_hostile_client_comes_to_nothing(
+    shared: Range, attack: ClientAttack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With two hundred forgotten sessions: ten thousand are in test_recycling, and in `sandbox attack`."""
+    monkeypatch.setattr(attacks_on_gateway, "NUM_SESSIONS", 200)
+    outcome = shared.run(attack)
+    assert outcome.problems == ()
+    assert outcome.clean
+    assert outcome.neighbour_ms
+
+
+@pytest.mark.docker
+def test_a_neighbour_that_waits_too_long_is_told(shared: Range, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attacks_run, "NEIGHBOUR_TIMEOUT_S", 0.02)  # its code alone takes longer
+    outcome = shared.run(ClientAttack("a", "nothing", lambda target: []))
+    assert any("neighbour" in problem for problem in outcome.problems)
 
 
 @pytest.mark.docker
@@ -52,7 +74,8 @@ def test_what_is_judged() -> None:
 
 
 def test_the_names_of_attacks_are_unique() -> None:
-    assert len({attack.name for attack in all_attacks()}) == len(all_attacks())
+    names = [attack.name for attack in (*all_attacks(), *CLIENTS)]
+    assert len(set(names)) == len(names)
 
 
 def test_where_slots_share_no_container_attack_and_neighbour_do_not() -> None:

@@ -1,6 +1,8 @@
 """The bench's arithmetic by hand; the bench itself measures a real sandbox when it is asked to."""
 
-from tool_sandbox.bench import EXPECTED, PRINT, SYMPY, Row, bare, measure, percentile, ratios, render
+import asyncio
+
+from tool_sandbox.bench import EXPECTED, PRINT, SYMPY, Row, bare, measure, measure_paced, percentile, ratios, render
 
 
 def test_percentiles_are_values_that_were_measured() -> None:
@@ -17,6 +19,7 @@ def test_ratios_are_those_of_the_rows() -> None:
         Row("gateway, gRPC", "print", 1, 6.25, 9.0, 1.0, 1),
         Row("gateway, gRPC", "print", 8, 1.0, 1.0, 100.0, 1),
         Row("gateway, gRPC", "sympy", 8, 1.0, 1.0, 40.0, 1),
+        Row("gateway, gRPC, with pauses", "print", 32, 8.0, 20.0, 50.0, 1),
         Row("gateway, gRPC: a cell of a session", "print", 1, 1.125, 2.0, 800.0, 1),
     ]
     assert ratios(rows) == [
@@ -24,6 +27,7 @@ def test_ratios_are_those_of_the_rows() -> None:
         "sympy at 8 callers: 20.0 times bare python -c",
         "gateway over the runner alone: 1.25 ms p50",
         "a session's cell: 1.12 ms p50",
+        "print at 32 callers and 50 calls/s: p99 2.5 times p50",
     ]
     assert render(rows[3]) == "| gateway, gRPC | print | 1 | 6.2 | 9.0 | 1.0 | 1 |"
 
@@ -33,3 +37,16 @@ async def test_a_real_subprocess_is_measured_and_its_output_checked() -> None:
     assert (row.code, row.concurrency, row.num_calls) == ("print", 2, 2)
     assert 0 < row.p50_ms <= row.p99_ms
     assert EXPECTED[SYMPY] == "[2, 3]\n"
+
+
+async def test_paced_callers_make_the_load_that_was_asked_for() -> None:
+    """200 calls/s of ten callers, each of which takes 1 ms: a slow machine can only make it fewer."""
+
+    async def way(code: str) -> str:
+        await asyncio.sleep(0.001)
+        return EXPECTED[code]
+
+    row = await measure_paced("way", way, PRINT, 10, 1.0, 200.0)
+    assert 20 <= row.num_calls <= 300
+    assert (row.way, row.concurrency) == ("way", 10)
+    assert row.p50_ms >= 1.0

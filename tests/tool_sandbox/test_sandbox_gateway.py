@@ -29,7 +29,7 @@ TOKEN = "s3cret"
 @pytest.fixture(scope="module")
 def doomed() -> Iterator[LocalGateway]:
     """One container, one slot, a token; overloaded, bereft of its container and at last killed by the tests that follow."""
-    config = SandboxConfig(num_containers=1, slots_per_container=1, max_queue=1, token=TOKEN)
+    config = SandboxConfig(num_containers=1, num_spares=0, slots_per_container=1, max_queue=1, token=TOKEN)
     with LocalGateway(config) as gateway:
         yield gateway
 

@@ -12,6 +12,8 @@ from tool_sandbox.image import syscalls
 from tool_sandbox.image.runner import PROTOCOL
 from tool_sandbox.local import local_sandbox
 
+ONE = {"num_containers": 1, "num_spares": 0, "slots_per_container": 1, "start_timeout_s": 120}
+
 
 def built(dockerfile: str) -> Iterator[str]:
     name = f"autotraj-test-own:{uuid.uuid4().hex[:8]}"
@@ -44,20 +46,20 @@ def with_more() -> Iterator[str]:
 @pytest.mark.docker
 def test_an_image_without_a_runner_is_told_with_its_remedy(lacks_runner: str) -> None:
     with pytest.raises(ImageError, match=r"sandbox.image: .* has no working runner: .*no_runner_here.*FROM autotraj"):  # noqa: SIM117
-        with local_sandbox(image=lacks_runner, num_containers=1, slots_per_container=1, start_timeout_s=120):
+        with local_sandbox(image=lacks_runner, **ONE):
             pass
 
 
 @pytest.mark.docker
 def test_an_image_with_another_version_of_the_runner_is_told(of_another_version: str) -> None:
     with pytest.raises(ImageError, match="its runner speaks version 1 of the protocol, this gateway 2"):  # noqa: SIM117
-        with local_sandbox(image=of_another_version, num_containers=1, slots_per_container=1, start_timeout_s=120):
+        with local_sandbox(image=of_another_version, **ONE):
             pass
 
 
 @pytest.mark.docker
 def test_an_image_made_from_ours_works(with_more: str) -> None:
-    with local_sandbox(image=with_more, num_containers=1, slots_per_container=1, start_timeout_s=120) as client:
+    with local_sandbox(image=with_more, **ONE) as client:
         result = client.call("python", "import os; print('MORE' in os.environ)", timeout_s=20)
     assert (result.status, result.output) == ("ok", "False\n")  # code sees nothing of the container's environment
 

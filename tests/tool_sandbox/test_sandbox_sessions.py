@@ -15,7 +15,9 @@ pytestmark = pytest.mark.docker
 @pytest.fixture(scope="module")
 def small() -> Iterator[SandboxClient]:
     """One container, two slots, sessions that expire soon."""
-    with local_sandbox(num_containers=1, slots_per_container=2, session_idle_s=4.0, memory_mib=256) as client:
+    with local_sandbox(
+        num_containers=1, num_spares=0, slots_per_container=2, session_idle_s=4.0, memory_mib=256
+    ) as client:
         yield client
 
 

@@ -5,7 +5,7 @@ from pydantic import ValidationError
 
 from tool_sandbox import build
 from tool_sandbox.config import SandboxConfig
-from tool_sandbox.container import UID_STRIDE, docker_command
+from tool_sandbox.docker_command import UID_STRIDE, docker_command
 from tool_sandbox.python_tool import zygote_for
 
 
@@ -46,7 +46,7 @@ def test_containers_share_no_uid() -> None:
     config = SandboxConfig(slots_per_container=16)
     uids = []
     for name in ("a", "b"):
-        command = docker_command(name, "image", config)
+        command = docker_command(name, config)
         uids += [int(word.split("gid=")[1].split(",")[0]) for word in command if word.startswith("/w/")]
     assert len(set(uids)) == 32
     assert min(uids) >= 1_000_000
@@ -54,7 +54,7 @@ def test_containers_share_no_uid() -> None:
 
 
 def test_containers_have_no_network_no_capability_to_spare_and_limits() -> None:
-    command = " ".join(docker_command("name", "image", SandboxConfig()))
+    command = " ".join(docker_command("name", SandboxConfig()))
     for part in (
         "--network none",
         "--read-only",
@@ -73,3 +73,14 @@ def test_the_images_name_is_the_hash_of_its_sources() -> None:
     assert build.image_tag() == build.image_tag()
     assert build.resolve_image(SandboxConfig()) == build.image_tag()
     assert build.resolve_image(SandboxConfig(image="mine:1")) == "mine:1"
+
+
+def test_a_runtime_is_asked_for_only_if_one_is_set() -> None:
+    assert "--runtime" not in docker_command("name", SandboxConfig())
+    command = docker_command("name", SandboxConfig(runtime="runsc", slots_per_container=1))
+    assert command[command.index("--runtime") + 1] == "runsc"
+
+
+def test_gvisor_gets_containers_of_one_slot() -> None:
+    with pytest.raises(ValidationError, match="slots of a container can read each other; set slots_per_container = 1"):
+        SandboxConfig(runtime="runsc")

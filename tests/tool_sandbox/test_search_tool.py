@@ -84,6 +84,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 async def ask(config: SearchConfig, *queries: str, timeout_s: float = 5.0, queue_s: float = 5.0) -> list[ToolResult]:
     tool = SearchTool(config)
+    tool.open()
     await tool.start()
     try:
         calls = (tool.run(q, timeout_s=timeout_s, queue_s=queue_s, session_id=None) for q in queries)
@@ -125,6 +126,7 @@ async def test_hostile_queries(index: Path, query: str, status: str) -> None:
 
 async def test_the_event_loop_stays_free_and_the_deadline_is_kept(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tool = SearchTool(SearchConfig(kind="bm25", index=str(index), max_concurrent=1))
+    tool.open()
     await tool.start()
     monkeypatch.setattr("tool_sandbox.search_index.SearchIndex.search", lambda *_: time.sleep(0.6) or [])
     slow = asyncio.create_task(tool.run("7", timeout_s=0.2, queue_s=5, session_id=None))
@@ -223,7 +225,7 @@ def test_a_kind_needs_its_source(settings: dict[str, str]) -> None:
 @pytest.mark.docker
 def test_the_gateway_has_both_tools(index: Path) -> None:
     search = SearchConfig(kind="bm25", index=str(index), top_n=1)
-    config = SandboxConfig(num_containers=1, slots_per_container=1, start_timeout_s=120, search=search)
+    config = SandboxConfig(num_containers=1, num_spares=0, slots_per_container=1, start_timeout_s=120, search=search)
     with LocalGateway(config) as gateway, SandboxClient(gateway.address) as client:
         assert client.call("search", "number 7").output == "[doc-7] Number 7 is lucky, xxxxxxx"
         assert client.call("python", "print(2+2)").output == "4\n"

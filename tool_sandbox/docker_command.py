@@ -1,0 +1,57 @@
+"""The command that starts a container: everything off that a call doesn't need."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import random
+
+from tool_sandbox import build, left_behind
+from tool_sandbox.config import SandboxConfig
+
+MIB = 1 << 20
+SPARE_PROCESSES = 16  # supervisor, zygotes and cleaners, besides the calls' own
+BASELINE_MIB = 256  # supervisor and zygotes
+# RLIMIT_NPROC counts a uid's processes over all containers of the kernel: every container has uids of its own, one for
+# each slot's calls and one for its guard (image/cleaning.py).
+UID_STRIDE = 32
+_uid_blocks = itertools.count(random.randrange(1 << 20))
+
+
+def docker_command(name: str, config: SandboxConfig) -> list[str]:
+    """`docker run …` for a container of that name, labelled as this process's own."""
+    uid_base = 1_000_000 + (next(_uid_blocks) % (1 << 20)) * UID_STRIDE
+    limits = {
+        "num_slots": config.slots_per_container,
+        "uid_base": uid_base,
+        "memory_bytes": config.memory_mib * MIB,
+        "scratch_bytes": config.scratch_mib * MIB,
+        "max_processes": config.max_processes,
+        "max_output_bytes": config.max_output_bytes,
+    }
+    memory_mib = BASELINE_MIB + config.slots_per_container * (config.memory_mib + config.scratch_mib)
+    cpus = min(config.cpus, os.cpu_count() or 1)  # Docker refuses more than there are
+    # Root's: who may write there can't open it to the neighbours.
+    owned = "uid=0,gid={0},mode=0770,nosuid,nodev"
+    tmpfs = [
+        f"/w/{slot}:size={config.scratch_mib}m,nr_inodes=4096,{owned.format(uid_base + slot)}"
+        for slot in range(config.slots_per_container)
+    ]
+    command = ["docker", "run", "--rm", "--interactive", "--init", "--name", name, "--label", left_behind.own_label()]
+    if config.runtime:
+        command += ["--runtime", config.runtime]
+    command += ["--network", "none", "--ipc", "private", "--read-only", "--log-driver", "none"]
+    # Docker's own /dev/shm bounds bytes, not inodes: a million empty files would be kernel memory, and long to remove.
+    shared = "size=16m,nr_inodes=4096,mode=1777,nosuid,nodev"
+    for mount in (f"/tmp:{shared}", f"/dev/shm:{shared}", *tmpfs):
+        command += ["--tmpfs", mount]
+    command += ["--cap-drop", "ALL", "--cap-add", "SETUID", "--cap-add", "SETGID"]
+    command += ["--security-opt", "no-new-privileges"]
+    command += ["--pids-limit", str(config.slots_per_container * config.max_processes + SPARE_PROCESSES)]
+    command += ["--memory", f"{memory_mib}m", "--memory-swap", f"{memory_mib}m", "--cpus", str(cpus)]
+    command += ["--ulimit", "nofile=4096", "--ulimit", "core=0"]
+    # No System V or message-queue objects: they would outlive the call that made them.
+    for setting in ("kernel.shmmni=0", "kernel.msgmni=0", "kernel.sem=0 0 0 0", "fs.mqueue.queues_max=0"):
+        command += ["--sysctl", setting]
+    return [*command, build.resolve_image(config), json.dumps(limits)]
