@@ -40,6 +40,8 @@ from trajectory.weights import LogprobProbe, WeightUpdate
 
 PROMPT_TOKENS = 200
 PROBE_IDS = tuple(range(32))
+GOLD, WRONG = "{gold}", "-7"
+"""The right answer's place: without right and wrong ones a group has no variance, and no step is taken."""
 
 
 def siblings(num_tokens: int, group_size: int) -> list[Trajectory]:
@@ -52,7 +54,7 @@ def siblings(num_tokens: int, group_size: int) -> list[Trajectory]:
     made = []
     for index in range(group_size):
         first = f"<think>{'a step of reasoning. ' * (num_tokens // 12)}</think>\n<code>\nprint(631+98*4)\n</code>"
-        answer = "<think>So.</think>\n<answer>\\boxed{" + ("1023" if index % 2 else "7") + "}</answer>"
+        answer = f"<think>So.</think>\n<answer>\\boxed{{{GOLD if index % 2 else WRONG}}}</answer>"
         made.append(
             Trajectory(
                 task_id="",
@@ -83,7 +85,16 @@ class SimulatedRunner(RolloutActor):
 
     async def rollout_group(self, lease_id: str, task: Task, seed: int) -> Group:
         segment = Segment(start=0, end=len(self._siblings[0].response_ids), policy_version=self._version)
-        trajectories = tuple(dataclasses.replace(t, task_id=task.id, segments=(segment,)) for t in self._siblings)
+        trajectories = tuple(
+            dataclasses.replace(
+                t,
+                task_id=task.id,
+                segments=(segment,),
+                text=t.text.replace(GOLD, task.golds[0]),
+                turns=(t.turns[0], dataclasses.replace(t.turns[1], text=t.turns[1].text.replace(GOLD, task.golds[0]))),
+            )
+            for t in self._siblings
+        )
         return Group(lease_id=lease_id, task=task, trajectories=trajectories)
 
     async def update_weights(self, update: Sequence[ray.ObjectRef]) -> UpdateReport:
@@ -130,7 +141,7 @@ class SimulatedLearners(LearnerGroup):
             token_ids=PROBE_IDS,
             logprobs=np.zeros(len(PROBE_IDS) - 1, dtype=np.float32),
         )
-        return StepResult(policy_version=self._version, metrics={}, update=ray.put(update), probe=probe)
+        return StepResult(policy_version=self._version, metrics={}, seconds={}, update=ray.put(update), probe=probe)
 
     def start_step(self, samples: Sequence[Sample]) -> Any:
         self._version += 1
