@@ -15,7 +15,7 @@ from actors import metrics as engine_metrics
 from autotraj import metrics_export
 from autotraj.board import StatusBoard, show
 from autotraj.errors import UserError
-from autotraj.runner_calls import Call, Runner, RunnerView, view
+from autotraj.runner_calls import Call, Runner, RunnerView, views
 from autotraj.status import LoopState, Row, Since, loop_rows, render, runner_rows
 
 
@@ -102,8 +102,11 @@ def test_a_view_counts_a_runner_s_own_calls() -> None:
         Call("probe", 1, 0.0, started=15.0),
         Call("work", 2, 0.0, method="rollout_group", started=1.0),
     ]
-    seen = view(1, Runner(1.0, state="syncing", policy_version=2), calls, now=20.0)
+    pool = {1: Runner(1.0, state="syncing", policy_version=2), 2: Runner(1.0), 3: Runner(1.0)}
+    seen, other, idle = views(pool, calls, now=20.0)
     assert (seen.calls, seen.oldest_s, seen.policy_version) == ({"rollout_group": 2, "probe": 1}, 10.0, 2)
+    assert (other.runner_id, other.calls, other.oldest_s) == (2, {"rollout_group": 1}, 19.0)
+    assert (idle.runner_id, idle.calls, idle.oldest_s) == (3, {}, 0.0)
 
 
 def test_since_counts_from_the_last_change() -> None:
