@@ -11,6 +11,7 @@ from autotraj.board import StatusBoard
 from autotraj.metrics_export import MetricsExport
 from autotraj.runner_pool import RunnerPool
 from autotraj.status import LoopState, Row, loop_rows, runner_rows
+from autotraj.step_metrics import describe_ledger
 from trajectory.types import Group
 
 if TYPE_CHECKING:
@@ -43,7 +44,9 @@ class Inspection:
         self.board.look()
         if time.monotonic() - self._exported >= EXPORT_EVERY_S:
             self._exported = time.monotonic()
-            self._export.now(self._algo._ledger.counts(), self._algo.runners.views())
+            ledger, runners = self._algo._ledger, self._algo.runners
+            totals = {"runner_restarts": float(runners.num_restarts), **describe_ledger(ledger)}
+            self._export.now(ledger.counts(), runners.views(), totals)
 
     def stepped(self, groups: Sequence[Group], metrics: Mapping[str, float]) -> None:
         self._export.step(groups, metrics)

@@ -16,6 +16,7 @@ from autotraj.config import RunConfig
 from autotraj.errors import RunError, UserError
 from autotraj.evaluate import EvalResult
 from autotraj.evaluate import evaluate as evaluate_policy
+from autotraj.gateway_metrics import watched
 from autotraj.grpo import GRPO
 from autotraj.grpo_config import GRPOConfig
 from autotraj.inspection import watch_pool
@@ -90,6 +91,8 @@ def parts(config: RunConfig, *, sandbox: bool = True) -> Iterator[Gateway]:
             return
         gateway = stack.enter_context(sandbox_session(config)) if sandbox else Gateway(address="")
         _join(stack, config)
+        if sandbox:
+            stack.enter_context(watched(gateway.address, gateway.token))
         yield gateway
 
 

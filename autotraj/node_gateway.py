@@ -17,6 +17,7 @@ from ray.exceptions import GetTimeoutError, RayError
 
 from autotraj.config import RunConfig
 from autotraj.errors import UserError
+from autotraj.gateway_metrics import GatewayWatch
 from autotraj.sandbox import Gateway, make_index
 from cluster.roles import SANDBOX, role
 from tool_sandbox import build
@@ -32,6 +33,7 @@ class GatewayActor:
 
     def __init__(self) -> None:
         self._gateway: LocalGateway | None = None
+        self._watch: GatewayWatch | None = None
 
     def __repr__(self) -> str:
         return "GatewayActor"
@@ -47,9 +49,12 @@ class GatewayActor:
             self._gateway = LocalGateway(config)
         except (SandboxError, ValueError) as error:
             return "", f"on sandbox node {ray.util.get_node_ip_address()}: {error}"
+        self._watch = GatewayWatch(self._gateway.address, config.token)
         return self._gateway.address, ""
 
     def stop(self) -> None:
+        if self._watch is not None:
+            self._watch.close()
         if self._gateway is not None:
             self._gateway.close()
 

@@ -7,8 +7,9 @@ runner), the object store, scoring, the trajectory log, the training batch and i
 actors answer at once with a trajectory made beforehand, and the learner trains in no time. A Ray process costs some 80 MB,
 so `--runners` rollout actors live in `--processes` of them; to the controller each is a runner of its own.
 
-Prints trajectories a second, the controller thread's share of the time (at 100 % it is the limit, below it the machine that
-also plays the runners is) and what one thread could do by itself. `--profile` adds where that thread's time goes.
+Prints trajectories a second and what limits them: the controller's thread where it is busy all the time, else the machine,
+which plays the runners, too. In CPU time, which others' load changes little: what the thread could do by itself, and where
+its time goes. `--profile` adds its functions.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import dataclasses
 import pstats
 import tempfile
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -156,9 +158,39 @@ class SimulatedGRPOConfig(GRPOConfig):
         return SimulatedLearners(self.run_config.learner, self.run_config.loss)
 
 
+PARTS = {
+    "_admit": "leases and calls",
+    "_take": "groups taken in",
+    "_collect_scored": "scores collected, log written",
+    "_begin_step": "batches made and sent",
+    "_finish_step": "steps finished",
+}
+"""Methods of the algorithm → what they are; the rest is Ray's: waiting for results and reading them."""
+
+
+def count_cpu(algo: Any, names: Sequence[str]) -> Counter[str]:
+    """Method → CPU seconds of the calling thread, from here on."""
+    seconds: Counter[str] = Counter()
+
+    def counted(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            begun = time.thread_time()
+            try:
+                return method(*args)
+            finally:
+                seconds[name] += time.thread_time() - begun
+
+        return call
+
+    for name in names:
+        setattr(algo, name, counted(name, getattr(algo, name)))
+    return seconds
+
+
 def measure(config: RunConfig, args: argparse.Namespace, folder: Path) -> None:
+    log = folder / "log"
     settings = SimulatedGRPOConfig().run(
-        config, sandbox_address="127.0.0.1:1", sandbox_token="unused", trajectory_log=str(folder / "log")
+        config, sandbox_address="127.0.0.1:1", sandbox_token="unused", trajectory_log=str(log)
     )
     algo = settings.env_runners(env_runner_cls=SimulatedRunner, num_cpus_per_env_runner=0.01).build_algo()
     try:
@@ -168,8 +200,9 @@ def measure(config: RunConfig, args: argparse.Namespace, folder: Path) -> None:
         algo.runners.adopt(start_timeout_s=120.0)
         algo.runners.wait_ready()
         algo.train()  # warm-up
-        profile = cProfile.Profile()
-        count, busy, started = 0.0, time.thread_time(), time.monotonic()
+        profile, seconds = cProfile.Profile(), count_cpu(algo, list(PARTS))
+        count, log_bytes = 0.0, log.stat().st_size
+        busy, process, started = time.thread_time(), time.process_time(), time.monotonic()
         if args.profile:
             profile.enable()
         for step in range(args.steps):
@@ -178,11 +211,17 @@ def measure(config: RunConfig, args: argparse.Namespace, folder: Path) -> None:
             print(f"step {step + 1}: {metrics['num_trajectories']:.0f} trajectories, {metrics['step_seconds']:.1f} s")
         profile.disable()
         wall, busy = time.monotonic() - started, time.thread_time() - busy
+        process, log_bytes = time.process_time() - process, log.stat().st_size - log_bytes
         print(
             f"{args.runners} runners in {args.processes} processes, {args.tokens} tokens a trajectory: "
-            f"{count / wall:.0f} trajectories/s ({count * args.tokens / wall / 1e6:.2f} M tokens/s); "
-            f"the controller thread is busy {busy / wall:.0%} of the time: it alone could do {count / busy:.0f}"
+            f"{count / wall:.0f} trajectories/s ({count * args.tokens / wall / 1e6:.2f} M tokens/s)\n"
+            f"the controller's thread is busy {busy / wall:.0%} of the time, its process uses {process / wall:.2f} cores; "
+            f"the thread alone could do {count / busy:.0f} trajectories/s, the process on one core {count / process:.0f}\n"
+            f"{log_bytes / count / 1000:.0f} kB a trajectory in the log\nthe thread's CPU time:"
         )
+        seconds["Ray"] = busy - sum(seconds.values())
+        for name, spent in seconds.most_common():
+            print(f"  {PARTS.get(name, 'results waited for and read'):32}{spent / busy:5.0%}")
         if args.profile:
             pstats.Stats(profile).sort_stats("tottime").print_stats(25)
     finally:

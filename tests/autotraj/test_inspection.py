@@ -12,7 +12,7 @@ import pytest
 from scrape import DASHBOARD, METRIC, labels_of, queries
 
 from actors import metrics as engine_metrics
-from autotraj import metrics_export
+from autotraj import gateway_metrics, metrics_export
 from autotraj.board import StatusBoard, show
 from autotraj.errors import UserError
 from autotraj.runner_calls import Call, Runner, RunnerView, views
@@ -205,8 +205,8 @@ def test_every_gauge_that_is_set_is_declared_with_its_tags() -> None:
 
 
 def declared() -> set[str]:
-    """Every series name that the two exporters declare, as Ray renames it."""
-    gauges = {*metrics_export.GAUGES, *engine_metrics.GAUGES}
+    """Every series name that the three exporters declare, as Ray renames it."""
+    gauges = {*metrics_export.GAUGES, *engine_metrics.GAUGES, *gateway_metrics.GAUGES}
     counters = {*engine_metrics.COUNTERS, "learner_seconds", "trained_groups"}
     histograms = {"staleness_versions", "tool_seconds", "tool_queue_seconds", "engine_update_seconds"}
     names = gauges | {f"{c}_total" for c in counters}

@@ -1,0 +1,90 @@
+"""A sandbox gateway's occupancy among Ray's metrics, as `ray_autotraj_sandbox_…`.
+
+The gateway is a process without Ray, with metrics of its own; whoever started it, or was told of it, asks for its `stats`:
+the driver, or the actor of a sandbox node. So one scrape of Ray's agents shows the sandbox, too.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ray.util.metrics import Gauge
+
+from tool_sandbox.client import SandboxClient
+from tool_sandbox.errors import GatewayError
+from tool_sandbox.stats import Stats
+
+logger = logging.getLogger(__name__)
+
+ASK_EVERY_S = 2.0
+ANSWER_TIMEOUT_S = 5.0
+
+GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "sandbox_up": ("1 if the gateway answers, else 0", ("gateway",)),
+    "sandbox_slots": ("Places for a call, by state: free or taken", ("gateway", "state")),
+    "sandbox_queue_length": ("Calls that wait for a slot", ("gateway",)),
+    "sandbox_containers": ("Containers by state", ("gateway", "state")),
+    "sandbox_containers_lost": (
+        "Containers so far that died, or were replaced while they worked",
+        ("gateway", "reason"),
+    ),
+}
+
+
+def values(stats: Stats) -> list[tuple[str, dict[str, str], float]]:
+    """(gauge, tags but for the gateway, value)."""
+    pool = stats.pool
+    containers = {"serving": 0, "starting": 0, "retiring": 0} | pool.containers
+    return [
+        ("sandbox_slots", {"state": "free"}, pool.slots_free),
+        ("sandbox_slots", {"state": "taken"}, pool.slots_taken),
+        ("sandbox_queue_length", {}, pool.queue),
+        *(("sandbox_containers", {"state": state}, number) for state, number in containers.items()),
+        ("sandbox_containers_lost", {"reason": "died"}, stats.containers_died),
+        *(("sandbox_containers_lost", {"reason": why}, number) for why, number in stats.containers_recycled.items()),
+    ]
+
+
+class GatewayWatch:
+    """Asks until it is closed, from a thread. A gateway that is silent has `sandbox_up` 0, and keeps its last numbers."""
+
+    def __init__(self, address: str, token: str) -> None:
+        self._client, self._tags = SandboxClient(address, token=token), {"gateway": address}
+        self._gauges = {name: Gauge(f"autotraj_{name}", text, tags) for name, (text, tags) in GAUGES.items()}
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="gateway-watch", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._closed.set()
+        self._thread.join(ANSWER_TIMEOUT_S + ASK_EVERY_S)
+        self._client.close()
+
+    def _run(self) -> None:
+        answered = True
+        while not self._closed.is_set():
+            try:
+                stats = self._client.stats(ANSWER_TIMEOUT_S)
+            except GatewayError as error:
+                if answered and not self._closed.is_set():
+                    logger.warning("no metrics of the sandbox: %s", error)
+                answered = False
+            else:
+                answered = True
+                for name, tags, value in values(stats):
+                    self._gauges[name].set(value, self._tags | tags)
+            self._gauges["sandbox_up"].set(float(answered), self._tags)
+            self._closed.wait(ASK_EVERY_S)
+
+
+@contextmanager
+def watched(address: str, token: str | None) -> Iterator[None]:
+    """The gateway at `address` among this process's metrics, for the length of the block; Ray must be up."""
+    watch = GatewayWatch(address, token or "")
+    try:
+        yield
+    finally:
+        watch.close()
