@@ -21,6 +21,7 @@ import ray
 from ray.experimental import internal_kv
 
 from autotraj.errors import UserError
+from autotraj.gateway_metrics import sandbox_rows
 from autotraj.status import Row, Since, render
 
 logger = logging.getLogger(__name__)
@@ -68,6 +69,8 @@ class StatusBoard:
     def write(self) -> None:
         now = self._written = time.monotonic()
         rows = list(self._rows())
+        if rows and ray.is_initialized():
+            rows += sandbox_rows()
         status = {
             "time": time.time(),
             "pid": os.getpid(),
@@ -131,7 +134,9 @@ def of_cluster() -> list[dict[str, Any]]:
     finally:
         ray.shutdown()
     if not (texts := [text for text in found if text]):  # one may have ended in between
-        raise UserError("no run reports to this Ray cluster")
+        raise UserError(
+            "no run reports to this Ray cluster: none is there, or it has yet to start its engines; ask again"
+        )
     return [json.loads(text) for text in texts]
 
 

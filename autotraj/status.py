@@ -14,6 +14,10 @@ from autotraj.runner_calls import RunnerView
 
 LATE_S = 10.0
 """A controller that has not reported for so long is said to be busy, or gone."""
+MANY = 8
+"""More actors than these are counted, not listed."""
+WORK = {"rollout_group": ("samples", "group"), "repair": ("repairs", "request")}
+"""A method of a rollout actor → what it does then, and what one call is about."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +40,7 @@ class LoopState:
     num_buffered: int  # scored groups that wait to be trained on
     num_scoring: int
     num_admissible: int  # groups that staleness lets start now
+    learners_up: bool
     trains: bool
     broadcasts: bool
     uses_reward_model: bool
@@ -61,6 +66,8 @@ def loop_rows(state: LoopState) -> list[Row]:
 
 def _learners(state: LoopState) -> Row:
     who, have, need = "learners", state.num_buffered, state.groups_per_step
+    if not state.learners_up:
+        return Row(who=who, does="start")
     if state.trains:
         return Row(who=who, does="train", detail=f"step {state.step + 1}")
     if state.broadcasts:
@@ -71,7 +78,7 @@ def _learners(state: LoopState) -> Row:
         return Row(who=who, does="begin a step", detail=f"{have} groups are there")
     sampling = [r for r in state.runners if "rollout_group" in r.calls]
     if sampling:
-        on = "rollout actors " + ", ".join(str(r.runner_id) for r in sampling)
+        on = _whom(sampling)
     elif state.num_scoring:
         on = "scoring"
     elif not any(r.state == "ready" for r in state.runners):
@@ -81,6 +88,12 @@ def _learners(state: LoopState) -> Row:
     return Row(who=who, does="wait", waits_on=on, detail=f"{have} of {need} groups are scored")
 
 
+def _whom(runners: Sequence[RunnerView]) -> str:
+    if len(runners) > MANY:
+        return f"{len(runners)} rollout actors"
+    return ("rollout actor " if len(runners) == 1 else "rollout actors ") + ", ".join(str(r.runner_id) for r in runners)
+
+
 def runner_rows(runners: Sequence[RunnerView], *, idle_for: str = "", role: str = "rollout actor") -> list[Row]:
     """A row for each. `idle_for`: what one that has nothing to do waits on, if not on the controller."""
     return [_runner(r, f"{role} {r.runner_id}", idle_for or "the controller") for r in runners]
@@ -88,12 +101,13 @@ def runner_rows(runners: Sequence[RunnerView], *, idle_for: str = "", role: str 
 
 def _runner(runner: RunnerView, who: str, idle_for: str) -> Row:
     work = {what: n for what, n in runner.calls.items() if what not in ("start", "join", "sync", "probe")}
-    detail = ", ".join(f"{n} × {what}" for what, n in sorted(work.items()))
+    doing = [(*WORK.get(what, ("works", what)), n) for what, n in sorted(work.items())]
+    detail = ", ".join(_many(n, thing) for _, thing, n in doing)
     if detail:
         detail += f", the oldest for {runner.oldest_s:.0f} s"
     if runner.state == "ready":
         if work:
-            return Row(who=who, does="works", detail=detail)
+            return Row(who=who, does=" and ".join(verb for verb, _, _ in doing), detail=detail)
         return Row(who=who, does="idle", waits_on=idle_for, detail=f"ready at version {runner.policy_version}")
     if runner.state == "starting":
         return Row(who=who, does="starts", waits_on="its engine")

@@ -80,11 +80,14 @@ def submit(args: argparse.Namespace) -> int:
 
 def job_of(words: Sequence[str], config: RunConfig | None, args: argparse.Namespace) -> Job:
     """The job that runs `python -m autotraj WORDS`."""
-    metadata = {RESUME_KEY: json.dumps(resume_words(words, config)), "command": shlex.join(["autotraj", *words])}
+    folder = config.run_dir if config is not None else words[-1]  # a resumed run's is what follows --resume
+    # The job's page shows them in this order; Ray's list of jobs has a column for `job_name`.
+    metadata = {"job_name": f"{words[0]} {Path(folder).name}", "command": shlex.join(["autotraj", *words])}
     if config is not None:
         metadata |= {"model": config.model, "run_dir": config.run_dir}
     if commit := commit_of(ROOT):
         metadata["commit"] = commit
+    metadata[RESUME_KEY] = json.dumps(resume_words(words, config))
     return Job(
         entrypoint=shlex.join(["python", "-m", "autotraj", *words]),
         working_dir=ROOT,

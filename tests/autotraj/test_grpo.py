@@ -65,7 +65,7 @@ def assert_dashboard_is_fed(server: Prometheus | None) -> None:
     assert float(server.ask(served)[0]["value"][1]) >= 1  # the gateway's own word, through Ray
 
 
-def assert_status_is_told(run_dir: str) -> None:
+def assert_status_is_told(run_dir: str, gateway: Gateway) -> None:
     """Of this run by its folder, and by its cluster to whoever asks from another process."""
     here = show(run_dir)
     environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
@@ -74,7 +74,7 @@ def assert_status_is_told(run_dir: str) -> None:
     assert there.returncode == 0, there.stderr
     for text in (here, there.stdout):
         assert "GRPO of" in text
-        for part in ("learners", "rollout actor 1", "scoring"):
+        for part in ("learners", "rollout actor 1", "scoring", f"sandbox {gateway.address}"):
             assert part in text, text
 
 
@@ -96,7 +96,7 @@ def test_train_die_checkpoint_resume(gateway: Gateway, tmp_path: Path) -> None:
             assert algo.runners.num_restarts == 1
             assert seen[-1]["runner_restarts"] == 1
             assert seen[-1]["step"] == 3
-            assert_status_is_told(config.run_dir)
+            assert_status_is_told(config.run_dir, gateway)
             assert all(m["gate_max_delta"] <= 1e-4 for m in seen)
             assert all(m["staleness_max"] <= config.grpo.max_staleness for m in seen)
             result = measure("after", algo, config, load_tasks(config.eval.data))
