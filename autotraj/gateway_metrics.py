@@ -22,6 +22,7 @@ from ray.util.metrics import Gauge
 
 from autotraj.status import Row
 from tool_sandbox.client import SandboxClient
+from tool_sandbox.config import TlsFiles
 from tool_sandbox.errors import GatewayError
 from tool_sandbox.stats import Stats
 
@@ -88,9 +89,9 @@ def _key(address: str) -> bytes:
 class GatewayWatch:
     """Asks until it is closed, from a thread. A gateway that is silent has `sandbox_up` 0, and keeps its last numbers."""
 
-    def __init__(self, address: str, token: str) -> None:
-        self._client, self._tags = SandboxClient(address, token=token), {"gateway": address}
-        self._address, self._key = address, _key(address)
+    def __init__(self, address: str, token: str, tls: TlsFiles | None = None) -> None:
+        self._client = SandboxClient(address, token=token, tls=tls)
+        self._address, self._key, self._tags = address, _key(address), {"gateway": address}
         self._gauges = {name: Gauge(f"autotraj_{name}", text, tags) for name, (text, tags) in GAUGES.items()}
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="gateway-watch", daemon=True)
@@ -125,9 +126,9 @@ class GatewayWatch:
 
 
 @contextmanager
-def watched(address: str, token: str | None) -> Iterator[None]:
+def watched(address: str, token: str | None, tls: TlsFiles | None = None) -> Iterator[None]:
     """The gateway at `address` among this process's metrics, for the length of the block; Ray must be up."""
-    watch = GatewayWatch(address, token or "")
+    watch = GatewayWatch(address, token or "", tls)
     try:
         yield
     finally:

@@ -74,7 +74,7 @@ class Inspection:
                 num_buffered=len(algo._buffer),
                 num_scoring=len(algo._scoring),
                 num_admissible=algo.num_admissible(),
-                learners_up=algo.runners.has_weights,
+                learners_up=algo.runners._update is not None,  # they have published weights
                 trains=algo._pending is not None,
                 broadcasts=algo.runners.broadcasting,
                 uses_reward_model=algo._service is not None,

@@ -92,7 +92,7 @@ def parts(config: RunConfig, *, sandbox: bool = True) -> Iterator[Gateway]:
         gateway = stack.enter_context(sandbox_session(config)) if sandbox else Gateway(address="")
         _join(stack, config)
         if sandbox:
-            stack.enter_context(watched(gateway.address, gateway.token))
+            stack.enter_context(watched(gateway.address, gateway.token, config.sandbox.tls))
         yield gateway
 
 

@@ -49,7 +49,7 @@ class GatewayActor:
             self._gateway = LocalGateway(config)
         except (SandboxError, ValueError) as error:
             return "", f"on sandbox node {ray.util.get_node_ip_address()}: {error}"
-        self._watch = GatewayWatch(self._gateway.address, config.token)
+        self._watch = GatewayWatch(self._gateway.address, config.token, config.tls)
         return self._gateway.address, ""
 
     def stop(self) -> None:

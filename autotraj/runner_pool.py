@@ -80,11 +80,6 @@ class RunnerPool:
         return len(self.ready_ids())
 
     @property
-    def has_weights(self) -> bool:
-        """Whether the learners have published any: they are up."""
-        return self._update is not None
-
-    @property
     def broadcasting(self) -> bool:
         """Whether the learners have to wait with their next step, see `BroadcastSync.busy`."""
         return self._broadcast is not None and self._broadcast.busy
