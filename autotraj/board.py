@@ -42,7 +42,7 @@ class StatusBoard:
         self._since = Since()
         self._doing = ("starts", time.monotonic())
         self._written = float("-inf")
-        self._key = KEY_PREFIX + f"{socket.gethostname()}/{os.getpid()}/{folder}".encode()
+        self._key = KEY_PREFIX + f"{socket.gethostname()}/{os.getpid()}".encode()  # a process does one thing at a time
         folder.mkdir(parents=True, exist_ok=True)
 
     def look(self) -> None:

@@ -15,9 +15,17 @@ from autotraj.step_metrics import describe_ledger
 from trajectory.types import Group
 
 if TYPE_CHECKING:
+    from autotraj.config import RunConfig
     from autotraj.grpo import GRPO
 
 EXPORT_EVERY_S = 1.0
+
+
+def announce(config: RunConfig) -> None:
+    """A run's first word: until its parts have boards of their own it may wait for machines, and be asked why."""
+    StatusBoard(Path(config.run_dir), rows=list, title=lambda: f"a run of {config.model}").now_does(
+        "waits for Ray to place its sandbox and actors"
+    )
 
 
 def watch_pool(runners: RunnerPool, folder: Path, title: str) -> StatusBoard:

@@ -19,7 +19,7 @@ from autotraj.evaluate import evaluate as evaluate_policy
 from autotraj.gateway_metrics import watched
 from autotraj.grpo import GRPO
 from autotraj.grpo_config import GRPOConfig
-from autotraj.inspection import watch_pool
+from autotraj.inspection import announce, watch_pool
 from autotraj.interrupt import Interrupt, graceful_interrupt
 from autotraj.node_gateway import node_gateway
 from autotraj.run_folder import RunFolder
@@ -103,6 +103,7 @@ def _join(stack: ExitStack, config: RunConfig) -> None:
         stack.enter_context(session)
     except (ValueError, ConnectionError) as error:
         raise UserError(f"cluster: {error}") from error
+    announce(config)
 
 
 def build(config: RunConfig, gateway: Gateway, *, trajectory_log: str | None = None) -> GRPO:
