@@ -8,9 +8,10 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from autotraj.runner_calls import RunnerView
+if TYPE_CHECKING:  # `python -m autotraj status` would wait for RLlib
+    from autotraj.runner_calls import RunnerView
 
 LATE_S = 10.0
 """A controller that has not reported for so long is said to be busy, or gone."""
@@ -146,7 +147,9 @@ def render(status: Mapping[str, Any], *, now: float | None = None, gone: bool = 
     if gone:
         header.append("THE RUN IS GONE: that process has ended without saying so; what follows is its last word")
     elif age > LATE_S:
-        header.append(f"THE CONTROLLER IS SILENT: it is at work on one thing ({status['doing']}), or it hangs")
+        header.append(
+            f"NO WORD SINCE: the controller does one thing and tells more after it ({status['doing']}), or hangs"
+        )
     if not status["rows"]:
         return "\n".join(header)
     cells = [("WHO", "DOES", "FOR", "WAITS ON", "")]

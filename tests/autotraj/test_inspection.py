@@ -153,8 +153,8 @@ def test_a_status_says_how_old_it_is() -> None:
     lines = render(status, now=1003.0).splitlines()
     assert lines[0] == "runs/x: GRPO; trains for 8 s"
     assert lines[-1].split() == ["learners", "wait", "5", "s", "scoring", "5", "of", "16"]
-    assert "SILENT" not in render(status, now=1003.0)
-    assert "THE CONTROLLER IS SILENT: it is at work on one thing (trains)" in render(status, now=1060.0)
+    assert "NO WORD" not in render(status, now=1003.0)
+    assert "NO WORD SINCE: the controller does one thing and tells more after it (trains)" in render(status, now=1060.0)
     assert "THE RUN IS GONE" in render(status, now=1003.0, gone=True)
 
 
