@@ -140,13 +140,15 @@ class Since:
 def render(status: Mapping[str, Any], *, now: float | None = None, gone: bool = False) -> str:
     """A status as `StatusBoard` writes it, as text. `now` is wall-clock; `gone`: its process is known to have ended."""
     age = max(0.0, (time.time() if now is None else now) - status["time"])
+    ended, for_s = status["doing"] == "ended", f"{status['doing_s'] + age:.0f} s"
     header = [
-        f"{status['run_dir']}: {status['title']}; {status['doing']} for {status['doing_s'] + age:.0f} s",
+        f"{status['run_dir']}: {status['title']}; "
+        + (f"ended {for_s} ago" if ended else f"{status['doing']} for {for_s}"),
         f"reported {age:.0f} s ago by process {status['pid']} on {status['host']}",
     ]
     if gone:
         header.append("THE RUN IS GONE: that process has ended without saying so; what follows is its last word")
-    elif age > LATE_S:
+    elif age > LATE_S and not ended:
         header.append(
             f"NO WORD SINCE: the controller does one thing and tells more after it ({status['doing']}), or hangs"
         )

@@ -156,6 +156,9 @@ def test_a_status_says_how_old_it_is() -> None:
     assert "NO WORD" not in render(status, now=1003.0)
     assert "NO WORD SINCE: the controller does one thing and tells more after it (trains)" in render(status, now=1060.0)
     assert "THE RUN IS GONE" in render(status, now=1003.0, gone=True)
+    ended = render(status | {"doing": "ended", "rows": []}, now=1060.0)
+    assert ended.splitlines()[0] == "runs/x: GRPO; ended 65 s ago"
+    assert "NO WORD" not in ended
 
 
 def test_a_board_is_read_back_and_says_what_became_of_its_run(tmp_path: Path) -> None:
