@@ -97,6 +97,7 @@ class MetricsExport:
         )
         self._learner = Counter("autotraj_learner_seconds", "The learners' time by phase", ("phase",))
         self._trained = Counter("autotraj_trained_groups", "Groups trained on")
+        self._last_step: list[tuple[str, dict[str, str], float]] = []
 
     def now(self, counts: Counts, runners: Sequence[RunnerView], totals: Mapping[str, float]) -> None:
         """What is where at this moment, and what was lost or came back so far (`totals`, named as a step's metrics are)."""
@@ -105,13 +106,16 @@ class MetricsExport:
         states = Tally(runner.state for runner in runners)
         for state in RUNNER_STATES:
             self._gauges["rollout_actors"].set(states[state], {"state": state})
-        # The reason `stale` even at 0: no series and no drop look alike.
-        for name, tags, value in gauges({"dropped/stale": 0.0, "handed_back/stale": 0.0, **totals}):
+        # The reason `stale` even at 0: no series and no drop look alike. And the last step's gauges again: Ray 2.60 forgets
+        # a gauge that isn't set anew within two of its reports, 20 s.
+        current = gauges({"dropped/stale": 0.0, "handed_back/stale": 0.0, **totals})
+        for name, tags, value in [*self._last_step, *current]:
             self._gauges[name].set(value, tags)
 
     def step(self, groups: Sequence[Group], metrics: Mapping[str, float]) -> None:
         """A step that ended: the groups trained on, and its metrics."""
-        for name, tags, value in gauges(metrics):
+        self._last_step = gauges(metrics)
+        for name, tags, value in self._last_step:
             self._gauges[name].set(value, tags)
         for phase, seconds in learner_seconds(metrics).items():
             if seconds > 0:

@@ -12,7 +12,7 @@ import time
 import urllib.parse
 import urllib.request
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -57,11 +57,12 @@ def exported() -> dict[str, set[str]]:
     return found
 
 
-def wait_exported(wanted: set[str], timeout_s: float) -> dict[str, set[str]]:
-    """`exported()` once it has all of `wanted`: workers report every ten seconds."""
+def wait_exported(wanted: set[str], timeout_s: float, meanwhile: Callable[[], None]) -> dict[str, set[str]]:
+    """`exported()` once it has all of `wanted`: workers report at intervals."""
     deadline = time.monotonic() + timeout_s
     while missing := wanted - set(found := exported()):
         assert time.monotonic() < deadline, f"not exported after {timeout_s} s: {sorted(missing)}"
+        meanwhile()
         time.sleep(1.0)
     return found
 

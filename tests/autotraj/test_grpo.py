@@ -47,10 +47,13 @@ def assert_nothing_lost(algo: GRPO) -> None:
     assert counts.pending + in_flight + counts.trained + counts.dropped == total
 
 
-def assert_dashboard_is_fed(server: Prometheus | None) -> None:
-    """Every query of the Grafana dashboard finds its metrics and labels exported, and gets numbers from `server`."""
+def assert_dashboard_is_fed(server: Prometheus | None, algo: GRPO) -> None:
+    """Every query of the Grafana dashboard finds its metrics and labels exported, and gets numbers from `server`.
+
+    Meanwhile the controller looks around as it does while it waits: a gauge that isn't set again is forgotten."""
     asked = [query for panel in queries().values() for query in panel]
-    found = wait_exported({name for query in asked for name in METRIC.findall(query)}, timeout_s=120.0)
+    wanted = {name for query in asked for name in METRIC.findall(query)}
+    found = wait_exported(wanted, timeout_s=120.0, meanwhile=algo.inspection.look)
     for query in asked:
         for name in METRIC.findall(query):
             assert {"SessionName", *labels_of(query, "")} <= found[name], query
@@ -60,6 +63,7 @@ def assert_dashboard_is_fed(server: Prometheus | None) -> None:
     empty = [query.replace("$session", ".*").replace("$__rate_interval", "10m") for query in asked]
     while empty := [query for query in empty if not server.has_data(query)]:
         assert time.monotonic() < deadline, f"no data for {empty}"
+        algo.inspection.look()
         time.sleep(1.0)
     served = 'sum(max_over_time(ray_autotraj_sandbox_containers{state="serving"}[10m]))'
     assert float(server.ask(served)[0]["value"][1]) >= 1  # the gateway's own word, through Ray
@@ -103,7 +107,7 @@ def test_train_die_checkpoint_resume(gateway: Gateway, tmp_path: Path) -> None:
             assert (result.num_problems, result.num_failed) == (16, 0)
             assert result.accuracy > 0.2  # the base is far above that: broken weights would not be
             assert result.tool_call_rate > 0.3
-            assert_dashboard_is_fed(server)
+            assert_dashboard_is_fed(server, algo)
         finally:
             algo.stop()
         logged = list(read_log(folder.trajectory_log))
