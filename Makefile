@@ -7,7 +7,7 @@ PY := $(VENV)/bin/python
 EXTRA ?= cpu
 STAMP := $(VENV)/.installed-$(EXTRA)
 
-.PHONY: setup demo test check docker image clean help
+.PHONY: setup demo test check docker image prometheus clean help
 
 help:
 	@echo "make demo    the whole method on an embedded tiny model, with vLLM, Ray, DeepSpeed and Docker"
@@ -39,8 +39,11 @@ check: $(STAMP)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 
-test: setup check
+test: setup check prometheus
 	$(VENV)/bin/pytest
+
+prometheus:
+	@bash tests/debian_prometheus.sh build/prometheus
 
 clean:
 	rm -rf runs build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -18,9 +18,13 @@ from typing import Any
 
 import psutil
 import ray
+from ray._private import services
+from ray._raylet import GcsClient
+from ray.exceptions import RayError
 from ray.experimental import internal_kv
 
 from autotraj.errors import UserError
+from autotraj.gateway_metrics import sandbox_rows
 from autotraj.status import Row, Since, render
 
 logger = logging.getLogger(__name__)
@@ -41,7 +45,7 @@ class StatusBoard:
         self._since = Since()
         self._doing = ("starts", time.monotonic())
         self._written = float("-inf")
-        self._key = KEY_PREFIX + f"{socket.gethostname()}/{os.getpid()}/{folder}".encode()
+        self._key = KEY_PREFIX + f"{socket.gethostname()}/{os.getpid()}".encode()  # a process does one thing at a time
         folder.mkdir(parents=True, exist_ok=True)
 
     def look(self) -> None:
@@ -68,6 +72,8 @@ class StatusBoard:
     def write(self) -> None:
         now = self._written = time.monotonic()
         rows = list(self._rows())
+        if rows and ray.is_initialized():
+            rows += sandbox_rows()
         status = {
             "time": time.time(),
             "pid": os.getpid(),
@@ -117,29 +123,27 @@ def _of_folder(folder: Path) -> dict[str, Any]:
 
 def of_cluster() -> list[dict[str, Any]]:
     """The statuses of all runs of the cluster at RAY_ADDRESS, or of the one on this machine. Raises UserError."""
-    address = os.environ.get("RAY_ADDRESS", "auto")
-    _reach(address)
     try:
-        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+        address = services.canonicalize_bootstrap_address_or_die(os.environ.get("RAY_ADDRESS", "auto"))
+        _reach(address)
+        # Not `ray.init`: whoever only looks isn't a job, and would stand among them in the dashboard.
+        store = GcsClient(address=address)
+        keys = store.internal_kv_keys(KEY_PREFIX, NAMESPACE, timeout=CONNECT_TIMEOUT_S)
+        found = [store.internal_kv_get(key, NAMESPACE, timeout=CONNECT_TIMEOUT_S) for key in sorted(keys)]
+    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
         raise UserError(
             f"no Ray cluster: {str(error).splitlines()[0]}; set RAY_ADDRESS, or name the run: status RUN_DIR"
         ) from error
-    try:
-        keys = internal_kv._internal_kv_list(KEY_PREFIX, namespace=NAMESPACE)
-        found = [internal_kv._internal_kv_get(key, namespace=NAMESPACE) for key in sorted(keys)]
-    finally:
-        ray.shutdown()
     if not (texts := [text for text in found if text]):  # one may have ended in between
-        raise UserError("no run reports to this Ray cluster")
+        raise UserError(
+            "no run reports to this Ray cluster: none is there, or it has yet to start its engines; ask again"
+        )
     return [json.loads(text) for text in texts]
 
 
 def _reach(address: str) -> None:
     """UserError if nothing listens at `host:port`: Ray itself would try for minutes (2.60)."""
     host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():  # "auto", or something that Ray judges at once
-        return
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
     except (OSError, OverflowError) as error:

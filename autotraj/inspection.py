@@ -16,9 +16,17 @@ from learners.group import StepResult
 from trajectory.types import Group
 
 if TYPE_CHECKING:
+    from autotraj.config import RunConfig
     from autotraj.grpo import GRPO
 
 EXPORT_EVERY_S = 1.0
+
+
+def announce(config: RunConfig) -> None:
+    """A run's first word: until its parts have boards of their own it may wait for machines, and be asked why."""
+    StatusBoard(Path(config.run_dir), rows=list, title=lambda: f"a run of {config.model}").now_does(
+        "waits for Ray to place its sandbox and actors"
+    )
 
 
 def watch_pool(runners: RunnerPool, folder: Path, title: str) -> StatusBoard:
@@ -45,7 +53,9 @@ class Inspection:
         self.board.look()
         if time.monotonic() - self._exported >= EXPORT_EVERY_S:
             self._exported = time.monotonic()
-            self._export.now(self._algo._ledger.counts(), self._algo.runners.views())
+            ledger, runners = self._algo._ledger, self._algo.runners
+            totals = {"runner_restarts": float(runners.num_restarts), **describe_ledger(ledger)}
+            self._export.now(ledger.counts(), runners.views(), totals)
 
     def stepped(self, groups: Sequence[Group], metrics: Mapping[str, float]) -> None:
         self._export.step(groups, metrics)
@@ -88,6 +98,7 @@ class Inspection:
                 num_buffered=len(algo._buffer),
                 num_scoring=len(algo._scoring),
                 num_admissible=algo.num_admissible(),
+                learners_up=algo.runners._update is not None,  # they have published weights
                 trains=algo._pending is not None,
                 broadcasts=algo.runners.broadcasting,
                 uses_reward_model=algo._service is not None,

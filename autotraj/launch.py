@@ -17,10 +17,11 @@ from autotraj.config import RunConfig
 from autotraj.errors import RunError, UserError
 from autotraj.evaluate import EvalResult
 from autotraj.evaluate import evaluate as evaluate_policy
+from autotraj.gateway_metrics import watched
 from autotraj.gateway_pool import node_gateways
 from autotraj.grpo import GRPO
 from autotraj.grpo_config import GRPOConfig
-from autotraj.inspection import watch_pool
+from autotraj.inspection import announce, watch_pool
 from autotraj.interrupt import Interrupt, graceful_interrupt
 from autotraj.run_folder import RunFolder, checkpoint_step, drop_metrics_after, latest_checkpoint
 from autotraj.runner_calls import managed
@@ -123,6 +124,8 @@ def parts(config: RunConfig, *, sandbox: bool = True) -> Iterator[Gateway]:
             return
         gateway = stack.enter_context(sandbox_session(config)) if sandbox else Gateway(address="")
         _join(stack, config)
+        if sandbox:
+            stack.enter_context(watched(gateway.address, gateway.token, config.sandbox.tls))
         yield gateway
 
 
@@ -133,6 +136,7 @@ def _join(stack: ExitStack, config: RunConfig) -> None:
         stack.enter_context(session)
     except (ValueError, ConnectionError) as error:
         raise UserError(f"cluster: {error}") from error
+    announce(config)
 
 
 def build(config: RunConfig, gateway: Gateway, *, trajectory_log: str | None = None) -> GRPO:

@@ -1,7 +1,7 @@
 """What the controller tells Prometheus, by way of Ray's agent on its node: exported as `ray_autotraj_…`.
 
-Engines and tools are counted where they are (`actors/metrics.py`). `cluster/grafana_dashboard.json` shows both; a test
-holds its queries against what a run exports.
+Engines and tools are counted where they are: `actors/metrics.py`, `autotraj/gateway_metrics.py`.
+`cluster/grafana_dashboard.json` shows all of it; a test asks its queries of a Prometheus that scrapes a run.
 """
 
 from __future__ import annotations
@@ -97,19 +97,26 @@ class MetricsExport:
         )
         self._learner = Counter("autotraj_learner_seconds", "The learners' time by phase", ("phase",))
         self._trained = Counter("autotraj_trained_groups", "Groups trained on")
+        self._last_step: list[tuple[str, dict[str, str], float]] = []
 
-    def now(self, counts: Counts, runners: Sequence[RunnerView]) -> None:
-        """What is where at this moment."""
+    def now(self, counts: Counts, runners: Sequence[RunnerView], totals: Mapping[str, float]) -> None:
+        """What is where at this moment, and what was lost or came back so far (`totals`, named as a step's metrics are)."""
         for state in ("pending", "leased", "finished", "scored"):
             self._gauges["groups"].set(getattr(counts, state), {"state": state})
         states = Tally(runner.state for runner in runners)
         for state in RUNNER_STATES:
             self._gauges["rollout_actors"].set(states[state], {"state": state})
+        # The reason `stale` even at 0: no series and no drop look alike. And the last step's gauges again: Ray 2.60 forgets
+        # a gauge that isn't set anew within two of its reports, 20 s.
+        current = gauges({"dropped/stale": 0.0, "handed_back/stale": 0.0, **totals})
+        for name, tags, value in [*self._last_step, *current]:
+            self._gauges[name].set(value, tags)
 
     def step(self, groups: Sequence[Group], metrics: Mapping[str, float]) -> None:
         """A step that ended: the groups trained on, and its metrics."""
-        for name, tags, value in gauges({"dropped/stale": 0.0, "handed_back/stale": 0.0, **metrics}):
-            self._gauges[name].set(value, tags)  # the reason `stale` even at 0: no series and no drop look alike
+        self._last_step = gauges(metrics)
+        for name, tags, value in self._last_step:
+            self._gauges[name].set(value, tags)
         for phase, seconds in learner_seconds(metrics).items():
             if seconds > 0:
                 self._learner.inc(seconds, {"phase": phase})

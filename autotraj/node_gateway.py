@@ -16,6 +16,7 @@ import time
 
 import ray
 
+from autotraj.gateway_metrics import GatewayWatch
 from autotraj.sandbox import make_index
 from tool_sandbox import build
 from tool_sandbox.client import SandboxClient
@@ -40,6 +41,7 @@ class GatewayActor:
         self._config: SandboxConfig | None = None
         self._gateway: LocalGateway | None = None
         self._stopping = threading.Event()
+        self._watch: GatewayWatch | None = None
 
     def __repr__(self) -> str:
         return "GatewayActor"
@@ -55,6 +57,7 @@ class GatewayActor:
             self._gateway = LocalGateway(self._config)
         except (SandboxError, ValueError) as error:
             return "", f"on sandbox node {host}: {error}"
+        self._watch = GatewayWatch(self._gateway.address, config.token, config.tls)
         return self._gateway.address, ""
 
     def watch(self) -> str:
@@ -82,6 +85,8 @@ class GatewayActor:
 
     def stop(self) -> None:
         self._stopping.set()
+        if self._watch is not None:
+            self._watch.close()
         if self._gateway is not None:
             self._gateway.close()
 

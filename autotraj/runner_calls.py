@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -60,8 +60,15 @@ class RunnerView:
     oldest_s: float  # the age of the oldest of them
 
 
-def view(runner_id: int, runner: Runner, calls: Iterable[Call], now: float) -> RunnerView:
-    own = [call for call in calls if call.runner_id == runner_id]
+def views(runners: Mapping[int, Runner], calls: Iterable[Call], now: float) -> list[RunnerView]:
+    """One a runner, in their order."""
+    own: dict[int, list[Call]] = {runner_id: [] for runner_id in runners}
+    for call in calls:
+        own[call.runner_id].append(call)
+    return [_view(runner_id, runner, own[runner_id], now) for runner_id, runner in runners.items()]
+
+
+def _view(runner_id: int, runner: Runner, own: Sequence[Call], now: float) -> RunnerView:
     counts: dict[str, int] = {}
     for call in own:
         counts[call.what] = counts.get(call.what, 0) + 1

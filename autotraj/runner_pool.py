@@ -26,7 +26,7 @@ from autotraj import gate
 from autotraj.board import StatusBoard
 from autotraj.broadcast import BroadcastSync, LearnerSide
 from autotraj.errors import RunError, Stalled
-from autotraj.runner_calls import Call, CallKind, Failed, Finished, Outcome, Runner, RunnerView, gather, told, view
+from autotraj.runner_calls import Call, CallKind, Failed, Finished, Outcome, Runner, RunnerView, gather, told, views
 from trajectory.weights import LogprobProbe
 
 logger = logging.getLogger(__name__)
@@ -108,8 +108,7 @@ class RunnerPool:
         return "; ".join(f"runner {i} {runner}" for i, runner in self._runners.items())
 
     def views(self) -> list[RunnerView]:
-        now = time.monotonic()
-        return [view(i, runner, self._calls.values(), now) for i, runner in self._runners.items()]
+        return views(self._runners, self._calls.values(), time.monotonic())
 
     def start(self) -> None:
         """Begins to start every engine; `wait_ready` or `poll` sees them come up."""

@@ -8,12 +8,17 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from autotraj.runner_calls import RunnerView
+if TYPE_CHECKING:  # `python -m autotraj status` would wait for RLlib
+    from autotraj.runner_calls import RunnerView
 
 LATE_S = 10.0
 """A controller that has not reported for so long is said to be busy, or gone."""
+MANY = 8
+"""More actors than these are counted, not listed."""
+WORK = {"rollout_group": ("samples", "group"), "repair": ("repairs", "request")}
+"""A method of a rollout actor → what it does then, and what one call is about."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +41,7 @@ class LoopState:
     num_buffered: int  # scored groups that wait to be trained on
     num_scoring: int
     num_admissible: int  # groups that staleness lets start now
+    learners_up: bool
     trains: bool
     broadcasts: bool
     uses_reward_model: bool
@@ -61,6 +67,8 @@ def loop_rows(state: LoopState) -> list[Row]:
 
 def _learners(state: LoopState) -> Row:
     who, have, need = "learners", state.num_buffered, state.groups_per_step
+    if not state.learners_up:
+        return Row(who=who, does="start")
     if state.trains:
         return Row(who=who, does="train", detail=f"step {state.step + 1}")
     if state.broadcasts:
@@ -71,7 +79,7 @@ def _learners(state: LoopState) -> Row:
         return Row(who=who, does="begin a step", detail=f"{have} groups are there")
     sampling = [r for r in state.runners if "rollout_group" in r.calls]
     if sampling:
-        on = "rollout actors " + ", ".join(str(r.runner_id) for r in sampling)
+        on = _whom(sampling)
     elif state.num_scoring:
         on = "scoring"
     elif not any(r.state == "ready" for r in state.runners):
@@ -81,6 +89,12 @@ def _learners(state: LoopState) -> Row:
     return Row(who=who, does="wait", waits_on=on, detail=f"{have} of {need} groups are scored")
 
 
+def _whom(runners: Sequence[RunnerView]) -> str:
+    if len(runners) > MANY:
+        return f"{len(runners)} rollout actors"
+    return ("rollout actor " if len(runners) == 1 else "rollout actors ") + ", ".join(str(r.runner_id) for r in runners)
+
+
 def runner_rows(runners: Sequence[RunnerView], *, idle_for: str = "", role: str = "rollout actor") -> list[Row]:
     """A row for each. `idle_for`: what one that has nothing to do waits on, if not on the controller."""
     return [_runner(r, f"{role} {r.runner_id}", idle_for or "the controller") for r in runners]
@@ -88,12 +102,13 @@ def runner_rows(runners: Sequence[RunnerView], *, idle_for: str = "", role: str 
 
 def _runner(runner: RunnerView, who: str, idle_for: str) -> Row:
     work = {what: n for what, n in runner.calls.items() if what not in ("start", "join", "sync", "probe")}
-    detail = ", ".join(f"{n} × {what}" for what, n in sorted(work.items()))
+    doing = [(*WORK.get(what, ("works", what)), n) for what, n in sorted(work.items())]
+    detail = ", ".join(_many(n, thing) for _, thing, n in doing)
     if detail:
         detail += f", the oldest for {runner.oldest_s:.0f} s"
     if runner.state == "ready":
         if work:
-            return Row(who=who, does="works", detail=detail)
+            return Row(who=who, does=" and ".join(verb for verb, _, _ in doing), detail=detail)
         return Row(who=who, does="idle", waits_on=idle_for, detail=f"ready at version {runner.policy_version}")
     if runner.state == "starting":
         return Row(who=who, does="starts", waits_on="its engine")
@@ -125,14 +140,18 @@ class Since:
 def render(status: Mapping[str, Any], *, now: float | None = None, gone: bool = False) -> str:
     """A status as `StatusBoard` writes it, as text. `now` is wall-clock; `gone`: its process is known to have ended."""
     age = max(0.0, (time.time() if now is None else now) - status["time"])
+    ended, for_s = status["doing"] == "ended", f"{status['doing_s'] + age:.0f} s"
     header = [
-        f"{status['run_dir']}: {status['title']}; {status['doing']} for {status['doing_s'] + age:.0f} s",
+        f"{status['run_dir']}: {status['title']}; "
+        + (f"ended {for_s} ago" if ended else f"{status['doing']} for {for_s}"),
         f"reported {age:.0f} s ago by process {status['pid']} on {status['host']}",
     ]
     if gone:
         header.append("THE RUN IS GONE: that process has ended without saying so; what follows is its last word")
-    elif age > LATE_S:
-        header.append(f"THE CONTROLLER IS SILENT: it is at work on one thing ({status['doing']}), or it hangs")
+    elif age > LATE_S and not ended:
+        header.append(
+            f"NO WORD SINCE: the controller does one thing and tells more after it ({status['doing']}), or hangs"
+        )
     if not status["rows"]:
         return "\n".join(header)
     cells = [("WHO", "DOES", "FOR", "WAITS ON", "")]

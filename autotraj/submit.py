@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import shlex
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -79,9 +80,14 @@ def submit(args: argparse.Namespace) -> int:
 
 def job_of(words: Sequence[str], config: RunConfig | None, args: argparse.Namespace) -> Job:
     """The job that runs `python -m autotraj WORDS`."""
-    metadata = {RESUME_KEY: json.dumps(resume_words(words, config)), "command": shlex.join(["autotraj", *words])}
+    folder = config.run_dir if config is not None else words[-1]  # a resumed run's is what follows --resume
+    # The job's page shows them in this order; Ray's list of jobs has a column for `job_name`.
+    metadata = {"job_name": f"{words[0]} {Path(folder).name}", "command": shlex.join(["autotraj", *words])}
     if config is not None:
         metadata |= {"model": config.model, "run_dir": config.run_dir}
+    if commit := commit_of(ROOT):
+        metadata["commit"] = commit
+    metadata[RESUME_KEY] = json.dumps(resume_words(words, config))
     return Job(
         entrypoint=shlex.join(["python", "-m", "autotraj", *words]),
         working_dir=ROOT,
@@ -92,6 +98,15 @@ def job_of(words: Sequence[str], config: RunConfig | None, args: argparse.Namesp
         pip=args.pip,
         job_id=args.job_id,
     )
+
+
+def commit_of(folder: Path) -> str:
+    """Which code goes with a job: `git describe` of the working directory; empty where there is no git."""
+    command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=12", "--dirty=, with changes"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
 
 
 def environment(settings: Sequence[str]) -> dict[str, str]:

@@ -7,8 +7,9 @@ runner), the object store, scoring, the trajectory log, the training batch and i
 actors answer at once with a trajectory made beforehand, and the learner trains in no time. A Ray process costs some 80 MB,
 so `--runners` rollout actors live in `--processes` of them; to the controller each is a runner of its own.
 
-Prints trajectories a second, the controller thread's share of the time (at 100 % it is the limit, below it the machine that
-also plays the runners is) and what one thread could do by itself. `--profile` adds where that thread's time goes.
+Prints trajectories a second and what limits them: the controller's thread where it is busy all the time, else the machine,
+which plays the runners, too. In CPU time, which others' load changes little: what the thread could do by itself, and where
+its time goes. `--profile` adds its functions.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import dataclasses
 import pstats
 import tempfile
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,8 @@ from trajectory.weights import LogprobProbe, WeightUpdate
 
 PROMPT_TOKENS = 200
 PROBE_IDS = tuple(range(32))
+GOLD, WRONG = "{gold}", "-7"
+"""The right answer's place: without right and wrong ones a group has no variance, and no step is taken."""
 
 
 def siblings(num_tokens: int, group_size: int) -> list[Trajectory]:
@@ -52,7 +56,7 @@ def siblings(num_tokens: int, group_size: int) -> list[Trajectory]:
     made = []
     for index in range(group_size):
         first = f"<think>{'a step of reasoning. ' * (num_tokens // 12)}</think>\n<code>\nprint(631+98*4)\n</code>"
-        answer = "<think>So.</think>\n<answer>\\boxed{" + ("1023" if index % 2 else "7") + "}</answer>"
+        answer = f"<think>So.</think>\n<answer>\\boxed{{{GOLD if index % 2 else WRONG}}}</answer>"
         made.append(
             Trajectory(
                 task_id="",
@@ -83,7 +87,16 @@ class SimulatedRunner(RolloutActor):
 
     async def rollout_group(self, lease_id: str, task: Task, seed: int) -> Group:
         segment = Segment(start=0, end=len(self._siblings[0].response_ids), policy_version=self._version)
-        trajectories = tuple(dataclasses.replace(t, task_id=task.id, segments=(segment,)) for t in self._siblings)
+        trajectories = tuple(
+            dataclasses.replace(
+                t,
+                task_id=task.id,
+                segments=(segment,),
+                text=t.text.replace(GOLD, task.golds[0]),
+                turns=(t.turns[0], dataclasses.replace(t.turns[1], text=t.turns[1].text.replace(GOLD, task.golds[0]))),
+            )
+            for t in self._siblings
+        )
         return Group(lease_id=lease_id, task=task, trajectories=trajectories)
 
     async def update_weights(self, update: Sequence[ray.ObjectRef]) -> UpdateReport:
@@ -130,7 +143,7 @@ class SimulatedLearners(LearnerGroup):
             token_ids=PROBE_IDS,
             logprobs=np.zeros(len(PROBE_IDS) - 1, dtype=np.float32),
         )
-        return StepResult(policy_version=self._version, metrics={}, update=ray.put(update), probe=probe)
+        return StepResult(policy_version=self._version, metrics={}, seconds={}, update=ray.put(update), probe=probe)
 
     def start_step(self, samples: Sequence[Sample]) -> Any:
         self._version += 1
@@ -145,9 +158,39 @@ class SimulatedGRPOConfig(GRPOConfig):
         return SimulatedLearners(self.run_config.learner, self.run_config.loss)
 
 
+PARTS = {
+    "_admit": "leases and calls",
+    "_take": "groups taken in",
+    "_collect_scored": "scores collected, log written",
+    "_begin_step": "batches made and sent",
+    "_finish_step": "steps finished",
+}
+"""Methods of the algorithm → what they are; the rest is Ray's: waiting for results and reading them."""
+
+
+def count_cpu(algo: Any, names: Sequence[str]) -> Counter[str]:
+    """Method → CPU seconds of the calling thread, from here on."""
+    seconds: Counter[str] = Counter()
+
+    def counted(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            begun = time.thread_time()
+            try:
+                return method(*args)
+            finally:
+                seconds[name] += time.thread_time() - begun
+
+        return call
+
+    for name in names:
+        setattr(algo, name, counted(name, getattr(algo, name)))
+    return seconds
+
+
 def measure(config: RunConfig, args: argparse.Namespace, folder: Path) -> None:
+    log = folder / "log"
     settings = SimulatedGRPOConfig().run(
-        config, sandbox_address="127.0.0.1:1", sandbox_token="unused", trajectory_log=str(folder / "log")
+        config, sandbox_address="127.0.0.1:1", sandbox_token="unused", trajectory_log=str(log)
     )
     algo = settings.env_runners(env_runner_cls=SimulatedRunner, num_cpus_per_env_runner=0.01).build_algo()
     try:
@@ -157,8 +200,9 @@ def measure(config: RunConfig, args: argparse.Namespace, folder: Path) -> None:
         algo.runners.adopt(start_timeout_s=120.0)
         algo.runners.wait_ready()
         algo.train()  # warm-up
-        profile = cProfile.Profile()
-        count, busy, started = 0.0, time.thread_time(), time.monotonic()
+        profile, seconds = cProfile.Profile(), count_cpu(algo, list(PARTS))
+        count, log_bytes = 0.0, log.stat().st_size
+        busy, process, started = time.thread_time(), time.process_time(), time.monotonic()
         if args.profile:
             profile.enable()
         for step in range(args.steps):
@@ -167,11 +211,17 @@ def measure(config: RunConfig, args: argparse.Namespace, folder: Path) -> None:
             print(f"step {step + 1}: {metrics['num_trajectories']:.0f} trajectories, {metrics['step_seconds']:.1f} s")
         profile.disable()
         wall, busy = time.monotonic() - started, time.thread_time() - busy
+        process, log_bytes = time.process_time() - process, log.stat().st_size - log_bytes
         print(
             f"{args.runners} runners in {args.processes} processes, {args.tokens} tokens a trajectory: "
-            f"{count / wall:.0f} trajectories/s ({count * args.tokens / wall / 1e6:.2f} M tokens/s); "
-            f"the controller thread is busy {busy / wall:.0%} of the time: it alone could do {count / busy:.0f}"
+            f"{count / wall:.0f} trajectories/s ({count * args.tokens / wall / 1e6:.2f} M tokens/s)\n"
+            f"the controller's thread is busy {busy / wall:.0%} of the time, its process uses {process / wall:.2f} cores; "
+            f"the thread alone could do {count / busy:.0f} trajectories/s, the process on one core {count / process:.0f}\n"
+            f"{log_bytes / count / 1000:.0f} kB a trajectory in the log\nthe thread's CPU time:"
         )
+        seconds["Ray"] = busy - sum(seconds.values())
+        for name, spent in seconds.most_common():
+            print(f"  {PARTS.get(name, 'results waited for and read'):32}{spent / busy:5.0%}")
         if args.profile:
             pstats.Stats(profile).sort_stats("tottime").print_stats(25)
     finally:

@@ -106,7 +106,7 @@ class Trajectory:
 
     @property
     def num_generated_tokens(self) -> int:
-        return int(self.loss_mask.sum())
+        return int(np.count_nonzero(self.loss_mask))  # many times faster than a sum of booleans
 
     @property
     def min_policy_version(self) -> int | None:

@@ -1,5 +1,6 @@
 """One gateway and one Ray for the tests that run the whole loop."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,5 +34,7 @@ def tiny(tmp_path: Path, *overrides: str) -> RunConfig:
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     from autotraj.launch import parts
 
+    # Instead of every ten seconds: a run of a few steps would be over with its first report.
+    os.environ.setdefault("RAY_metrics_report_interval_ms", "1000")
     with parts(tiny(tmp_path_factory.mktemp("session"), "learner.num_learners=2")) as running:
         yield running

@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import math
+import os
 import re
 import shutil
 import socket
@@ -9,14 +11,20 @@ import subprocess
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import pytest
 import ray
 from prometheus_client.parser import text_string_to_metric_families
 
-DASHBOARD = Path(__file__).resolve().parents[2] / "cluster/grafana_dashboard.json"
+ROOT = Path(__file__).resolve().parents[2]
+DASHBOARD = ROOT / "cluster/grafana_dashboard.json"
+UNPACKED = ROOT / "build/prometheus/usr/bin/prometheus"
+"""Where `make test` puts Debian's package, see tests/debian_prometheus.sh."""
 METRIC = re.compile(r"\bray_autotraj_\w+")
 
 
@@ -49,11 +57,12 @@ def exported() -> dict[str, set[str]]:
     return found
 
 
-def wait_exported(wanted: set[str], timeout_s: float) -> dict[str, set[str]]:
-    """`exported()` once it has all of `wanted`: workers report every ten seconds."""
+def wait_exported(wanted: set[str], timeout_s: float, meanwhile: Callable[[], None]) -> dict[str, set[str]]:
+    """`exported()` once it has all of `wanted`: workers report at intervals."""
     deadline = time.monotonic() + timeout_s
     while missing := wanted - set(found := exported()):
         assert time.monotonic() < deadline, f"not exported after {timeout_s} s: {sorted(missing)}"
+        meanwhile()
         time.sleep(1.0)
     return found
 
@@ -64,13 +73,28 @@ class Prometheus:
     def __init__(self, url: str) -> None:
         self.url = url
 
-    def ask(self, query: str) -> list[dict[str, object]]:
+    def has_data(self, query: str) -> bool:
+        """Whether the answer holds a number: a rate over nothing answers, too, with NaN."""
+        return any(math.isfinite(float(series["value"][1])) for series in self.ask(query))
+
+    def ask(self, query: str) -> list[dict[str, Any]]:
+        """An instant query's series."""
         parameters = urllib.parse.urlencode({"query": query})
         with urllib.request.urlopen(f"{self.url}/api/v1/query?{parameters}", timeout=10) as answer:
             reply = json.load(answer)
         assert reply["status"] == "success", reply
-        result: list[dict[str, object]] = reply["data"]["result"]
+        result: list[dict[str, Any]] = reply["data"]["result"]
         return result
+
+
+def find_prometheus() -> str | None:
+    """The server's binary; None, with a warning, where it can't be had. As root on Debian it must be there."""
+    if binary := shutil.which("prometheus") or (str(UNPACKED) if UNPACKED.is_file() else None):
+        return binary
+    if os.geteuid() == 0 and shutil.which("apt-get"):
+        pytest.fail("no Prometheus: run `make prometheus`, which `make test` does")
+    warnings.warn("no Prometheus here (make prometheus): the dashboard's queries weren't asked", stacklevel=2)
+    return None
 
 
 def wait_listening(process: subprocess.Popen[bytes], port: int, timeout_s: float) -> None:
@@ -86,24 +110,26 @@ def wait_listening(process: subprocess.Popen[bytes], port: int, timeout_s: float
 
 
 @contextmanager
-def prometheus(folder: Path, port: int) -> Iterator[Prometheus | None]:
-    """Debian's `prometheus`, scraping every node each second; None where it isn't installed."""
-    binary = shutil.which("prometheus")
+def prometheus(folder: Path) -> Iterator[Prometheus | None]:
+    """Debian's `prometheus`, which scrapes every node of this process's Ray each second; None where it can't be had."""
+    binary = find_prometheus()
     if binary is None:
         yield None
         return
     folder.mkdir()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
     config = {
         "global": {"scrape_interval": "1s"},
         "scrape_configs": [{"job_name": "ray", "static_configs": [{"targets": endpoints()}]}],
     }
     (folder / "prometheus.yml").write_text(json.dumps(config))  # JSON is YAML
     arguments = [f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data"]
-    process = subprocess.Popen(
-        [binary, *arguments, f"--web.listen-address=127.0.0.1:{port}"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [binary, *arguments, f"--web.listen-address=127.0.0.1:{port}"], stdout=log, stderr=log
+        )
     try:
         wait_listening(process, port, timeout_s=60.0)
         yield Prometheus(f"http://127.0.0.1:{port}")

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,7 +12,7 @@ import psutil
 import pytest
 import ray
 from conftest import ROOT, tiny
-from scrape import METRIC, labels_of, prometheus, queries, wait_exported
+from scrape import METRIC, Prometheus, labels_of, prometheus, queries, wait_exported
 
 from autotraj.board import show
 from autotraj.grpo import GRPO
@@ -48,27 +47,29 @@ def assert_nothing_lost(algo: GRPO) -> None:
     assert counts.pending + in_flight + counts.trained + counts.dropped == total
 
 
-def assert_dashboard_is_fed(tmp_path: Path) -> None:
-    """Every query of the Grafana dashboard finds its metrics and labels exported and, with Prometheus, returns data."""
+def assert_dashboard_is_fed(server: Prometheus | None, algo: GRPO) -> None:
+    """Every query of the Grafana dashboard finds its metrics and labels exported, and gets numbers from `server`.
+
+    Meanwhile the controller looks around as it does while it waits: a gauge that isn't set again is forgotten."""
     asked = [query for panel in queries().values() for query in panel]
-    found = wait_exported({name for query in asked for name in METRIC.findall(query)}, timeout_s=120.0)
+    wanted = {name for query in asked for name in METRIC.findall(query)}
+    found = wait_exported(wanted, timeout_s=120.0, meanwhile=algo.inspection.look)
     for query in asked:
         for name in METRIC.findall(query):
             assert {"SessionName", *labels_of(query, "")} <= found[name], query
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with prometheus(tmp_path / "prometheus", port) as server:
-        if server is None:  # Debian's package isn't there: names and labels are what could be checked
-            return
-        deadline = time.monotonic() + 90.0
-        empty = [query.replace("$session", ".*").replace("$__rate_interval", "1m") for query in asked]
-        while empty := [query for query in empty if not server.ask(query)]:
-            assert time.monotonic() < deadline, f"no data for {empty}"
-            time.sleep(1.0)
+    if server is None:
+        return
+    deadline = time.monotonic() + 90.0
+    empty = [query.replace("$session", ".*").replace("$__rate_interval", "10m") for query in asked]
+    while empty := [query for query in empty if not server.has_data(query)]:
+        assert time.monotonic() < deadline, f"no data for {empty}"
+        algo.inspection.look()
+        time.sleep(1.0)
+    served = 'sum(max_over_time(ray_autotraj_sandbox_containers{state="serving"}[10m]))'
+    assert float(server.ask(served)[0]["value"][1]) >= 1  # the gateway's own word, through Ray
 
 
-def assert_status_is_told(run_dir: str) -> None:
+def assert_status_is_told(run_dir: str, gateway: Gateway) -> None:
     """Of this run by its folder, and by its cluster to whoever asks from another process."""
     here = show(run_dir)
     environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
@@ -77,7 +78,7 @@ def assert_status_is_told(run_dir: str) -> None:
     assert there.returncode == 0, there.stderr
     for text in (here, there.stdout):
         assert "GRPO of" in text
-        for part in ("learners", "rollout actor 1", "scoring"):
+        for part in ("learners", "rollout actor 1", "scoring", f"sandbox {gateway.address}"):
             assert part in text, text
 
 
@@ -85,7 +86,7 @@ def test_train_die_checkpoint_resume(gateway: Gateway, tmp_path: Path) -> None:
     """Four steps on two ZeRO-2 ranks, a rollout actor killed after the first, a learner after the third, which is then
     taken again from the checkpoint of the second; then a resume, on one rank, that goes on."""
     config = tiny(tmp_path, "learner.num_learners=2", "learner.zero_stage=2", "grpo.checkpoint_every=2")
-    with RunFolder.create(config) as folder:
+    with RunFolder.create(config) as folder, prometheus(tmp_path / "prometheus") as server:
         algo = build(config, gateway, trajectory_log=folder.trajectory_log)
         try:
             seen: list[dict[str, float]] = []
@@ -102,14 +103,14 @@ def test_train_die_checkpoint_resume(gateway: Gateway, tmp_path: Path) -> None:
             assert algo.runners.num_restarts == 1  # the learner's death cost no engine
             assert seen[-1]["runner_restarts"] == 1
             assert [metrics["step"] for metrics in seen] == [1, 2, 3, 3, 4]
-            assert_status_is_told(config.run_dir)
+            assert_status_is_told(config.run_dir, gateway)
             assert all(m["gate_max_delta"] <= 1e-4 for m in seen)
             assert all(m["staleness_max"] <= config.grpo.max_staleness for m in seen)
             result = measure("after", algo, config, load_tasks(config.eval.data))
             assert (result.num_problems, result.num_failed) == (16, 0)
             assert result.accuracy > 0.2  # the base is far above that: broken weights would not be
             assert result.tool_call_rate > 0.3
-            assert_dashboard_is_fed(tmp_path)
+            assert_dashboard_is_fed(server, algo)
         finally:
             algo.stop()
         logged = list(read_log(folder.trajectory_log))

@@ -12,11 +12,12 @@ import pytest
 from scrape import DASHBOARD, METRIC, labels_of, queries
 
 from actors import metrics as engine_metrics
-from autotraj import metrics_export
+from autotraj import gateway_metrics, metrics_export
 from autotraj.board import StatusBoard, show
 from autotraj.errors import UserError
-from autotraj.runner_calls import Call, Runner, RunnerView, view
+from autotraj.runner_calls import Call, Runner, RunnerView, views
 from autotraj.status import LoopState, Row, Since, loop_rows, render, runner_rows
+from tool_sandbox.stats import PoolState, Stats
 
 
 def runner(runner_id: int, state: str = "ready", **calls: int) -> RunnerView:
@@ -30,6 +31,7 @@ LOOP = LoopState(
     num_buffered=5,
     num_scoring=0,
     num_admissible=2,
+    learners_up=True,
     trains=False,
     broadcasts=False,
     uses_reward_model=False,
@@ -45,7 +47,12 @@ def row_of(rows: list[Row], who: str) -> Row:
 
 def test_learners_wait_for_the_actors_that_sample() -> None:
     row = row_of(loop_rows(LOOP), "learners")
-    assert (row.does, row.waits_on, row.detail) == ("wait", "rollout actors 1", "5 of 16 groups are scored")
+    assert (row.does, row.waits_on, row.detail) == ("wait", "rollout actor 1", "5 of 16 groups are scored")
+    assert row_of(loop_rows(replace(LOOP, learners_up=False)), "learners").does == "start"
+    few = loop_rows(replace(LOOP, runners=tuple(runner(i, rollout_group=1) for i in (1, 2))))
+    assert row_of(few, "learners").waits_on == "rollout actors 1, 2"
+    many = loop_rows(replace(LOOP, runners=tuple(runner(i, rollout_group=1) for i in range(500))))
+    assert row_of(many, "learners").waits_on == "500 rollout actors"
 
 
 @pytest.mark.parametrize(
@@ -79,20 +86,38 @@ def test_actors_by_state() -> None:
         ]
     )
     assert [(r.does, r.waits_on) for r in rows] == [
-        ("works", ""),
+        ("repairs and samples", ""),
         ("starts", "its engine"),
         ("takes weights", "its weights"),
         ("takes weights", "the logprob gate"),
         ("down", "Ray to start it again"),
         ("leaves", "its last groups"),
     ]
-    assert rows[0].detail == "1 × repair, 4 × rollout_group, the oldest for 7 s"
+    assert rows[0].detail == "1 request, 4 groups, the oldest for 7 s"
 
 
 def test_scoring_and_repair() -> None:
     rows = loop_rows(replace(LOOP, num_scoring=3, uses_reward_model=True, num_repairs=1))
     assert row_of(rows, "scoring") == Row(who="scoring", does="scores", waits_on="the reward model", detail="3 groups")
     assert row_of(rows, "online repair") == Row(who="online repair", does="repairs", detail="1 group")
+
+
+def test_a_gateway_s_occupancy() -> None:
+    stats = Stats(
+        uptime_s=9.0, draining=False, running=70, calls={}, call_seconds={}, queue_seconds={}, containers_started=3,
+        containers_died=1, containers_recycled={"calls": 2},
+        pool=PoolState(queue=67, slots_free=1, slots_taken=3, containers={"serving": 2}),
+    )  # fmt: skip
+    told = {(name, *tags.values()): value for name, tags, value in gateway_metrics.values(stats)}
+    assert told == {
+        ("sandbox_slots", "free"): 1, ("sandbox_slots", "taken"): 3, ("sandbox_queue_length",): 67,
+        ("sandbox_containers", "serving"): 2, ("sandbox_containers", "starting"): 0,
+        ("sandbox_containers", "retiring"): 0,
+        ("sandbox_containers_lost", "died"): 1, ("sandbox_containers_lost", "calls"): 2,
+    }  # fmt: skip
+    busy = Row(who="sandbox h:1", does="runs calls", detail="3 of 4 places taken, 67 calls wait for one")
+    assert gateway_metrics.row("h:1", stats) == busy
+    assert gateway_metrics.row("h:1", None).does == "silent"
 
 
 def test_a_view_counts_a_runner_s_own_calls() -> None:
@@ -102,8 +127,11 @@ def test_a_view_counts_a_runner_s_own_calls() -> None:
         Call("probe", 1, 0.0, started=15.0),
         Call("work", 2, 0.0, method="rollout_group", started=1.0),
     ]
-    seen = view(1, Runner(1.0, state="syncing", policy_version=2), calls, now=20.0)
+    pool = {1: Runner(1.0, state="syncing", policy_version=2), 2: Runner(1.0), 3: Runner(1.0)}
+    seen, other, idle = views(pool, calls, now=20.0)
     assert (seen.calls, seen.oldest_s, seen.policy_version) == ({"rollout_group": 2, "probe": 1}, 10.0, 2)
+    assert (other.runner_id, other.calls, other.oldest_s) == (2, {"rollout_group": 1}, 19.0)
+    assert (idle.runner_id, idle.calls, idle.oldest_s) == (3, {}, 0.0)
 
 
 def test_since_counts_from_the_last_change() -> None:
@@ -125,9 +153,12 @@ def test_a_status_says_how_old_it_is() -> None:
     lines = render(status, now=1003.0).splitlines()
     assert lines[0] == "runs/x: GRPO; trains for 8 s"
     assert lines[-1].split() == ["learners", "wait", "5", "s", "scoring", "5", "of", "16"]
-    assert "SILENT" not in render(status, now=1003.0)
-    assert "THE CONTROLLER IS SILENT: it is at work on one thing (trains)" in render(status, now=1060.0)
+    assert "NO WORD" not in render(status, now=1003.0)
+    assert "NO WORD SINCE: the controller does one thing and tells more after it (trains)" in render(status, now=1060.0)
     assert "THE RUN IS GONE" in render(status, now=1003.0, gone=True)
+    ended = render(status | {"doing": "ended", "rows": []}, now=1060.0)
+    assert ended.splitlines()[0] == "runs/x: GRPO; ended 65 s ago"
+    assert "NO WORD" not in ended
 
 
 def test_a_board_is_read_back_and_says_what_became_of_its_run(tmp_path: Path) -> None:
@@ -202,8 +233,8 @@ def test_every_gauge_that_is_set_is_declared_with_its_tags() -> None:
 
 
 def declared() -> set[str]:
-    """Every series name that the two exporters declare, as Ray renames it."""
-    gauges = {*metrics_export.GAUGES, *engine_metrics.GAUGES}
+    """Every series name that the three exporters declare, as Ray renames it."""
+    gauges = {*metrics_export.GAUGES, *engine_metrics.GAUGES, *gateway_metrics.GAUGES}
     counters = {*engine_metrics.COUNTERS, "learner_seconds", "trained_groups"}
     histograms = {"staleness_versions", "tool_seconds", "tool_queue_seconds", "engine_update_seconds"}
     names = gauges | {f"{c}_total" for c in counters}

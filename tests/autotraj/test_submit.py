@@ -1,5 +1,6 @@
 """`submit`: what it refuses before shipping anything, and what it ships."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,24 @@ def test_a_resumed_job_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     assert submit.resume_words(words, config) == ["grpo", "--resume", "/shared/x"]
     job = submit.job_of(words, config, args)
     assert job.metadata["run_dir"] == "/shared/x"
+    assert job.metadata["job_name"].endswith(" x")
     assert job.env["RAY_JOB_STOP_WAIT_TIME_S"] == "600"
     run = ["run", "--config", TINY, "run_dir=/shared/x"]
     assert submit.resume_words(run, submit._check(run, None)) == run
+
+
+def test_a_job_names_its_code(tmp_path: Path) -> None:
+    assert submit.commit_of(tmp_path) == ""
+
+    def git(*words: str) -> None:
+        identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+        subprocess.run(["git", "-C", str(tmp_path), *identity, *words], check=True, capture_output=True, timeout=60)
+
+    git("init")
+    (tmp_path / "a.py").write_text("1\n")
+    git("add", "a.py")
+    git("commit", "-m", "one")
+    commit = submit.commit_of(tmp_path)
+    assert len(commit) == 12
+    (tmp_path / "a.py").write_text("2\n")
+    assert submit.commit_of(tmp_path) == f"{commit}, with changes"
