@@ -27,6 +27,7 @@ from autotraj.runner_pool import RunnerPool
 from autotraj.sandbox import Gateway, sandbox_session
 from cluster.session import ray_session
 from learners.errors import LearnerError
+from trajectory.storage import Storage
 from trajectory.types import Task
 
 
@@ -43,22 +44,26 @@ def train(
     `interrupt` is the caller's, if it has one that covers more than this."""
     settings = algo.config.run_config.grpo
     saved_at = -1
+
+    def save(driver: Path, learners: Path | Storage) -> None:
+        algo.save_to_path(driver, learners=learners)
+
     with nullcontext(interrupt) if interrupt else graceful_interrupt() as interrupt:
         while algo.policy_version < num_steps and not interrupt.requested:
             try:
                 metrics = algo.train()["grpo"]
             except LearnerError as error:
-                raise RunError(f"{error}; continue from the last checkpoint with --resume {folder.path}") from error
+                raise RunError(f"{error}; go on from the last checkpoint with {folder.go_on}") from error
             step = algo.policy_version
             folder.write_metrics(step, metrics)
             on_step(step, metrics)
             if step % settings.checkpoint_every == 0:
                 with algo.inspection.board.doing("writes a checkpoint"):
-                    folder.checkpoint(step, algo.save_to_path, keep=settings.keep_checkpoints)
+                    folder.checkpoint(step, save, keep=settings.keep_checkpoints)
                 saved_at = step
         if saved_at != algo.policy_version:
             with algo.inspection.board.doing("writes a checkpoint"):
-                folder.checkpoint(algo.policy_version, algo.save_to_path, keep=settings.keep_checkpoints)
+                folder.checkpoint(algo.policy_version, save, keep=settings.keep_checkpoints)
     return algo.policy_version >= num_steps
 
 
@@ -125,7 +130,7 @@ def engines(config: RunConfig, gateway: Gateway) -> Iterator[RunnerPool]:
             sync_timeout_s=config.grpo.sync_timeout_s,
             gate_tolerance=settings.gate_tolerance,
         )
-        board = watch_pool(pool, Path(config.run_dir), f"engines of {config.model}")
+        board = watch_pool(pool, config.folder, f"engines of {config.model}")
         with closing(board):
             board.now_does("brings up engines")
             pool.start()
