@@ -11,9 +11,12 @@ from rich.console import Console
 from autotraj import preflight, stages
 from autotraj.config import load
 from autotraj.errors import UserError
+from autotraj.home import Home
 from autotraj.launch import build, engines, measure, parts, train
 from autotraj.progress import ProgressView
 from autotraj.run_folder import RunFolder
+from trajectory.locations import is_uri
+from trajectory.storage import RETRY_S, scratch
 
 EXIT_OK, EXIT_INTERRUPTED = 0, 130
 
@@ -69,6 +72,13 @@ def report(run_dir: str) -> int:
     """`python -m autotraj report`."""
     from autotraj.report import write_report
 
+    if is_uri(run_dir):
+        with scratch() as copy:  # the run may be at work in its own
+            home = Home(run_dir, retry_s=RETRY_S, path=copy / "run")
+            home.pull()
+            Console().print(f"report: {home.place(write_report(home.path).name)}", soft_wrap=True)
+            home.push()
+        return EXIT_OK
     if not Path(run_dir).is_dir():
         raise UserError(f"{run_dir}: there is no run folder")
     Console().print(f"report: {write_report(Path(run_dir))}")

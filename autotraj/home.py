@@ -34,9 +34,10 @@ LAST = ("stages.json", "summary.json")
 class Home:
     """Of a run or of one of its stages. `storage` is None for a local one, which has nothing to pull or push."""
 
-    def __init__(self, location: str, *, retry_s: float) -> None:
+    def __init__(self, location: str, *, retry_s: float, path: Path | None = None) -> None:
+        """`path`: another working folder than the run's own."""
         self.location = location
-        self.path = local_path(location)
+        self.path = path or local_path(location)
         self.storage = Storage(location, retry_s) if is_uri(location) else None
         self._pushed: dict[str, tuple[int, int]] = {}
         self._pushed_at = time.monotonic()
@@ -95,9 +96,10 @@ class Home:
             raise UserError(f"run_dir: {error}") from error
         self._pushed = self._files()
 
-    def push(self) -> None:
-        """Uploads what has changed since the last time. Raises StorageError."""
-        if not self.storage:
+    def push(self, *, only_if_due: bool = False) -> None:
+        """Uploads what has changed since the last time; `only_if_due`: if that is `PUSH_EVERY_S` ago, for stages without
+        checkpoints. Raises StorageError."""
+        if not self.storage or (only_if_due and time.monotonic() - self._pushed_at < PUSH_EVERY_S):
             return
         files = self._files()
         changed = [name for name, stat in files.items() if self._pushed.get(name) != stat]
@@ -106,11 +108,6 @@ class Home:
         if gone := self._pushed.keys() - files.keys():
             self.storage.remove(*sorted(gone))
         self._pushed, self._pushed_at = files, time.monotonic()
-
-    def push_now_and_then(self) -> None:
-        """For stages without checkpoints: `push`, if the last one is `PUSH_EVERY_S` ago."""
-        if self.storage and time.monotonic() - self._pushed_at > PUSH_EVERY_S:
-            self.push()
 
     def _files(self) -> dict[str, tuple[int, int]]:
         """The files to be mirrored, with size and modification time (ns)."""
@@ -145,18 +142,13 @@ def disk_is_full(error: BaseException) -> bool:
     return False
 
 
-def named(home: Home, what: str, error: BaseException, *, kept: str, go_on: str) -> RunError:
+def named(home: Home, failed: str, error: BaseException, *, kept: str, go_on: str) -> RunError:
     """The error that ends a run whose files can't be written: where, what, why, what there is, what to do."""
     place = Path(home.path if home.path.exists() else home.path.parent)
-    full = disk_is_full(error)
-    cause = f"the disk of {place} is full ({_free_mib(place)} MiB free): {error}" if full else str(error)
+    free_mib = shutil.disk_usage(place).free >> 20
+    full = disk_is_full(error) or free_mib == 0  # torch's error doesn't say so
+    cause = f"the disk of {place} is full ({free_mib} MiB free): {error}" if full else str(error)
     remedy = "free some space" if full else "mend that"
     if home.storage:
         kept += f"; what isn't uploaded is in {home.path} until the run goes on"
-    return RunError(
-        f"run_dir {home}: {what} could not be written: {cause}. {kept}. Then {remedy} and go on with {go_on}"
-    )
-
-
-def _free_mib(path: Path) -> int:
-    return shutil.disk_usage(path).free >> 20
+    return RunError(f"run_dir {home}: {failed}: {cause}. {kept}. Then {remedy} and go on with {go_on}")

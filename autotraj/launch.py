@@ -43,7 +43,7 @@ def train(
 
     `interrupt` is the caller's, if it has one that covers more than this."""
     settings = algo.config.run_config.grpo
-    saved_at = -1
+    saved_at = folder.last_step
 
     def save(driver: Path, learners: Path | Storage) -> None:
         algo.save_to_path(driver, learners=learners)

@@ -245,13 +245,12 @@ class Pipeline:
     def push(self, *, only_if_due: bool = False) -> None:
         """To the run's home, what has changed. Raises RunError."""
         try:
-            if only_if_due:
-                self.home.push_now_and_then()
-            else:
-                self.home.push()
+            self.home.push(only_if_due=only_if_due)
         except (StorageError, OSError) as error:
             kept = f"These are done: {', '.join(self.done) or 'none'}"
-            raise named(self.home, "the run's files", error, kept=kept, go_on=SAME_COMMAND) from error
+            raise named(
+                self.home, "the run's files could not be written", error, kept=kept, go_on=SAME_COMMAND
+            ) from error
 
     def write_summary(self) -> None:
         measured = [

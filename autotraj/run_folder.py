@@ -20,11 +20,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tensorboardX import SummaryWriter
-
 from autotraj.config import RunConfig, load, to_toml, with_changes
 from autotraj.errors import UserError
 from autotraj.home import CHECKPOINTS, Home, named
+from autotraj.scalars import Scalars
 from trajectory.storage import RETRY_S, Storage, StorageError, files_of
 
 logger = logging.getLogger(__name__)
@@ -52,7 +51,7 @@ class RunFolder:
         self.go_on = go_on
         self._last_step = saved.step if saved else None
         self._metrics = (self.path / "metrics.jsonl").open("a", buffering=1)
-        self._board = SummaryWriter(str(self.path / "tensorboard"))
+        self._board = Scalars(self.path / "tensorboard")
 
     @classmethod
     def create(cls, config: RunConfig) -> RunFolder:
@@ -94,15 +93,17 @@ class RunFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._metrics.close()
-        self._board.close()
         if error is None:
+            self._metrics.close()
+            self._board.close()
             self.push()
             return
         try:
+            self._metrics.close()
+            self._board.close()
             self.home.push()  # so that what led to the error can be read elsewhere
         except (StorageError, OSError) as second:
-            logger.warning("%s: not everything is uploaded (%s); the rest is in %s", self.home, second, self.path)
+            logger.warning("%s: not everything is written (%s); what there is is in %s", self.home, second, self.path)
 
     @classmethod
     def stage(cls, config: RunConfig, name: str) -> tuple[RunFolder, Checkpoint | None]:
@@ -119,8 +120,7 @@ class RunFolder:
 
     def write_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         self._metrics.write(json.dumps({"time": time.time(), "step": step, **metrics}) + "\n")
-        for name, value in metrics.items():
-            self._board.add_scalar(name, value, step)
+        self._board.write(step, metrics)
 
     def write_json(self, name: str, content: Any) -> None:
         """Writes the file whole, or leaves it as it was."""
@@ -133,7 +133,9 @@ class RunFolder:
         try:
             self.home.push()
         except (StorageError, OSError) as error:
-            raise named(self.home, "the run's files", error, kept=self._kept, go_on=self.go_on) from error
+            raise named(
+                self.home, "the run's files could not be written", error, kept=self._kept, go_on=self.go_on
+            ) from error
 
     def checkpoint(self, step: int, save: Callable[[Path, Path | Storage], Any], *, keep: int) -> None:
         """Has `save(folder, learners)` fill two places, completes the checkpoint and prunes all but the newest `keep`.
@@ -143,22 +145,30 @@ class RunFolder:
         name = f"step-{step:06d}"
         partial = self.path / CHECKPOINTS / f".{name}.partial"
         shutil.rmtree(partial, ignore_errors=True)
+        failed = f"the checkpoint of step {step} could not be written"
         try:
+            if step == self._last_step:  # what a resumed run was restored from: to write it again would put it at risk
+                _prune(self.home, keep)
+                return
             partial.mkdir(parents=True)
             if self.home.storage:
-                _upload_checkpoint(self.home, name, partial, save, keep)
+                _upload_checkpoint(self.home, name, partial, save)
             else:
                 save(partial.resolve(), partial.resolve() / LEARNERS)
                 target = partial.with_name(name)
                 shutil.rmtree(target, ignore_errors=True)
                 partial.rename(target)
-                for old in sorted(target.parent.glob("step-*"))[:-keep]:
-                    shutil.rmtree(old)
+            self._last_step, failed = step, "old checkpoints could not be removed"
+            _prune(self.home, keep)
         except (OSError, RuntimeError) as error:  # RuntimeError: StorageError, LearnerError, torch's of a full disk
-            found = named(self.home, f"the checkpoint of step {step}", error, kept=self._kept, go_on=self.go_on)
+            found = named(self.home, failed, error, kept=self._kept, go_on=self.go_on)
             shutil.rmtree(partial, ignore_errors=True)
             raise found from error
-        self._last_step = step
+
+    @property
+    def last_step(self) -> int | None:
+        """Of the newest complete checkpoint, one of before a resume included."""
+        return self._last_step
 
     @property
     def _kept(self) -> str:
@@ -178,9 +188,7 @@ def _sealed(storage: Storage) -> list[str]:
         raise UserError(f"run_dir: {error}") from error
 
 
-def _upload_checkpoint(
-    home: Home, name: str, partial: Path, save: Callable[[Path, Path | Storage], Any], keep: int
-) -> None:
+def _upload_checkpoint(home: Home, name: str, partial: Path, save: Callable[[Path, Path | Storage], Any]) -> None:
     assert home.storage
     home.push()  # the metrics and trajectories of the steps that the checkpoint is of
     checkpoints = home.storage.at(CHECKPOINTS)
@@ -188,12 +196,20 @@ def _upload_checkpoint(
     save(partial.resolve(), checkpoints.at(name, LEARNERS))
     checkpoints.at(name).upload(partial, files_of(partial))
     checkpoints.seal(name)
-    whole = checkpoints.sealed()
-    for old in whole[:-keep]:
-        checkpoints.unseal(old)
-    for torn in {entry.partition("/")[0] for entry in checkpoints.entries() if "/" in entry} - set(whole):
-        checkpoints.at(torn).clear()
     shutil.rmtree(partial)
+
+
+def _prune(home: Home, keep: int) -> None:
+    """All but the newest `keep` checkpoints go, and what attempts that failed have left."""
+    for old in sorted((home.path / CHECKPOINTS).glob("step-*"))[:-keep]:
+        shutil.rmtree(old)
+    if home.storage:
+        checkpoints = home.storage.at(CHECKPOINTS)
+        whole = checkpoints.sealed()
+        for old_name in whole[:-keep]:
+            checkpoints.unseal(old_name)
+        for torn in {entry.partition("/")[0] for entry in checkpoints.entries() if "/" in entry} - set(whole):
+            checkpoints.at(torn).clear()
 
 
 def drop_metrics_after(path: Path, step: int) -> None:

@@ -22,11 +22,11 @@ def open_folder(config: RunConfig) -> Path:
     if saved.is_file() and saved.read_text() != text:
         differing = sorted(set(text.splitlines()) ^ set(saved.read_text().splitlines()))
         raise UserError(
-            f"run_dir: {path} holds a run with other settings ({'; '.join(differing[:4])}); choose another run_dir, or "
+            f"run_dir: {home} holds a run with other settings ({'; '.join(differing[:4])}); choose another run_dir, or "
             "give the same settings to go on with it"
         )
     if not saved.is_file() and newest(home):
-        raise UserError(f"run_dir: {path} holds a run of the command `grpo`; choose another run_dir")
+        raise UserError(f"run_dir: {home} holds a run of the command `grpo`; choose another run_dir")
     saved.write_text(text)
     return path
 

@@ -143,10 +143,12 @@ def _check(words: Sequence[str], cluster_file: str | None) -> RunConfig | None:
 
 
 def _require_absolute(name: str, path: str) -> None:
-    if not is_uri(path) and not Path(path).is_absolute():
+    may_be_uri = name != "--out"
+    if not (may_be_uri and is_uri(path)) and not Path(path).is_absolute():
+        other = f", or a URI such as s3://bucket/{path}" if may_be_uri else ""
         raise UserError(
             f"{name} = {path} is within the job's working directory, which goes with the job: give an absolute path on a "
-            f"file system that every node mounts, such as /shared/{path}, or a URI such as s3://bucket/{path}"
+            f"file system that every node mounts, such as /shared/{path}{other}"
         )
 
 

@@ -119,11 +119,11 @@ class Learner:
         return self.engine.policy_version
 
     def _load_copy(self, storage: Storage) -> None:
-        """Of the ranks on one host the first fetches the checkpoint, for as long as it is read."""
-        hosts: list[str] = [""] * self.engine.world_size
-        dist.all_gather_object(hosts, socket.gethostname())
-        leads = hosts.index(hosts[self.rank]) == self.rank
+        """Of the ranks that see the same disk the first fetches the checkpoint, for as long as it is read."""
         copy = local_path(storage.uri)
+        disks = [""] * self.engine.world_size
+        dist.all_gather_object(disks, f"{socket.gethostname()}:{copy}")
+        leads = disks.index(disks[self.rank]) == self.rank
         if leads:
             fetch(storage.uri, retry_s=storage.retry_s)
         dist.barrier()
