@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from autotraj.errors import RunError, UserError
+from trajectory.storage import StorageError
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 FULL = "Free some space; then `run` goes on with the same command, `grpo` with --resume RUN_DIR"
@@ -205,7 +206,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USAGE
-    except RunError as error:
+    except (RunError, StorageError) as error:
         print(f"failed: {error}", file=sys.stderr)
         return EXIT_FAILED
     except OSError as error:

@@ -199,7 +199,8 @@ class Storage:
         there = self.at(name).entries()
         if wrong := [path for path, size in files.items() if path not in there or there[path].size != size]:
             raise StorageError(
-                f"{self}: {name} is damaged: {wrong[0]} is missing or of another size than {name}.json says"
+                f"{self}: {name} is damaged: {wrong[0]} is missing or of another size than {name}.json says; "
+                f"without that object the one before {name} is taken"
             )
         return files
 
