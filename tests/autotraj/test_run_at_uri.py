@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT, TINY
 from object_store import Proxy, client, environment, objects, s3_server
 
-from autotraj.__main__ import EXIT_FAILED, EXIT_OK, EXIT_USAGE
+from autotraj.__main__ import EXIT_FAILED, EXIT_OK
 from trajectory.store import read_log
 
 pytestmark = [pytest.mark.ray, pytest.mark.engine, pytest.mark.docker, pytest.mark.timeout(900)]
@@ -64,7 +64,7 @@ def checkpoints(proxy: Proxy) -> set[str]:
 
 
 def test_train_expire_resume_elsewhere(proxy: Proxy, tmp_path: Path) -> None:
-    # Credentials run out when the checkpoint of step 2 is on its way: the driver's part is refused.
+    # Credentials run out when the checkpoint of step 2 is on its way, between its first request and its shards.
     proxy.refuses = lambda method, path, key: "step-000002/" in path and method in ("PUT", "POST")
     first = autotraj(
         proxy, tmp_path / "one", "grpo", "--config", str(TINY), f"run_dir={RUN}", "grpo.num_steps=3", *SMALL
@@ -81,14 +81,7 @@ def test_train_expire_resume_elsewhere(proxy: Proxy, tmp_path: Path) -> None:
     working = tmp_path / "one/cache/autotraj/s3" / BUCKET / "tiny"
     assert list(read_log(working / "trajectories.log"))
 
-    # The same credentials on another machine: still refused, in a sentence and before anything is started.
-    proxy.refuses = lambda method, path, key: True
-    refused = autotraj(proxy, tmp_path / "two", "grpo", "--resume", RUN)
-    assert refused.returncode == EXIT_USAGE
-    assert f"error: run_dir: {RUN}: write " in refused.stderr
-    assert "the credentials have expired" in refused.stderr
-
-    # Renewed. A cut-off upload left objects of step 2, and nothing takes them for a checkpoint.
+    # Renewed, on another machine. A cut-off upload left objects of step 2, and nothing takes them for a checkpoint.
     proxy.refuses = lambda method, path, key: False
     client(proxy.address).put_object(Bucket=BUCKET, Key="tiny/checkpoints/step-000002/leftover", Body=b"x")
     second = autotraj(proxy, tmp_path / "two", "grpo", "--resume", RUN)
@@ -100,10 +93,6 @@ def test_train_expire_resume_elsewhere(proxy: Proxy, tmp_path: Path) -> None:
     assert {"config.toml", "trajectories.log", "policy/config.json", "policy/model.safetensors"} <= held
     assert not [name for name in held if "step-000001" in name or "leftover" in name or "status.json" in name]
     assert not list((tmp_path / "two/cache/autotraj").glob("scratch-*"))
-
-    again = autotraj(proxy, tmp_path / "two", "grpo", "--config", str(TINY), f"run_dir={RUN}", *SMALL)
-    assert again.returncode == EXIT_USAGE
-    assert f"already holds checkpoints; continue it with --resume {RUN}" in " ".join(again.stderr.split())
     assert_every_prompt_is_in_one_state(proxy)
 
 

@@ -16,6 +16,7 @@ from autotraj import __main__ as command_line
 from autotraj.errors import RunError, UserError
 from autotraj.home import Home
 from autotraj.run_folder import RunFolder, drop_metrics_after, newest
+from autotraj.run_start import open_folder
 from trajectory.storage import Storage, files_of, scratch
 from trajectory.store import RecordLog, read_records
 
@@ -129,6 +130,23 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         yield disk
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True, timeout=30)
+
+
+def test_expired_credentials_are_told_before_anything_is_started(
+    proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_environment(environment(proxy.address, tmp_path / "one"), monkeypatch.setenv)
+    proxy.refuses = lambda method, path, key: True
+    try:
+        for start in (
+            lambda: RunFolder.create(tiny(tmp_path, f"run_dir=s3://{BUCKET}/refused")),
+            lambda: RunFolder.resume(f"s3://{BUCKET}/refused"),
+            lambda: open_folder(tiny(tmp_path, f"run_dir=s3://{BUCKET}/refused")),
+        ):
+            with pytest.raises(UserError, match=r"run_dir: s3://runs/refused: write .*the credentials have expired"):
+                start()
+    finally:
+        proxy.refuses = lambda method, path, key: False
 
 
 def until_full(write: Callable[[], object]) -> None:
