@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.config import RewardModelConfig
+from trajectory.storage import fetch
 
 if TYPE_CHECKING:
     from actors.reward_scorer import RewardScorer
@@ -167,7 +168,7 @@ class RewardModelActor:
     def _read(self, path: str) -> RewardScorer:
         from actors.reward_scorer import RewardScorer  # torch and transformers: seconds to import
 
-        return RewardScorer(path, on_gpu=self._config.num_gpus > 0)
+        return RewardScorer(fetch(path), on_gpu=self._config.num_gpus > 0)
 
     def _check_serving(self) -> None:
         if self._serving is None:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from actors import checkpoint, host_weights, vllm_setup
 from actors.config import EngineConfig
 from actors.engine import EngineDead, EngineError, EngineTimeout, Generation, RequestFailed, Sampling, UpdateReport
+from trajectory.storage import StorageError, fetch
 from trajectory.types import Segment
 from trajectory.weights import WeightUpdate
 
@@ -61,6 +62,11 @@ class VLLMEngine:
 
     async def start(self) -> None:
         """Load the model. Raises ValueError for a checkpoint that can't be served, `EngineError` for the rest."""
+        try:
+            model = await asyncio.to_thread(fetch, self._config.model)
+        except StorageError as error:
+            raise ValueError(f"engine.model: {error}") from error
+        self._config = self._config.model_copy(update={"model": model})
         self._expected = checkpoint.tensor_shapes(self._config.model)
         if self._config.device == "cpu":
             checkpoint.refuse_tied_embeddings(self._config.model)

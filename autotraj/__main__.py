@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 from collections.abc import Callable, Sequence
 
 from autotraj.errors import RunError, UserError
+from trajectory.storage import StorageError
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
+FULL = "Free some space; then `run` goes on with the same command, `grpo` with --resume RUN_DIR"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -203,8 +206,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USAGE
-    except RunError as error:
+    except (RunError, StorageError) as error:
         print(f"failed: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"failed: the disk is full: {error}. {FULL}", file=sys.stderr)
         return EXIT_FAILED
 
 

@@ -26,6 +26,7 @@ from ray.experimental import internal_kv
 from autotraj.errors import UserError
 from autotraj.gateway_metrics import sandbox_rows
 from autotraj.status import Row, Since, render
+from trajectory.locations import local_path
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +109,7 @@ class StatusBoard:
 
 def show(run_dir: str | None) -> str:
     """What `python -m autotraj status` prints: of the run in `run_dir`, or of all runs of the Ray cluster. UserError."""
-    statuses = [_of_folder(Path(run_dir))] if run_dir else of_cluster()
+    statuses = [_of_folder(local_path(run_dir))] if run_dir else of_cluster()
     return "\n\n".join(render(status, gone=_is_gone(status)) for status in statuses)
 
 

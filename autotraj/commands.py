@@ -8,12 +8,15 @@ from pathlib import Path
 
 from rich.console import Console
 
-from autotraj import preflight
+from autotraj import preflight, stages
 from autotraj.config import load
 from autotraj.errors import UserError
+from autotraj.home import Home
 from autotraj.launch import build, engines, measure, parts, train
 from autotraj.progress import ProgressView
 from autotraj.run_folder import RunFolder
+from trajectory.locations import is_uri
+from trajectory.storage import RETRY_S, scratch
 
 EXIT_OK, EXIT_INTERRUPTED = 0, 130
 
@@ -22,29 +25,29 @@ def grpo(config_path: str | None, overrides: Sequence[str], *, resume: str | Non
     """`python -m autotraj grpo`."""
     console = Console()
     if resume:
-        folder, config, checkpoint = RunFolder.resume(Path(resume))
+        folder, config, checkpoint = RunFolder.resume(resume)
     else:
         config, checkpoint = load(config_path, overrides), None
     preflight.check(config)
     if not resume:
         folder = RunFolder.create(config)
-    console.print(f"run folder {folder.path}; sampling and training {config.model}; starting the engines …")
+    console.print(f"run folder {folder.home}; sampling and training {config.model}; starting the engines …")
     with folder, parts(config) as gateway:
         algo = build(config, gateway, trajectory_log=folder.trajectory_log)
         try:
             if checkpoint:
-                algo.restore_from_path(str(checkpoint.resolve()))
-                console.print(f"resumed at step {algo.policy_version} from {checkpoint}")
+                algo.restore_from_path(checkpoint.folder, learners=checkpoint.learners)
+                console.print(f"resumed at step {algo.policy_version} from {folder.home}")
             with ProgressView(config.grpo.num_steps, console=console) as view:
                 complete = train(algo, folder, num_steps=config.grpo.num_steps, on_step=view.step)
             if complete:
-                algo.learner_group.export_hf(str((folder.path / "policy").resolve()))
+                stages.export(algo.learner_group, folder.home.place("policy"))
         finally:
             algo.stop()
     if not complete:
-        console.print(f"interrupted; continue with: python -m autotraj grpo --resume {folder.path}")
+        console.print(f"interrupted; continue with: {folder.go_on}")
         return EXIT_INTERRUPTED
-    console.print(f"trained policy: {folder.path / 'policy'}")
+    console.print(f"trained policy: {folder.home.place('policy')}")
     return EXIT_OK
 
 
@@ -69,6 +72,13 @@ def report(run_dir: str) -> int:
     """`python -m autotraj report`."""
     from autotraj.report import write_report
 
+    if is_uri(run_dir):
+        with scratch() as copy:  # the run may be at work in its own
+            home = Home(run_dir, retry_s=RETRY_S, path=copy / "run")
+            home.pull()
+            Console().print(f"report: {home.place(write_report(home.path).name)}", soft_wrap=True)
+            home.push()
+        return EXIT_OK
     if not Path(run_dir).is_dir():
         raise UserError(f"{run_dir}: there is no run folder")
     Console().print(f"report: {write_report(Path(run_dir))}")

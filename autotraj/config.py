@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from actors.config import EngineConfig, EpisodeConfig, RepairConfig, RewardModelConfig, RolloutConfig
 from autotraj.errors import UserError
@@ -22,6 +22,7 @@ from learners.config import LearnerConfig, LossConfig
 from rewards.config import QualityConfig, RewardConfig
 from tool_sandbox.config import SandboxConfig
 from trajectory.config import Section
+from trajectory.locations import check_uri, is_uri, local_path
 from trajectory.task_config import TaskConfig
 
 SHARED: dict[tuple[str, str], tuple[str, ...]] = {
@@ -90,9 +91,13 @@ class RunConfig(Section):
     """Everything a run needs."""
 
     model: str
-    """Directory of the Hugging Face checkpoint to start from."""
+    """Directory of the Hugging Face checkpoint to start from, or its URI, of which every node fetches a copy."""
     run_dir: str = "runs/grpo"
-    """Where the resolved configuration, metrics, trajectories and checkpoints go."""
+    """Where the resolved configuration, metrics, trajectories and checkpoints go: a path that all learners' nodes share, or
+    a URI (`s3://bucket/runs/mine`, `gs://…`, whatever pyarrow or fsspec knows), which needs no shared file system. See
+    docs/cluster.md, "Where results go"."""
+    storage_retry_s: float = Field(default=120.0, ge=0.0)
+    """How long a failing operation on an object of `run_dir`'s storage is tried again before the run ends."""
     gateway: str | None = None
     """Address (`host:port`) of a running sandbox gateway, whose token is `sandbox.token`. None: the run starts its own."""
     place_by_role: bool = False
@@ -126,6 +131,18 @@ class RunConfig(Section):
     scorer: RewardModelConfig = RewardModelConfig()
     """The actor that serves the reward model to GRPO."""
     online_repair: OnlineRepairConfig = OnlineRepairConfig()
+
+    @field_validator("run_dir", "model")
+    @classmethod
+    def _location(cls, location: str) -> str:
+        if is_uri(location):
+            check_uri(location)
+        return location
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder on the driver: `run_dir`, or the working folder of one at a URI."""
+        return local_path(self.run_dir)
 
     @model_validator(mode="before")
     @classmethod

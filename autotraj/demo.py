@@ -24,10 +24,10 @@ def main(*, seed: int, run_dir: str) -> int:
     """Runs the pipeline anew and shows what came of it: a repair, a trajectory won and one lost, and the figures."""
     console = Console()
     config = load(CONFIG, [f"seed={seed}", f'run_dir="{run_dir}"'])
-    shutil.rmtree(run_dir, ignore_errors=True)  # a demo starts over
+    shutil.rmtree(config.folder, ignore_errors=True)  # a demo starts over
     code = execute(config, console)
     if code == EXIT_OK:
-        show(console, Path(run_dir))
+        show(console, config.folder)
     return code
 
 

@@ -31,6 +31,7 @@ from autotraj.grpo_config import GRPOConfig
 from autotraj.inspection import Inspection
 from autotraj.online_repair import OnlineRepair
 from autotraj.reward_service import RewardModelService, RewardModelUnavailable
+from autotraj.run_folder import LEARNERS, Checkpoint
 from autotraj.runner_calls import Failed, Outcome, managed
 from autotraj.runner_pool import RunnerPool
 from autotraj.scoring import Scorer, ScoringThreads, score_group
@@ -40,6 +41,7 @@ from learners.advantages import has_variance
 from learners.group import LearnerGroup, Pending, StepResult
 from trajectory import ledger as ledgers
 from trajectory.ledger import Ledger
+from trajectory.storage import Storage
 from trajectory.store import TrajectoryLog
 from trajectory.tasks import load_tasks
 from trajectory.types import Group, Task
@@ -91,7 +93,7 @@ class GRPO(Algorithm):
             )
         self._elastic: ElasticRunners | None = None
         if run.elastic.max_actors:
-            self._elastic = ElasticRunners(run.elastic, self.env_runner_group, self.runners, Path(run.run_dir))
+            self._elastic = ElasticRunners(run.elastic, self.env_runner_group, self.runners, run.folder)
         self.inspection = Inspection(self)
         self.inspection.board.now_does("brings up learners and engines")
         self.runners.start()  # in the background, while the learners come up
@@ -115,8 +117,7 @@ class GRPO(Algorithm):
         required = run.reward_model.when_unavailable == "drop"
         self._scorer = Scorer(run.reward, self._service, mask_results=run.scorer.mask_results, required=required)
         if run.online_repair.enabled:
-            folder = Path(run.run_dir) / "online_repair"
-            self._repair = OnlineRepair(run, self.runners, self._service, folder)
+            self._repair = OnlineRepair(run, self.runners, self._service)
 
     def _publish(self) -> None:
         """Gives the learners' weights to the engines and waits for the first to have them."""
@@ -293,34 +294,33 @@ class GRPO(Algorithm):
     # --- checkpoints ------------------------------------------------------------------------------------------------
 
     def get_checkpointable_components(self) -> list[tuple[str, Any]]:
-        return [("learner_group", self.learner_group)]
+        return []  # the learners' ranks write their own, perhaps elsewhere
 
     def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> dict[str, Any]:
-        if components == "learner_group":  # RLlib asks component by component; this one's is on disk
-            return {"learner_group": self.learner_group.get_state()}
         return {"training_iteration": self.training_iteration}
 
     def set_state(self, state: dict[str, Any]) -> None:
         self._iteration = state["training_iteration"]
 
-    def save_to_path(self, path: Any = None, **kwargs: Any) -> str:
-        """Ledger, scored-but-untrained groups and learner state. Between steps only: no step is in flight then."""
+    def save_to_path(self, path: Any = None, *, learners: Path | Storage | None = None, **kwargs: Any) -> str:
+        """Ledger and scored-but-untrained groups below `path`, the learners' state at `learners` (None: below `path`).
+        Between steps only: no step is in flight then."""
         assert self._pending is None, "a checkpoint is taken between steps"
         # RLlib takes a path without a scheme for a broken URI.
         target: str = super().save_to_path(str(Path(path).absolute()) if path else None, **kwargs)
         loop_state.write(self, Path(target))
+        self.learner_group.save_to_path(learners or Path(target) / LEARNERS)
         return target
 
-    def restore_from_path(self, path: Any, *args: Any, **kwargs: Any) -> None:
+    def restore_from_path(self, path: Any, *args: Any, learners: Path | Storage | None = None, **kwargs: Any) -> None:
         # Past RLlib's `Algorithm`, whose version pushes connector states and RLModule weights that we don't have.
         path = str(Path(path).absolute())
         super(Algorithm, self).restore_from_path(path, *args, **kwargs)
-        if kwargs.get("component"):
-            return
+        self.learner_group.restore_from_path(learners or Path(path) / LEARNERS)
         loop_state.read(self, Path(path))
         self._publish()
 
-    def start_over(self, checkpoint: Path | None) -> None:
+    def start_over(self, checkpoint: Checkpoint | None) -> None:
         """New learners in the place of lost ones, and everything as it was at `checkpoint`, or at the start.
 
         What is in flight was sampled by a policy that is gone: it is cancelled, and its tasks are leased again.
@@ -331,7 +331,7 @@ class GRPO(Algorithm):
         self._scoring = ScoringThreads(self._score)
         self.learner_group.recreate()
         if checkpoint is not None:
-            self.restore_from_path(checkpoint)
+            self.restore_from_path(checkpoint.folder, learners=checkpoint.learners)
             return
         self._begin()
         self._publish()

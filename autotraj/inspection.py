@@ -44,7 +44,7 @@ class Inspection:
         self._algo = algo
         self._export = MetricsExport()
         self._exported = float("-inf")
-        self.board = StatusBoard(Path(algo.config.run_config.run_dir), rows=self._rows, title=self._title)
+        self.board = StatusBoard(algo.config.run_config.folder, rows=self._rows, title=self._title)
         algo.runners.on_poll = self.look
         algo.runners.board = self.board
 

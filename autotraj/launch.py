@@ -23,12 +23,13 @@ from autotraj.grpo import GRPO
 from autotraj.grpo_config import GRPOConfig
 from autotraj.inspection import announce, watch_pool
 from autotraj.interrupt import Interrupt, graceful_interrupt
-from autotraj.run_folder import RunFolder, checkpoint_step, drop_metrics_after, latest_checkpoint
+from autotraj.run_folder import RunFolder, newest
 from autotraj.runner_calls import managed
 from autotraj.runner_pool import RunnerPool
 from autotraj.sandbox import Gateway, sandbox_session
 from cluster.session import ray_session
 from learners.errors import LearnerDied, LearnerError, LearnerTimeout
+from trajectory.storage import Storage
 from trajectory.types import Task
 
 logger = logging.getLogger(__name__)
@@ -47,42 +48,43 @@ def train(
 
     `interrupt` is the caller's, if it has one that covers more than this."""
     settings = algo.config.run_config.grpo
-    saved_at, num_restarts = -1, 0
+    num_restarts = 0
 
-    def save() -> None:
-        nonlocal saved_at
-        if saved_at != algo.policy_version:
-            with algo.inspection.board.doing("writes a checkpoint"):
-                folder.checkpoint(algo.policy_version, algo.save_to_path, keep=settings.keep_checkpoints)
-            saved_at = algo.policy_version
+    def save(driver: Path, learners: Path | Storage) -> None:
+        algo.save_to_path(driver, learners=learners)
+
+    def checkpoint() -> None:
+        with algo.inspection.board.doing("writes a checkpoint"):
+            folder.checkpoint(algo.policy_version, save, keep=settings.keep_checkpoints)
 
     with nullcontext(interrupt) if interrupt else graceful_interrupt() as interrupt:
         while True:
             try:
                 if algo.policy_version >= num_steps or interrupt.requested:
-                    save()
+                    if folder.last_step != algo.policy_version:
+                        checkpoint()
                     return algo.policy_version >= num_steps
                 metrics = algo.train()["grpo"]
                 step = algo.policy_version
                 folder.write_metrics(step, metrics)
                 on_step(step, metrics)
                 if step % settings.checkpoint_every == 0:
-                    save()
+                    checkpoint()
             except LearnerError as error:
                 num_restarts += 1
-                saved_at = _replace_learners(algo, folder, error, num_restarts)
+                _replace_learners(algo, folder, error, num_restarts)
 
 
-def _replace_learners(algo: GRPO, folder: RunFolder, error: LearnerError, num_restarts: int) -> int:
-    """Goes on from the newest checkpoint with new learners; returns its step, or -1 if there was none. RunError if the
-    learners weren't lost but failed, or were lost too often."""
+def _replace_learners(algo: GRPO, folder: RunFolder, error: LearnerError, num_restarts: int) -> None:
+    """Goes on from the newest checkpoint with new learners. RunError if the learners weren't lost but failed, or were
+    lost too often."""
     run = algo.config.run_config
     lost = isinstance(error, LearnerDied | LearnerTimeout) and run.engine.weight_transfer != "nccl"
-    checkpoint = latest_checkpoint(folder.path)
+    go_on = f"go on from the last checkpoint with {folder.go_on}"
     if not lost or num_restarts > run.grpo.max_learner_restarts:
-        again = f"continue from the last checkpoint with --resume {folder.path}" if checkpoint else "no checkpoint yet"
-        raise RunError(f"{error}; {again}") from error
-    step = checkpoint_step(checkpoint) if checkpoint else 0
+        raise RunError(f"{error}; {go_on}") from error
+    checkpoint = newest(folder.home)
+    step = checkpoint.step if checkpoint else 0
     logger.warning(
         "%s; new learners go on from step %d (%d of grpo.max_learner_restarts = %d)",
         error, step, num_restarts, run.grpo.max_learner_restarts,
@@ -90,10 +92,9 @@ def _replace_learners(algo: GRPO, folder: RunFolder, error: LearnerError, num_re
     try:
         with algo.inspection.board.doing("waits for new learners"):
             algo.start_over(checkpoint)
-    except LearnerError as again_lost:
-        raise RunError(f"{again_lost}; continue from the last checkpoint with --resume {folder.path}") from again_lost
-    drop_metrics_after(folder.path, step)
-    return step if checkpoint else -1
+    except LearnerError as again:
+        raise RunError(f"{again}; {go_on}") from again
+    folder.set_back(step)
 
 
 def measure(name: str, algo_or_pool: GRPO | RunnerPool, config: RunConfig, tasks: Sequence[Task]) -> EvalResult:
@@ -169,7 +170,7 @@ def engines(config: RunConfig, gateway: Gateway) -> Iterator[RunnerPool]:
             sync_timeout_s=config.grpo.sync_timeout_s,
             gate_tolerance=settings.gate_tolerance,
         )
-        board = watch_pool(pool, Path(config.run_dir), f"engines of {config.model}")
+        board = watch_pool(pool, config.folder, f"engines of {config.model}")
         with closing(board):
             board.now_does("brings up engines")
             pool.start()

@@ -12,11 +12,9 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 from collections import Counter, deque
 from concurrent import futures
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +23,7 @@ from actors.repairer import RepairRequest, RepairResult
 from autotraj import repair_requests
 from autotraj.config import RunConfig
 from autotraj.errors import RunError
+from autotraj.home import Home
 from autotraj.pairs import pair_accuracy
 from autotraj.reward_service import RewardModelService
 from autotraj.runner_calls import Failed, Outcome
@@ -36,6 +35,7 @@ from learners.errors import LearnerError
 from learners.group import LearnerGroup
 from trajectory.records import preference_record
 from trajectory.reward_input import reward_input
+from trajectory.storage import StorageError
 from trajectory.types import Group
 
 logger = logging.getLogger(__name__)
@@ -56,12 +56,12 @@ class Refreshed:
 class OnlineRepair:
     """Owned by the loop's thread; only `_refresh` runs beside it."""
 
-    def __init__(self, config: RunConfig, repairers: RunnerPool, service: RewardModelService, folder: Path) -> None:
+    def __init__(self, config: RunConfig, repairers: RunnerPool, service: RewardModelService) -> None:
         self._config = config
         self._settings = config.online_repair
         self._repairers = repairers
         self._service = service
-        self._folder = folder
+        self._home = Home.of(config, "online_repair")
         self._pairs: deque[Pair] = deque(maxlen=self._settings.num_pairs)
         self._num_new = 0  # pairs since the last refresh
         self._requests: dict[str, list[RepairRequest]] = {}
@@ -71,8 +71,8 @@ class OnlineRepair:
         self._trainer: LearnerGroup | None = None
         self._thread = futures.ThreadPoolExecutor(1, thread_name_prefix="refresh")
         self._refreshing: futures.Future[Refreshed] | None = None
-        folder.mkdir(parents=True, exist_ok=True)
-        self._file = (folder / "pairs.jsonl").open("a", buffering=1)
+        self._home.path.mkdir(parents=True, exist_ok=True)
+        self._file = (self._home.path / "pairs.jsonl").open("a", buffering=1)
 
     # --- repairs ----------------------------------------------------------------------------------------------------
 
@@ -155,7 +155,7 @@ class OnlineRepair:
     def _finish_refresh(self, future: futures.Future[Refreshed]) -> None:
         try:
             done = future.result()
-        except (LearnerError, RunError) as error:
+        except (LearnerError, RunError, StorageError) as error:
             # The loop goes on with the model that it has; the metrics show its version standing still.
             logger.warning("refreshing the reward model failed: %s", str(error).splitlines()[0])
             self._counts["refreshes_failed"] += 1
@@ -173,12 +173,11 @@ class OnlineRepair:
         for start in range(0, len(pairs), size):
             trainer.pair_step(pairs[start : start + size])
         version = self._service.version + 1
-        path = self._folder / f"reward-model-{version:06d}"
-        export(trainer, path)
-        self._service.replace(str(path.resolve()), version)
-        for old in sorted(self._folder.glob("reward-model-*"))[:-KEEP_MODELS]:
-            shutil.rmtree(old)
-        return Refreshed(str(path), version, len(pairs), before)
+        name = f"reward-model-{version:06d}"
+        export(trainer, self._home.place(name))
+        self._service.replace(self._home.model(name), version)
+        self._home.prune("reward-model-*", keep=KEEP_MODELS)
+        return Refreshed(self._home.model(name), version, len(pairs), before)
 
     def _ready_trainer(self) -> LearnerGroup:
         if self._trainer is None or not self._trainer.alive:

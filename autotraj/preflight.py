@@ -12,6 +12,7 @@ from autotraj.config import RunConfig
 from autotraj.errors import UserError
 from cluster.roles import LEARNER, ROLLOUT, SANDBOX, Ask, role
 from tool_sandbox import build
+from trajectory.storage import StorageError, fetch
 from trajectory.tasks import assert_disjoint, load_tasks
 from trajectory.types import Task
 
@@ -48,7 +49,7 @@ def check(config: RunConfig, *, sandbox: bool = True) -> tuple[list[Task], list[
 def resources(config: RunConfig) -> Resources:
     """CPUs, GPUs and bytes that the run's actors need together, the reward model's among them if it has a path."""
     rollout, learner = config.rollout, config.learner
-    weights = sum(f.stat().st_size for f in Path(config.model).glob("*.safetensors"))
+    weights = sum(f.stat().st_size for f in Path(fetched_model(config.model)).glob("*.safetensors"))
     scores = bool(config.reward_model.path)
     num_gangs = 1 + (scores and config.online_repair.enabled)  # the policy's learners, and the reward model's
     repairs = config.repair.repairer != "policy"
@@ -109,8 +110,16 @@ def asks(config: RunConfig) -> list[Ask]:
     return found
 
 
+def fetched_model(model: str) -> str:
+    """Where the model is on this node. Raises UserError if it can't be fetched."""
+    try:
+        return fetch(model)
+    except StorageError as error:
+        raise UserError(f"model: {error}") from error
+
+
 def _check_model(config: RunConfig) -> None:
-    path = Path(config.model)
+    path = Path(fetched_model(config.model))
     if not (path / "config.json").is_file():
         raise UserError(
             f"model: no Hugging Face checkpoint at {path} (config.json is missing); download one, or use examples/tiny/base"

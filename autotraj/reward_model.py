@@ -66,7 +66,7 @@ def train_reward_model(
     Returns the stage's figures, as in `metrics.json`. Raises `stages.Interrupted`.
     """
     settings = config.reward_model
-    source = stages.require(Path(config.run_dir) / stages.SYNTHESIS / stages.PREFERENCES_FILE, "synthesize")
+    source = stages.require(config.folder / stages.SYNTHESIS / stages.PREFERENCES_FILE, "synthesize")
     pairs = load_pairs(
         source,
         load_tokenizer(base),
@@ -90,10 +90,12 @@ def train_reward_model(
         lora=settings.lora,
         head="scalar",
     )
-    folder, checkpoint = RunFolder.stage(Path(config.run_dir) / stages.REWARD_MODEL)
-    model = folder.path / "model"
+    folder, checkpoint = RunFolder.stage(config, stages.REWARD_MODEL)
+    model = folder.home.place("model")
     group = LearnerGroup(learner)
     sequences, correct = judged(source.parent, held_out=settings.held_out, mask_results=config.scorer.mask_results)
+    if not folder.home.has_model("model"):  # killed while the model was exchanged at a URI
+        (folder.path / "best.json").unlink(missing_ok=True)
     best = Best(folder.path / "best.json")
 
     def after(number: int, metrics: Mapping[str, float]) -> bool:

@@ -13,24 +13,25 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from autotraj import preflight, stages
-from autotraj.config import RunConfig, load, to_toml, with_changes
+from autotraj.config import RunConfig, load, with_changes
 from autotraj.errors import UserError
 from autotraj.evaluate import EvalResult
 from autotraj.grpo import GRPO
 from autotraj.grpo_config import rollout_timeout_of
+from autotraj.home import Home, named
 from autotraj.interrupt import Interrupt, graceful_interrupt
 from autotraj.launch import build, engines, measure, parts, train
 from autotraj.progress import ProgressView
 from autotraj.repairers import repairer_pool
 from autotraj.report import write_report
 from autotraj.reward_model import train_reward_model
-from autotraj.run_folder import RunFolder, latest_checkpoint
+from autotraj.run_folder import SAME_COMMAND, RunFolder
+from autotraj.run_start import at_its_largest, open_folder
 from autotraj.runner_pool import RunnerPool
 from autotraj.sandbox import Gateway
 from autotraj.sft import sft
@@ -38,6 +39,8 @@ from autotraj.stage_config import Stage
 from autotraj.stage_progress import StageView
 from autotraj.step_metrics import reward_parts
 from autotraj.synthesize import Progress, Synthesis
+from trajectory.locations import join
+from trajectory.storage import StorageError
 from trajectory.store import TrajectoryLog
 from trajectory.types import Group
 
@@ -53,7 +56,8 @@ class Pipeline:
 
     def __init__(self, config: RunConfig, gateway: Gateway, console: Console, interrupt: Interrupt) -> None:
         self.config = config
-        self.path = Path(config.run_dir)
+        self.home = Home.of(config)
+        self.path = self.home.path
         self.gateway = gateway
         self.console = console
         self.interrupt = interrupt
@@ -108,13 +112,18 @@ class Pipeline:
             StageView("synthesize", "questions", self.console) as view,
             repairer_pool(config, self.gateway, pool) as repairers,
         ):
+
+            def on_progress(progress: Progress) -> None:
+                view.update(progress.num_done, progress.num_questions, _synthesis_note(progress))
+                self.push(only_if_due=True)
+
             synthesis = Synthesis(
                 config,
                 folder,
                 pool,
                 repairers,
                 rollout_timeout_s=rollout_timeout_of(config),
-                on_progress=lambda p: view.update(p.num_done, p.num_questions, _synthesis_note(p)),
+                on_progress=on_progress,
             )
             summary = synthesis.run(self.train_tasks[: config.synthesis.num_questions], self.interrupt)
         dataset_info = summary.pop("dataset_info")
@@ -152,18 +161,18 @@ class Pipeline:
             self.config,
             {
                 "model": self.model("sft"),
-                "run_dir": str(self.path / stages.GRPO),
+                "run_dir": join(self.config.run_dir, stages.GRPO),
                 "reward_model.path": self.reward_model_path(),
             },
         )
-        folder, checkpoint = RunFolder.stage(Path(config.run_dir))
+        folder, checkpoint = RunFolder.stage(self.config, stages.GRPO)
         with folder:
             algo = build(config, self.gateway, trajectory_log=folder.trajectory_log)
             try:
                 if checkpoint is None and "sft" in self.config.stages and "evaluate-sft" not in self.done:
                     self.evaluate("sft", algo)
                 if checkpoint is not None:
-                    algo.restore_from_path(str(checkpoint.resolve()))
+                    algo.restore_from_path(checkpoint.folder, learners=checkpoint.learners)
                     self.console.print(f"grpo: resumed at step {algo.policy_version}")
                 started = time.monotonic()
                 with ProgressView(config.grpo.num_steps, console=self.console) as view:
@@ -172,7 +181,7 @@ class Pipeline:
                     )
                 if not complete:
                     raise stages.Interrupted
-                stages.export(algo.learner_group, folder.path / "policy")
+                stages.export(algo.learner_group, folder.home.place("policy"))
                 self.evaluate("grpo", algo, seconds=time.monotonic() - started)
             finally:
                 algo.stop()
@@ -211,12 +220,12 @@ class Pipeline:
     def model(self, after: Stage) -> str:
         """The policy as it is after a stage, or the base if that stage isn't part of this run."""
         if after == "sft" and "sft" in self.config.stages:
-            return str(stages.require(self.path / stages.SFT / "policy", "sft"))
+            return stages.require_model(self.home, stages.SFT, "policy", made_by="sft")
         return self.config.model
 
     def reward_model_path(self) -> str:
         if "reward-model" in self.config.stages:
-            return str(stages.require(self.path / stages.REWARD_MODEL / "model", "reward-model").resolve())
+            return stages.require_model(self.home, stages.REWARD_MODEL, "model", made_by="reward-model")
         return self.config.reward_model.path
 
     def once(self, name: str, work: Callable[[], dict[str, Any]]) -> None:
@@ -231,6 +240,17 @@ class Pipeline:
         partial = self.path / f".{STAGES_FILE}.partial"
         partial.write_text(json.dumps(self.done, indent=2) + "\n")
         partial.replace(self.path / STAGES_FILE)
+        self.push()
+
+    def push(self, *, only_if_due: bool = False) -> None:
+        """To the run's home, what has changed. Raises RunError."""
+        try:
+            self.home.push(only_if_due=only_if_due)
+        except (StorageError, OSError) as error:
+            kept = f"These are done: {', '.join(self.done) or 'none'}"
+            raise named(
+                self.home, "the run's files could not be written", error, kept=kept, go_on=SAME_COMMAND
+            ) from error
 
     def write_summary(self) -> None:
         measured = [
@@ -250,7 +270,10 @@ class Pipeline:
         }
         (self.path / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
         report = write_report(self.path)
+        self.push()
         self.console.print(f"{total:.0f} s in all. Figures: {self.path / 'summary.json'}. Report: {report}")
+        if self.home.storage:
+            self.console.print(f"All of it is at {self.home}", soft_wrap=True)
 
 
 def stage_entry(result: EvalResult, seconds: float) -> dict[str, Any]:
@@ -268,30 +291,6 @@ def stage_entry(result: EvalResult, seconds: float) -> dict[str, Any]:
     }
 
 
-def open_folder(config: RunConfig) -> Path:
-    """The run folder, new or to go on with. Raises UserError if it holds a run of other settings."""
-    path = Path(config.run_dir)
-    path.mkdir(parents=True, exist_ok=True)
-    saved, text = path / "config.toml", to_toml(config)
-    if saved.is_file() and saved.read_text() != text:
-        differing = sorted(set(text.splitlines()) ^ set(saved.read_text().splitlines()))
-        raise UserError(
-            f"run_dir: {path} holds a run with other settings ({'; '.join(differing[:4])}); choose another run_dir, or "
-            "give the same settings to go on with it"
-        )
-    if not saved.is_file() and latest_checkpoint(path):
-        raise UserError(f"run_dir: {path} holds a run of the command `grpo`; choose another run_dir")
-    saved.write_text(text)
-    return path
-
-
-def at_its_largest(config: RunConfig) -> RunConfig:
-    """What Ray must have room for: GRPO with the reward model that an earlier stage will have made."""
-    if "reward-model" not in config.stages or "grpo" not in config.stages:
-        return config
-    return with_changes(config, {"reward_model.path": str(Path(config.run_dir) / stages.REWARD_MODEL / "model")})
-
-
 def execute(config: RunConfig, console: Console) -> int:
     """Runs, or goes on with, the pipeline of `config`; returns the exit code."""
     preflight.check(config)
@@ -306,8 +305,7 @@ def execute(config: RunConfig, console: Console) -> int:
         try:
             pipeline.run()
         except stages.Interrupted:
-            console.print(f"interrupted; the same command goes on with {config.run_dir}")
-            return EXIT_INTERRUPTED
+            return _interrupted(pipeline)
     return EXIT_OK
 
 
@@ -328,9 +326,14 @@ def stage(name: str, config_path: str | None, overrides: Sequence[str]) -> int:
         try:
             pipeline.only(name)
         except stages.Interrupted:
-            console.print(f"interrupted; the same command goes on with {config.run_dir}")
-            return EXIT_INTERRUPTED
+            return _interrupted(pipeline)
     return EXIT_OK
+
+
+def _interrupted(pipeline: Pipeline) -> int:
+    pipeline.push()
+    pipeline.console.print(f"interrupted; the same command goes on with {pipeline.home}", soft_wrap=True)
+    return EXIT_INTERRUPTED
 
 
 def run(config_path: str | None, overrides: Sequence[str]) -> int:

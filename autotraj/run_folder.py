@@ -4,54 +4,89 @@ config.toml          what ran, every default spelled out
 metrics.jsonl        one line a step
 tensorboard/         the same for TensorBoard
 trajectories.log     every scored group (`trajectory.store`)
-checkpoints/step-N   complete or absent: written beside and renamed
+checkpoints/step-N   complete or absent: written beside and renamed; at a URI with a marker, see `home`
 policy/              the trained model, Hugging Face format
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tensorboardX import SummaryWriter
-
-from autotraj.config import RunConfig, load, to_toml
+from autotraj.config import RunConfig, load, to_toml, with_changes
 from autotraj.errors import UserError
+from autotraj.home import CHECKPOINTS, Home, named
+from autotraj.scalars import Scalars
+from learners.errors import LearnerDied, LearnerTimeout
+from trajectory.storage import RETRY_S, Storage, StorageError, files_of
+
+logger = logging.getLogger(__name__)
+
+LEARNERS = "learner_group"
+"""The learner ranks' part of a checkpoint."""
+SAME_COMMAND = "the same command"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A complete one."""
+
+    step: int
+    folder: Path  # on the driver: all of it, or without the learners' part
+    learners: Path | Storage
 
 
 class RunFolder:
-    """Owns the files of one run."""
+    """Owns the files of one run, or of one of its stages. `go_on` is the command that resumes it."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._metrics = (path / "metrics.jsonl").open("a", buffering=1)
-        self._board = SummaryWriter(str(path / "tensorboard"))
+    def __init__(self, home: Home, *, saved: Checkpoint | None = None, go_on: str = SAME_COMMAND) -> None:
+        self.home = home
+        self.path = home.path
+        self.go_on = go_on
+        self._last_step = saved.step if saved else None
+        self._metrics = (self.path / "metrics.jsonl").open("a", buffering=1)
+        self._board = Scalars(self.path / "tensorboard")
 
     @classmethod
     def create(cls, config: RunConfig) -> RunFolder:
         """A new run; refuses a folder that already holds checkpoints."""
-        path = Path(config.run_dir)
-        if latest_checkpoint(path):
+        home = Home.of(config)
+        home.check()
+        if home.storage:
+            held = bool(_sealed(home.storage))
+            shutil.rmtree(home.path, ignore_errors=True)
+        else:
+            held = latest_checkpoint(home.path) is not None
+        if held:
             raise UserError(
-                f"run_dir: {path} already holds checkpoints; continue it with --resume {path}, or choose another run_dir"
+                f"run_dir: {home} already holds checkpoints; continue it with --resume {home.location}, or choose another "
+                "run_dir"
             )
-        path.mkdir(parents=True, exist_ok=True)
-        (path / "config.toml").write_text(to_toml(config))
-        return cls(path)
+        home.path.mkdir(parents=True, exist_ok=True)
+        (home.path / "config.toml").write_text(to_toml(config))
+        home.push()
+        return cls(home, go_on=_resume_command(home))
 
     @classmethod
-    def resume(cls, path: Path) -> tuple[RunFolder, RunConfig, Path]:
+    def resume(cls, location: str) -> tuple[RunFolder, RunConfig, Checkpoint]:
         """An earlier run, its configuration and its newest checkpoint."""
-        checkpoint = latest_checkpoint(path)
-        if checkpoint is None or not (path / "config.toml").is_file():
-            raise UserError(f"--resume {path}: no run with a checkpoint there; start one with --config")
-        drop_metrics_after(path, checkpoint_step(checkpoint))
-        return cls(path), load(path / "config.toml"), checkpoint
+        home = Home(location, retry_s=RETRY_S)
+        home.check()
+        home.pull()
+        checkpoint = newest(home)
+        if checkpoint is None or not (home.path / "config.toml").is_file():
+            raise UserError(f"--resume {location}: no run with a checkpoint there; start one with --config")
+        config = with_changes(load(home.path / "config.toml"), {"run_dir": location})
+        drop_metrics_after(home.path, checkpoint.step)
+        home = Home.of(config)
+        return cls(home, saved=checkpoint, go_on=_resume_command(home)), config, checkpoint
 
     def __enter__(self) -> RunFolder:
         return self
@@ -59,25 +94,40 @@ class RunFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._metrics.close()
-        self._board.close()
+        if error is None:
+            self._metrics.close()
+            self._board.close()
+            self.push()
+            return
+        try:
+            self._metrics.close()
+            self._board.close()
+            self.home.push()  # so that what led to the error can be read elsewhere
+        except (StorageError, OSError) as second:
+            logger.warning("%s: not everything is written (%s); what there is is in %s", self.home, second, self.path)
 
     @classmethod
-    def stage(cls, path: Path) -> tuple[RunFolder, Path | None]:
+    def stage(cls, config: RunConfig, name: str) -> tuple[RunFolder, Checkpoint | None]:
         """One stage's folder within a run, and its newest checkpoint if it was interrupted."""
-        path.mkdir(parents=True, exist_ok=True)
-        checkpoint = latest_checkpoint(path)
-        drop_metrics_after(path, checkpoint_step(checkpoint) if checkpoint else 0)
-        return cls(path), checkpoint
+        home = Home.of(config, name)
+        home.path.mkdir(parents=True, exist_ok=True)
+        checkpoint = newest(home)
+        drop_metrics_after(home.path, checkpoint.step if checkpoint else 0)
+        return cls(home, saved=checkpoint), checkpoint
 
     @property
     def trajectory_log(self) -> str:
         return str((self.path / "trajectories.log").resolve())
 
+    def set_back(self, step: int) -> None:
+        """Forgets the metrics of later steps, which will be taken again."""
+        self._metrics.close()
+        drop_metrics_after(self.path, step)
+        self._metrics = (self.path / "metrics.jsonl").open("a", buffering=1)
+
     def write_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         self._metrics.write(json.dumps({"time": time.time(), "step": step, **metrics}) + "\n")
-        for name, value in metrics.items():
-            self._board.add_scalar(name, value, step)
+        self._board.write(step, metrics)
 
     def write_json(self, name: str, content: Any) -> None:
         """Writes the file whole, or leaves it as it was."""
@@ -85,32 +135,134 @@ class RunFolder:
         partial.write_text(json.dumps(content, indent=2) + "\n")
         partial.replace(self.path / name)
 
-    def checkpoint(self, step: int, save: Callable[[str], Any], *, keep: int) -> Path:
-        """Lets `save(path)` fill a folder beside the final one, renames it, and prunes all but the newest `keep`."""
-        checkpoints = self.path / "checkpoints"
-        target, partial = checkpoints / f"step-{step:06d}", checkpoints / f".step-{step:06d}.partial"
+    def push(self) -> None:
+        """To the home, what has changed. Raises RunError."""
+        try:
+            self.home.push()
+        except (StorageError, OSError) as error:
+            raise named(
+                self.home, "the run's files could not be written", error, kept=self._kept, go_on=self.go_on
+            ) from error
+
+    def checkpoint(self, step: int, save: Callable[[Path, Path | Storage], Any], *, keep: int) -> None:
+        """Has `save(folder, learners)` fill two places, completes the checkpoint and prunes all but the newest `keep`.
+
+        Raises RunError, which says how to go on, or LearnerDied, LearnerTimeout; the checkpoints before are then as they
+        were.
+        """
+        name = f"step-{step:06d}"
+        partial = self.path / CHECKPOINTS / f".{name}.partial"
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        save(str(partial.resolve()))
-        shutil.rmtree(target, ignore_errors=True)
-        partial.rename(target)
-        for old in sorted(checkpoints.glob("step-*"))[:-keep]:
-            shutil.rmtree(old)
-        return target
+        failed = f"the checkpoint of step {step} could not be written"
+        try:
+            if step == self._last_step:  # what a resumed run was restored from: to write it again would put it at risk
+                _prune(self.home, keep)
+                return
+            partial.mkdir(parents=True)
+            if self.home.storage:
+                _upload_checkpoint(self.home, name, partial, save)
+            else:
+                save(partial.resolve(), partial.resolve() / LEARNERS)
+                target = partial.with_name(name)
+                shutil.rmtree(target, ignore_errors=True)
+                partial.rename(target)
+            self._last_step, failed = step, "old checkpoints could not be removed"
+            _prune(self.home, keep)
+        except (LearnerDied, LearnerTimeout):  # nothing is wrong with the place; whoever trains may have new learners
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        except (OSError, RuntimeError) as error:  # RuntimeError: StorageError, LearnerFailed, torch's of a full disk
+            found = named(self.home, failed, error, kept=self._kept, go_on=self.go_on)
+            shutil.rmtree(partial, ignore_errors=True)
+            raise found from error
+
+    @property
+    def last_step(self) -> int | None:
+        """Of the newest complete checkpoint, one of before a resume included."""
+        return self._last_step
+
+    @property
+    def _kept(self) -> str:
+        if self._last_step is None:
+            return "There is no checkpoint yet"
+        return f"The last complete checkpoint is of step {self._last_step}"
 
 
-def checkpoint_step(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("step-"))
+def _resume_command(home: Home) -> str:
+    return f"python -m autotraj grpo --resume {home.location}"
+
+
+def _sealed(storage: Storage) -> list[str]:
+    try:
+        return storage.at(CHECKPOINTS).sealed()
+    except StorageError as error:
+        raise UserError(f"run_dir: {error}") from error
+
+
+def _upload_checkpoint(home: Home, name: str, partial: Path, save: Callable[[Path, Path | Storage], Any]) -> None:
+    assert home.storage
+    home.push()  # the metrics and trajectories of the steps that the checkpoint is of
+    checkpoints = home.storage.at(CHECKPOINTS)
+    checkpoints.unseal(name)  # of a run that got here before
+    save(partial.resolve(), checkpoints.at(name, LEARNERS))
+    checkpoints.at(name).upload(partial, files_of(partial))
+    checkpoints.seal(name)
+    shutil.rmtree(partial)
+
+
+def _prune(home: Home, keep: int) -> None:
+    """All but the newest `keep` checkpoints go, and what attempts that failed have left."""
+    for old in sorted((home.path / CHECKPOINTS).glob("step-*"))[:-keep]:
+        shutil.rmtree(old)
+    if home.storage:
+        checkpoints = home.storage.at(CHECKPOINTS)
+        whole = checkpoints.sealed()
+        for old_name in whole[:-keep]:
+            checkpoints.unseal(old_name)
+        for torn in {entry.partition("/")[0] for entry in checkpoints.entries() if "/" in entry} - set(whole):
+            checkpoints.at(torn).clear()
 
 
 def drop_metrics_after(path: Path, step: int) -> None:
-    """Forgets the metrics of steps that will be taken again."""
+    """Forgets the metrics of steps that will be taken again, and a line that a full disk cut short."""
     metrics = path / "metrics.jsonl"
     if metrics.is_file():
-        kept = [line for line in metrics.read_text().splitlines() if json.loads(line)["step"] <= step]
-        metrics.write_text("".join(f"{line}\n" for line in kept))
+        kept = [line for line in metrics.read_text().splitlines() if (at := _step_of(line)) is not None and at <= step]
+        partial = path / ".metrics.jsonl.partial"
+        partial.write_text("".join(f"{line}\n" for line in kept))
+        partial.replace(metrics)
+
+
+def _step_of(line: str) -> int | None:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def newest(home: Home) -> Checkpoint | None:
+    """The newest complete checkpoint of a run or stage, with the driver's part of it here."""
+    if home.storage is None:
+        folder = latest_checkpoint(home.path)
+        return Checkpoint(_checkpoint_step(folder.name), folder, folder / LEARNERS) if folder else None
+    names = _sealed(home.storage)
+    if not names:
+        return None
+    checkpoints, folder = home.storage.at(CHECKPOINTS), home.path / CHECKPOINTS / names[-1]
+    try:
+        files = checkpoints.sealed_files(names[-1])
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        checkpoints.at(names[-1]).download(folder, [name for name in files if not name.startswith(f"{LEARNERS}/")])
+    except StorageError as error:
+        raise UserError(f"run_dir: {error}") from error
+    return Checkpoint(_checkpoint_step(names[-1]), folder, checkpoints.at(names[-1], LEARNERS))
+
+
+def _checkpoint_step(name: str) -> int:
+    return int(name.removeprefix("step-"))
 
 
 def latest_checkpoint(run_dir: Path) -> Path | None:
-    """The newest complete checkpoint below `run_dir`."""
-    return max((run_dir / "checkpoints").glob("step-*"), default=None)
+    """The newest complete checkpoint below a local `run_dir`."""
+    return max((run_dir / CHECKPOINTS).glob("step-*"), default=None)

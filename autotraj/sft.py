@@ -39,7 +39,7 @@ def sft(
     `on_step(step, num_steps, metrics)` after each. Returns the stage's figures. Raises `stages.Interrupted`.
     """
     settings = config.sft
-    source = stages.require(Path(config.run_dir) / stages.SYNTHESIS / stages.SFT_FILE, "synthesize")
+    source = stages.require(config.folder / stages.SYNTHESIS / stages.SFT_FILE, "synthesize")
     tokenizer = load_tokenizer(config.model)
     eos_id = getattr(tokenizer, "eos_token_id", None)
     samples = load_samples(source, tokenizer, eos_id, include_repaired=settings.include_repaired)
@@ -57,7 +57,7 @@ def sft(
         lora=settings.lora,
         head="lm",
     )
-    folder, checkpoint = RunFolder.stage(Path(config.run_dir) / stages.SFT)
+    folder, checkpoint = RunFolder.stage(config, stages.SFT)
     losses: list[float] = []
 
     def after(number: int, metrics: Mapping[str, float]) -> bool:
@@ -79,7 +79,7 @@ def sft(
                 checkpoint_every=settings.checkpoint_every,
                 on_step=after,
             )
-            stages.export(group, folder.path / "policy")
+            stages.export(group, folder.home.place("policy"))
         finally:
             group.shutdown()
     return {

@@ -15,11 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
-from autotraj.errors import UserError
+from autotraj.errors import RunError, UserError
+from autotraj.home import Home
 from autotraj.interrupt import Interrupt
-from autotraj.run_folder import RunFolder, checkpoint_step
+from autotraj.run_folder import Checkpoint, RunFolder
 from learners.config import LearnerConfig, LoraConfig
+from learners.errors import LearnerError
 from learners.group import LearnerGroup
+from trajectory.storage import Storage
 
 SYNTHESIS, SFT, REWARD_MODEL, GRPO = "synthesis", "sft", "reward_model", "grpo"
 SFT_FILE, PREFERENCES_FILE = "sft.jsonl", "preferences.jsonl"
@@ -34,6 +37,13 @@ def require(path: Path, made_by: str) -> Path:
     if not path.exists():
         raise UserError(f"{path} isn't there; make it with `python -m autotraj {made_by}` on the same configuration")
     return path
+
+
+def require_model(home: Home, *names: str, made_by: str) -> str:
+    """Where actors find a model of this run's, or UserError with the command that makes it."""
+    if not home.has_model(*names):
+        require(home.path.joinpath(*names, "config.json"), made_by)
+    return home.model(*names)
 
 
 def num_steps(num_items: int, batch_size: int, epochs: int) -> int:
@@ -67,8 +77,23 @@ def learner_config(
     return LearnerConfig.model_validate(base.model_dump() | changes)
 
 
-def export(group: LearnerGroup, path: Path) -> None:
-    """Writes the Hugging Face model whole, or leaves the one that is there."""
+def export(group: LearnerGroup, path: Path | Storage) -> None:
+    """Writes the Hugging Face model whole, or leaves the one that is there; at a URI that one goes before the new comes.
+
+    Raises RunError.
+    """
+    try:
+        _export(group, path)
+    except (OSError, LearnerError) as error:
+        raise RunError(
+            f"the model {path} could not be written: {error}; mend that and go on from the last checkpoint"
+        ) from error
+
+
+def _export(group: LearnerGroup, path: Path | Storage) -> None:
+    if isinstance(path, Storage):
+        group.export_hf(path)
+        return
     partial = path.with_name(f".{path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     group.export_hf(partial.resolve())
@@ -79,7 +104,7 @@ def export(group: LearnerGroup, path: Path) -> None:
 def supervised(
     group: LearnerGroup,
     folder: RunFolder,
-    checkpoint: Path | None,
+    checkpoint: Checkpoint | None,
     plan: Iterator[list[int]],
     step: Callable[[list[int]], Mapping[str, float]],
     *,
@@ -93,8 +118,8 @@ def supervised(
     """
     done = 0
     if checkpoint is not None:
-        group.restore_from_path(checkpoint)
-        done = checkpoint_step(checkpoint)
+        group.restore_from_path(checkpoint.learners)
+        done = checkpoint.step
     for number, indices in enumerate(plan, start=1):
         if number <= done:
             continue
@@ -103,6 +128,6 @@ def supervised(
         if on_step(number, metrics):
             return
         if interrupt.requested or number % checkpoint_every == 0:
-            folder.checkpoint(number, group.save_to_path, keep=1)
+            folder.checkpoint(number, lambda _, learners: group.save_to_path(learners), keep=1)
         if interrupt.requested:
             raise Interrupted

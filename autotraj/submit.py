@@ -2,7 +2,7 @@
 
 submit --address http://HEAD:8265 -- run --config … run_dir=/shared/runs/mine
        │ the configuration is read here first: an error costs no upload
-       │ results must be on an absolute path: the job's working directory goes with the job
+       │ results must be on an absolute path or at a URI: the job's working directory goes with the job
        ▼
 working directory ▶ job server ▶ head: python -m autotraj run … ▶ its log here ▶ its exit code
 """
@@ -25,6 +25,7 @@ from autotraj.preflight import asks
 from cluster import jobs
 from cluster.jobs import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, Job, JobError
 from cluster.roles import read_node_types, unmet
+from trajectory.locations import is_uri
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = ("run", "synthesize", "sft", "reward-model", "grpo", "evaluate")
@@ -157,10 +158,12 @@ def _check(words: Sequence[str], cluster_file: str | None) -> RunConfig | None:
 
 
 def _require_absolute(name: str, path: str) -> None:
-    if not Path(path).is_absolute():
+    may_be_uri = name != "--out"
+    if not (may_be_uri and is_uri(path)) and not Path(path).is_absolute():
+        other = f", or a URI such as s3://bucket/{path}" if may_be_uri else ""
         raise UserError(
             f"{name} = {path} is within the job's working directory, which goes with the job: give an absolute path on a "
-            f"file system that every node mounts, such as /shared/{path}"
+            f"file system that every node mounts, such as /shared/{path}{other}"
         )
 
 

@@ -43,8 +43,10 @@ def save(engine: Any, path: Path, counters: Mapping[str, int], *, zero_stage: in
     dist.barrier()
 
 
-def load(engine: Any, path: Path, *, zero_stage: int) -> dict[str, int]:
+def load(engine: Any, path: Path, *, zero_stage: int, leads: bool) -> dict[str, int]:
     """Restore weights and optimizer on all ranks; returns the counters saved with them.
+
+    One rank of those that share `path` leads.
 
     Shards that another number of ranks (or another ZeRO stage) wrote go through DeepSpeed's universal checkpoint.
 
@@ -64,14 +66,14 @@ def load(engine: Any, path: Path, *, zero_stage: int) -> dict[str, int]:
     if same_stage and (meta["world_size"] == dist.get_world_size() or zero_stage == 0):
         _load_tag(engine, path, TAG)
     else:
-        if dist.get_rank() == 0:
+        if leads:
             _convert(path / TAG, path / UNIVERSAL_TAG)
         dist.barrier()
         engine._config.load_universal_checkpoint = True
         _load_tag(engine, path, UNIVERSAL_TAG)
         engine._config.load_universal_checkpoint = False
         dist.barrier()
-        if dist.get_rank() == 0:
+        if leads:
             shutil.rmtree(path / UNIVERSAL_TAG)
             (path / f"latest_{UNIVERSAL_TAG}").unlink()
     counters: dict[str, int] = meta["counters"]

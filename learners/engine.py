@@ -232,9 +232,11 @@ class DeepSpeedEngine:
         counters = {"num_steps": self.num_steps, "policy_version": self.policy_version}
         checkpoint.save(self._deepspeed, Path(path), counters, zero_stage=self.config.zero_stage)
 
-    def load(self, path: str | os.PathLike[str]) -> None:
-        """Restore what `save` wrote, whatever the number of ranks then."""
-        counters = checkpoint.load(self._deepspeed, Path(path), zero_stage=self.config.zero_stage)
+    def load(self, path: str | os.PathLike[str], *, leads: bool | None = None) -> None:
+        """Restore what `save` wrote, whatever the number of ranks then. `leads`: whether this rank converts shards for
+        those that see the same `path`; None: all see it."""
+        leads = self.rank == 0 if leads is None else leads
+        counters = checkpoint.load(self._deepspeed, Path(path), zero_stage=self.config.zero_stage, leads=leads)
         self.num_steps, self.policy_version = counters["num_steps"], counters["policy_version"]
 
     # -- inside --------------------------------------------------------------------------------------------------

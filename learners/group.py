@@ -31,6 +31,7 @@ from learners.config import LearnerConfig, LossConfig
 from learners.environment import process_environment
 from learners.errors import LearnerDied, LearnerError, LearnerFailed, LearnerTimeout
 from learners.learner import Learner
+from trajectory.storage import Storage
 from trajectory.weights import LogprobProbe
 
 T = TypeVar("T")
@@ -171,20 +172,20 @@ class LearnerGroup:
 
     # -- state ---------------------------------------------------------------------------------------------------
 
-    def export_hf(self, path: str | Path) -> None:
-        """Write a Hugging Face model directory."""
-        self._call("export_hf", str(path))
+    def export_hf(self, path: str | Path | Storage) -> None:
+        """Write a Hugging Face model directory: rank 0 does, on its node or to storage."""
+        self._call("export_hf", _place(path))
 
-    def save_to_path(self, path: str | Path, *, filesystem: Any = None, **_: Any) -> str:
-        """Write a checkpoint below `path`, which all ranks' nodes must share."""
+    def save_to_path(self, path: str | Path | Storage, *, filesystem: Any = None, **_: Any) -> str:
+        """Write a checkpoint below `path`, which all ranks' nodes must share, or to storage, each rank its part."""
         if filesystem is not None and filesystem.type_name != "local":
-            raise ValueError(f"learners write to mounted file systems only, not to {filesystem.type_name!r}")
-        self._call("save", str(Path(path).absolute()))
+            raise ValueError(f"learners write to mounted file systems or a Storage, not to {filesystem.type_name!r}")
+        self._call("save", _place(path))
         return str(path)
 
-    def restore_from_path(self, path: str | Path, **_: Any) -> None:
+    def restore_from_path(self, path: str | Path | Storage, **_: Any) -> None:
         """Load a checkpoint, whatever the number of ranks that wrote it."""
-        self.policy_version = self._call("load", str(Path(path).absolute()))
+        self.policy_version = self._call("load", _place(path))
 
     def get_state(
         self, components: Collection[str] | str | None = None, *, not_components: Any = None, **_: Any
@@ -334,3 +335,7 @@ class LearnerGroup:
             with contextlib.suppress(ValueError):  # Ray was shut down meanwhile
                 ray.kill(rank)
         self._ranks = []
+
+
+def _place(path: str | Path | Storage) -> str | Storage:
+    return path if isinstance(path, Storage) else str(Path(path).absolute())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 from collections.abc import Sequence
 from datetime import timedelta
@@ -14,9 +15,12 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from learners.batching import Pair, Sample
+from learners.checkpoint import META_FILE
 from learners.config import LearnerConfig, LossConfig
 from learners.engine import DeepSpeedEngine
 from learners.weight_sync import NCCLBroadcast, host_update, nccl_update
+from trajectory.locations import local_path
+from trajectory.storage import Storage, fetch, files_of, scratch
 from trajectory.weights import LogprobProbe, WeightUpdate
 
 
@@ -53,7 +57,10 @@ class Learner:
             world_size=self.config.num_learners,
             timeout=timedelta(seconds=self.config.step_timeout_s),
         )
-        self.engine = DeepSpeedEngine(self.config, self.loss_config)
+        # Each node needs its own copy of a model at a URI.
+        self.engine = DeepSpeedEngine(
+            self.config.model_copy(update={"model": fetch(self.config.model)}), self.loss_config
+        )
 
     def train_step(
         self, samples: Sequence[Sample], probe_ids: Sequence[int] | None
@@ -94,13 +101,44 @@ class Learner:
         assert self.broadcast is not None, "open_broadcast first"
         self.broadcast.send()
 
-    def save(self, path: str) -> None:
-        self.engine.save(path)
+    def save(self, place: str | Storage) -> None:
+        """To a path that all ranks share, or each rank's own part to storage, by way of its node's disk."""
+        if isinstance(place, str):
+            self.engine.save(place)
+            return
+        with scratch() as folder:
+            self.engine.save(folder)
+            place.upload(folder, files_of(folder), last=[META_FILE])
 
-    def load(self, path: str) -> int:
+    def load(self, place: str | Storage) -> int:
         """Returns the policy version restored."""
-        self.engine.load(path)
+        if isinstance(place, str):
+            self.engine.load(place)
+        else:
+            self._load_copy(place)
         return self.engine.policy_version
 
-    def export_hf(self, path: str) -> None:
-        self.engine.export_hf(path)
+    def _load_copy(self, storage: Storage) -> None:
+        """Of the ranks that see the same disk the first fetches the checkpoint, for as long as it is read."""
+        copy = local_path(storage.uri)
+        disks = [""] * self.engine.world_size
+        dist.all_gather_object(disks, f"{socket.gethostname()}:{copy}")
+        leads = disks.index(disks[self.rank]) == self.rank
+        if leads:
+            fetch(storage.uri, retry_s=storage.retry_s)
+        dist.barrier()
+        self.engine.load(copy, leads=leads)
+        dist.barrier()
+        if leads:
+            shutil.rmtree(copy, ignore_errors=True)
+
+    def export_hf(self, place: str | Storage) -> None:
+        if isinstance(place, str):
+            self.engine.export_hf(place)
+            return
+        with scratch() as folder:
+            self.engine.export_hf(folder / "model")
+            if self.rank == 0:
+                place.clear()
+                # Without its config.json it is no model.
+                place.upload(folder / "model", files_of(folder / "model"), last=["config.json"])

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from trajectory.storage import fetch
+
 SYSTEM_PROMPT = r"""Solve the question step by step. You can run tools while you reason. Use these tags, never nested:
 - <think>your reasoning</think> before each tool call and before the answer.
 - <code>Python code</code> to run Python (numpy, scipy and sympy are installed). Print what you need to see.
@@ -37,10 +39,10 @@ class Tokenizer(Protocol):
 
 
 def load_tokenizer(path: str) -> Tokenizer:
-    """The tokenizer of the model at `path` (a folder or a hub name)."""
+    """The tokenizer of the model at `path` (a folder, a URI or a hub name)."""
     from transformers import AutoTokenizer  # seconds to import
 
-    tokenizer: Tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer: Tokenizer = AutoTokenizer.from_pretrained(fetch(path))
     return tokenizer
 
 

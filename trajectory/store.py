@@ -8,6 +8,7 @@ the next writer moves away. Nothing here can run code that is hidden in a file, 
 from __future__ import annotations
 
 import dataclasses
+import errno
 import functools
 import logging
 import os
@@ -56,7 +57,7 @@ class RecordLog:
         start = os.fstat(self._file.fileno()).st_size
         if self._file.write(record) != len(record):
             self._file.truncate(start)  # a torn record in the middle would hide all that follow
-            raise OSError(f"the disk of {self._path} has no room for {len(record)} bytes more")
+            raise OSError(errno.ENOSPC, f"no room for {len(record)} bytes more", str(self._path))
 
     def close(self) -> None:
         self._file.close()

@@ -101,7 +101,7 @@ def test_a_run_folder_with_checkpoints_is_not_started_over(tmp_path: Path) -> No
     config = tiny(tmp_path)
     with RunFolder.create(config) as folder:
         for step in (1, 2, 3):
-            folder.checkpoint(step, lambda path: (Path(path) / "state").write_text("x"), keep=2)
+            folder.checkpoint(step, lambda path, _: (path / "state").write_text("x"), keep=2)
     checkpoints = Path(config.run_dir) / "checkpoints"
     assert sorted(p.name for p in checkpoints.iterdir()) == ["step-000002", "step-000003"]
     with pytest.raises(UserError, match="already holds checkpoints"):
@@ -113,4 +113,4 @@ def test_a_run_folder_with_checkpoints_is_not_started_over(tmp_path: Path) -> No
 
 def test_resume_without_a_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no run with a checkpoint there"):
-        RunFolder.resume(tmp_path)
+        RunFolder.resume(str(tmp_path))

@@ -1,11 +1,14 @@
-"""The whole method in one command, small, with its real parts; stopped in the middle of stage 1 and gone on with."""
+"""The whole method in one command, small, with its real parts; stopped in the middle of stage 1 and gone on with from
+another machine: the run lives in S3 (moto's API over HTTP)."""
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from object_store import environment, s3_server, set_environment
 from rich.console import Console
 
 from autotraj import run as runs
@@ -16,6 +19,7 @@ from autotraj.launch import parts
 from autotraj.stages import Interrupted
 from autotraj.synthesize import read_journal
 from trajectory.records import read_jsonl
+from trajectory.storage import fetch
 from trajectory.store import read_log
 
 pytestmark = [pytest.mark.ray, pytest.mark.engine, pytest.mark.docker, pytest.mark.timeout(900)]
@@ -23,12 +27,12 @@ pytestmark = [pytest.mark.ray, pytest.mark.engine, pytest.mark.docker, pytest.ma
 QUESTIONS, CANDIDATES = 24, 4
 
 
-def small(tmp_path: Path) -> RunConfig:
+def small() -> RunConfig:
     return load(
         ROOT / "examples/tiny/run.toml",
         [
             f'model="{ROOT / "examples/tiny/base"}"',
-            f'run_dir="{tmp_path / "run"}"',
+            "run_dir=s3://runs/whole",
             "data.limit=200",
             "eval.data.limit=16",
             f"synthesis.num_questions={QUESTIONS}",
@@ -60,22 +64,33 @@ class AfterSome(Interrupt):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, set[str]]:
-    """A run that was interrupted in stage 1 and then completed; with the questions that were done before."""
-    config = small(tmp_path_factory.mktemp("run"))
-    folder = runs.open_folder(config)
-    with parts(runs.at_its_largest(config)) as gateway:
-        first = runs.Pipeline(config, gateway, Console(), AfterSome(folder / "synthesis"))
-        with pytest.raises(Interrupted):
-            first.run()
-        before = {record.group.task.id for record in read_journal(folder / "synthesis")}
-        runs.Pipeline(config, gateway, Console(), Interrupt()).run()
-    return config, before
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunConfig, set[str]]]:
+    """A run that was interrupted in stage 1 and then completed; with the questions that were done before.
+
+    The driver's disk is another one then. The actors keep theirs, so that driver and actors share nothing but S3.
+    """
+    config = small()
+    with s3_server("runs") as address, pytest.MonkeyPatch.context() as patch:
+        set_environment(environment(address, tmp_path_factory.mktemp("one")), patch.setenv)
+        folder = runs.open_folder(config)
+        with parts(runs.at_its_largest(config)) as gateway:
+            first = runs.Pipeline(config, gateway, Console(), AfterSome(folder / "synthesis"))
+            with pytest.raises(Interrupted):
+                first.run()
+            first.push()
+            before = {record.group.task.id for record in read_journal(folder / "synthesis")}
+            patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("two")))
+            runs.open_folder(config)
+            runs.Pipeline(config, gateway, Console(), Interrupt()).run()
+        # What another machine finds.
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("three")))
+        fetch(config.run_dir)
+        yield config, before
 
 
 def test_stage_one_did_every_question_once(finished: tuple[RunConfig, set[str]]) -> None:
     config, before = finished
-    folder = Path(config.run_dir) / "synthesis"
+    folder = config.folder / "synthesis"
     ids = [record.group.task.id for record in read_journal(folder)]
     assert len(ids) == len(set(ids)) == QUESTIONS
     assert 5 <= len(before) < QUESTIONS
@@ -93,7 +108,7 @@ def test_stage_one_did_every_question_once(finished: tuple[RunConfig, set[str]])
 
 def test_repairs_hold_results_of_real_tools_only(finished: tuple[RunConfig, set[str]]) -> None:
     config, _ = finished
-    records = read_journal(Path(config.run_dir) / "synthesis")
+    records = read_journal(config.folder / "synthesis")
     accepted = [r.accepted for record in records for r in record.repairs if r.accepted]
     for trajectory in accepted:
         outputs = [turn.tool_result.output.strip() for turn in trajectory.turns if turn.tool_result]
@@ -104,7 +119,7 @@ def test_repairs_hold_results_of_real_tools_only(finished: tuple[RunConfig, set[
 
 def test_every_stage_left_what_the_next_and_a_person_need(finished: tuple[RunConfig, set[str]]) -> None:
     config, _ = finished
-    folder = Path(config.run_dir)
+    folder = config.folder
     assert (folder / "sft/policy/model.safetensors").is_file()
     assert (folder / "reward_model/model/model.safetensors").is_file()
     assert (folder / "grpo/policy/model.safetensors").is_file()
@@ -120,7 +135,7 @@ def test_every_stage_left_what_the_next_and_a_person_need(finished: tuple[RunCon
 
 def test_grpo_scored_with_the_reward_model_and_refreshed_it(finished: tuple[RunConfig, set[str]]) -> None:
     config, _ = finished
-    folder = Path(config.run_dir) / "grpo"
+    folder = config.folder / "grpo"
     groups = list(read_log(folder / "trajectories.log"))
     assert all(group.metrics["reward_model_version"] >= 1 for group in groups)
     assert any(reward.parts["trajectory"] != 0 for group in groups for reward in group.rewards)
@@ -133,7 +148,7 @@ def test_the_reward_model_loads_in_plain_transformers(finished: tuple[RunConfig,
     from transformers import AutoModelForSequenceClassification
 
     config, _ = finished
-    model = AutoModelForSequenceClassification.from_pretrained(Path(config.run_dir) / "reward_model/model")
+    model = AutoModelForSequenceClassification.from_pretrained(config.folder / "reward_model/model")
     assert model.config.num_labels == 1
 
 

@@ -28,6 +28,17 @@ def test_results_within_the_working_directory(
     assert "--resume = runs/x" in refused(capsys, "--", "grpo", "--resume", "runs/x")
 
 
+def test_results_at_a_uri(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(ROOT)
+    words = ["grpo", "--config", "examples/tiny/grpo.toml", "run_dir=s3://bucket/runs/tiny?region=eu-west-1"]
+    config = submit._check(words, None)
+    assert submit.resume_words(words, config) == ["grpo", "--resume", "s3://bucket/runs/tiny?region=eu-west-1"]
+    submit._check(["grpo", "--resume", "s3://bucket/runs/tiny"], None)
+    assert "credentials don't belong in a URI" in refused(
+        capsys, "--", *words[:3], "run_dir=s3://key:secret@bucket/runs"
+    )
+
+
 def test_a_mistake_in_the_configuration(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     said = refused(capsys, "--", "run", "--config", TINY, "run_dir=/shared/x", "grpo.num_step=3")

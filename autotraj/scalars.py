@@ -1,0 +1,31 @@
+"""Metrics for TensorBoard, written by whoever calls."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.summary_pb2 import Summary
+
+
+class Scalars:
+    """One event file in `folder`.
+
+    Not tensorboardX's `SummaryWriter`: its thread dies of a full disk, and then `add_scalar` waits forever for room in
+    its queue (2.6.5). OSError comes to the caller here.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._events = EventsWriter(str(folder / "events"))
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        values = [Summary.Value(tag=name, simple_value=float(value)) for name, value in metrics.items()]
+        self._events.write_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+        self._events.flush()
+
+    def close(self) -> None:
+        self._events.close()
