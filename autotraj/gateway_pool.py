@@ -32,7 +32,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from autotraj.config import RunConfig
 from autotraj.errors import UserError
 from autotraj.node_gateway import GatewayActor, GatewayDirectory
+from autotraj.preflight import asks
 from autotraj.sandbox import Gateway
+from cluster.ahead import asked_ahead
 from cluster.roles import SANDBOX, role
 from tool_sandbox.config import SandboxConfig
 
@@ -184,11 +186,25 @@ class GatewayPool:
                 logger.exception("the sandbox nodes could not be looked at; gateways stay as they are")
 
 
+def _wait_first(pool: GatewayPool, timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not pool.gateways:
+        if pool.problem:
+            raise UserError(f"no sandbox gateway could be started: {pool.problem}")
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"waited {timeout_s:g} s (grpo.start_timeout_s) on a sandbox gateway on a node with the Ray resource "
+                f"`{SANDBOX}`; is such a node coming? `ray status` on the head says"
+            )
+        time.sleep(0.1)
+
+
 @contextmanager
 def node_gateways(config: RunConfig) -> Iterator[Gateway]:
     """The gateway at `gateway` if that is set, else one on each sandbox node, for the length of the block.
 
-    Entered when the first gateway is up; others join. Raises UserError if no sandbox node came within
+    Entered when the first gateway is up; others join, and the nodes of engines and learners are on their way by then.
+    Raises UserError if no sandbox node came within
     `grpo.start_timeout_s`, or no gateway could start on those that did.
     """
     token, limit = config.sandbox.token or None, config.grpo.start_timeout_s
@@ -200,16 +216,8 @@ def node_gateways(config: RunConfig) -> Iterator[Gateway]:
     pool = GatewayPool(settings, num_gateways=config.num_gateways, start_timeout_s=limit)
     try:
         pool.start()
-        deadline = time.monotonic() + limit
-        while not pool.gateways:
-            if pool.problem:
-                raise UserError(f"no sandbox gateway could be started: {pool.problem}")
-            if time.monotonic() > deadline:
-                raise UserError(
-                    f"waited {limit:g} s (grpo.start_timeout_s) on a sandbox gateway on a node with the Ray resource "
-                    f"`{SANDBOX}`; is such a node coming? `ray status` on the head says"
-                )
-            time.sleep(0.1)
+        with asked_ahead([ask for ask in asks(config, at_start=True) if SANDBOX not in ask.resources]):
+            _wait_first(pool, limit)
         yield Gateway(pool.gateways[0][0], token, config.sandbox.tls, pool.directory_name)
     finally:
         pool.close()
