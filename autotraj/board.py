@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 import ray
 from ray._private import services
-from ray._raylet import GcsClient
+from ray._raylet import GcsClient  # type: ignore[attr-defined]  # compiled; its stub leaves it out
 from ray.exceptions import RayError
 from ray.experimental import internal_kv
 

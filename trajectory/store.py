@@ -138,7 +138,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     if dataclasses.is_dataclass(value):
-        return {name: getattr(value, name) for name in _field_names(type(value))}
+        kind: Any = type(value)  # mypy takes a class for unhashable
+        return {name: getattr(value, name) for name in _field_names(kind)}
     raise TypeError(f"a group holds a {type(value).__name__}, which can't be stored")
 
 
