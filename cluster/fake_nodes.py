@@ -18,6 +18,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,8 @@ AGENT_PORTS = (
     "metrics-export-port",
     "runtime-env-agent-port",
 )
-AGENT_TIMEOUT_MS = 300_000
+START_TIMEOUT_S = 120
+STARTED = b"Ray runtime started."
 END_TIMEOUT_S = 10.0
 OBJECT_STORE_BYTES = 150_000_000
 
@@ -75,19 +77,25 @@ class FakeNodes(FakeMultiNodeProvider):
             f"--labels={','.join(f'{k}={v}' for k, v in labels.items())}",
         ]
         command += [f"--object-store-memory={OBJECT_STORE_BYTES}", "--min-worker-port=0", "--max-worker-port=0"]
-        # Ports that are given needn't be waited for: a node whose agent takes over 15 s to name its own aborts (Ray 2.60).
         command += [f"--{name}={free_port()}" for name in AGENT_PORTS] + ["--disable-usage-stats"]
         # By these the autoscaler knows its nodes again in what the cluster reports.
         env = os.environ | {
-            "RAY_agent_register_timeout_ms": str(AGENT_TIMEOUT_MS),
+            "RAY_raylet_start_wait_time_s": str(START_TIMEOUT_S),
             "RAY_OVERRIDE_NODE_ID_FOR_TESTING": node_id,
             "RAY_CLOUD_INSTANCE_ID": node_id,
             "RAY_NODE_TYPE_NAME": node_type,
             ray_constants.RESOURCES_ENVIRONMENT_VARIABLE: json.dumps(resources),
             ray_constants.LABELS_ENVIRONMENT_VARIABLE: json.dumps(dict(labels)),
         }
-        with (folder / "node.log").open("ab") as log:
-            return subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
+        said = folder / "node.log"
+        with said.open("wb") as log:
+            process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
+        # One after another: a node whose agents take over 15 s to come up aborts (Ray 2.60), and a small machine that starts
+        # four at once is that slow.
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while STARTED not in said.read_bytes() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return process
 
     def non_terminated_nodes(self, tag_filters: Mapping[str, str]) -> list[str]:
         with self.lock:
