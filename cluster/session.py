@@ -49,6 +49,7 @@ def ray_session(*, num_cpus: float, num_gpus: float, asks: Sequence[Ask] = ()) -
         if num_cpus > cores:
             logger.warning("the plan asks for %g CPUs, this machine has %d: actors will share cores", num_cpus, cores)
         ray.init(
+            address="local",  # else Ray would join, and refuse to size, a cluster that somebody started on this machine
             num_cpus=max(cores, int(-(-num_cpus // 1))),
             include_dashboard=False,
             logging_level=logging.ERROR,
