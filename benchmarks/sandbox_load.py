@@ -10,8 +10,8 @@ from trajectory.types import ToolResult
 SYMPY = "import sympy\nx = sympy.Symbol('x')\nprint(sympy.solve(x**2 - {a} * x + {b}))\n"
 
 HOSTILE_TIMEOUT_S = 0.3
-"""Short, as one in three runs into it. On a busy machine a hostile call may be stopped before it did what it tries: `timeout`
-is always a right answer to one."""
+"""Short, as one in three runs into it. On a busy machine a call may be stopped before it did what it tries: `timeout` is
+always a right answer to a hostile one."""
 HOSTILE: dict[str, tuple[str, tuple[str, ...]]] = {
     "never ends": ("while True: pass", ()),
     "deaf to its deadline": (
