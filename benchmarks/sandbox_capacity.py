@@ -126,7 +126,8 @@ def capacity(node: Node, costs: Costs, max_p99_s: float) -> tuple[int, dict[str,
         }
         return percentile(outcome.latencies_s, 0.99), shares
 
-    low, high = 1, 1 << 20
+    # No queue is bounded above what its busiest part can do.
+    low, high = 1, int(min(1 / costs.gateway_s, node.cores / sum(asdict(costs).values())) / CALLS_PER_S) + 1
     while high - low > max(1, low // 100):
         middle = (low + high) // 2
         low, high = (middle, high) if simulate(middle)[0] <= max_p99_s else (low, middle)

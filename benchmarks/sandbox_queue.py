@@ -17,8 +17,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-QUANTUM_S = 0.004
-"""The longest that code keeps a core while other code waits for one."""
+QUANTUM_S, QUANTA = 0.004, 4
+"""The longest that code keeps a core while other code waits for one: so long, or that part of its mean if it is more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +192,7 @@ class Simulation:
         if seconds <= 0.0:
             then()
             return
-        quantum = min(seconds, QUANTUM_S)
+        quantum = min(seconds, max(QUANTUM_S, self._costs.code_s / QUANTA))
         self._outcome.busy_s["code"] += quantum
         self._niced.append((quantum, lambda: self._code(seconds - quantum, then)))
         self._hand_out()

@@ -184,7 +184,8 @@ def main() -> int:
     try:
         build.check_ready(config)
     except SandboxError as error:
-        control.send(json.dumps({"op": "broken", "kind": type(error).__name__, "error": str(error)}).encode())
+        with contextlib.suppress(BrokenPipeError):
+            control.send(json.dumps({"op": "broken", "kind": type(error).__name__, "error": str(error)}).encode())
         return 1
     remove_left_behind()
     launcher = LauncherProcess(control, config)

@@ -27,7 +27,7 @@ import grpc.aio
 from tool_sandbox import privileges, registry, wire
 from tool_sandbox.admission import split_deadline
 from tool_sandbox.config import SandboxConfig
-from tool_sandbox.errors import AddressError, EngineError, SandboxError, WireError
+from tool_sandbox.errors import AddressError, EngineError, GatewayError, SandboxError, WireError
 from tool_sandbox.metrics import Metrics
 from tool_sandbox.tls import server_credentials
 from trajectory.types import ToolResult
@@ -208,7 +208,14 @@ def _serve(config: SandboxConfig, announce: Callable[[Gateway], None], parent: i
     """Until a signal, the end of `parent`, or of what can't be done without. Errors: SandboxError."""
     gateway = Gateway(config)
     gateway.open()
-    if not privileges.drop():
+    try:
+        dropped = privileges.drop()
+    except OSError as error:
+        raise GatewayError(
+            f"sandbox: the gateway can't give up its privileges: {error}; start it on a kernel with seccomp, and as a user "
+            "that may change its user id, or as one that isn't root"
+        ) from None
+    if not dropped:
         logger.info("not started as root: the gateway keeps its user and groups (docs/security.md)")
     asyncio.run(_serve_as_nobody(gateway, announce, parent))
 

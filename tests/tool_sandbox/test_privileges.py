@@ -110,6 +110,28 @@ except PermissionError:
 
 @pytest.mark.docker
 @as_root
+def test_without_root_the_filter_alone_keeps_a_user_of_the_engines_group_from_it() -> None:
+    """Who isn't root keeps its groups; with them it reaches the engine, until the drop."""
+    script = f"""
+import os, socket
+from tool_sandbox import privileges
+os.setgroups([os.stat({ENGINE!r}).st_gid])
+os.setresgid(12345, 12345, 12345)
+os.setresuid(12345, 12345, 12345)
+def connect():
+    try:
+        socket.socket(socket.AF_UNIX).connect({ENGINE!r})
+        return "connected"
+    except PermissionError:
+        return "refused"
+print(connect(), privileges.drop(), connect())
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "connected False refused\n", done.stderr
+
+
+@pytest.mark.docker
+@as_root
 def test_all_that_only_root_can_read_is_read_before(tmp_path: Path) -> None:
     """Certificates, a search index and a checkout that nobody else may open: the gateway serves all of it, and once it is
     `nobody` it opens no file of ours, so that no lazy import waits to fail."""
