@@ -108,7 +108,10 @@ class Learner:
             return
         with scratch() as folder:
             self.engine.save(folder)
-            place.upload(folder, files_of(folder), last=[META_FILE])
+            place.upload(folder, [name for name in files_of(folder) if name != META_FILE])
+            dist.barrier()
+            if self.rank == 0:  # as on disk, it comes when all ranks' shards are there
+                place.upload(folder, [META_FILE])
 
     def load(self, place: str | Storage) -> int:
         """Returns the policy version restored."""
