@@ -92,8 +92,13 @@ def empty(directory: bytes, uid: int) -> bool:
 
 
 def owned(directory: bytes, uid: int) -> list[bytes]:
+    found = []
     with os.scandir(directory) as entries:
-        return [entry.path for entry in entries if entry.stat(follow_symlinks=False).st_uid == uid]
+        for entry in entries:
+            with contextlib.suppress(FileNotFoundError):  # a neighbour's, who removes it just now
+                if entry.stat(follow_symlinks=False).st_uid == uid:
+                    found.append(entry.path)
+    return found
 
 
 def remove_fast(paths: list[bytes]) -> None:
