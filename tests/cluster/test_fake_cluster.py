@@ -18,6 +18,7 @@ from cluster.fake import ROOT, FakeCluster, fake_cluster
 
 pytestmark = [pytest.mark.ray, pytest.mark.engine, pytest.mark.docker, pytest.mark.timeout(1500)]
 
+STEPS = 60
 SMALL = [
     "place_by_role=true",
     "data.limit=200",
@@ -28,9 +29,9 @@ SMALL = [
     "reward_model.epochs=1",
     "reward_model.held_out=0.4",
     "reward_model.evaluate_every=1",
-    "grpo.num_steps=8",
+    f"grpo.num_steps={STEPS}",
     "grpo.groups_per_step=4",
-    "grpo.checkpoint_every=2",
+    "grpo.checkpoint_every=5",
     "rollout.group_size=4",
     "online_repair.enabled=false",
 ]
@@ -110,7 +111,7 @@ def test_a_whole_run_survives_a_lost_node_a_stop_and_a_resume(cluster: FakeClust
     (lost,) = {node for node in cluster.nodes("rollout") if node in engine_nodes(cluster)}
     cluster.kill_node(lost)
     killed_at = len(steps(run_dir))
-    wait_for("a step after the node's loss", lambda: len(steps(run_dir)) > killed_at + 1, job, log)
+    wait_for("a step after the node's loss", lambda: len(steps(run_dir)) > killed_at + 2, job, log)
     assert lost not in cluster.nodes("rollout")
 
     # Somebody stops it, and goes on with it.
@@ -118,13 +119,13 @@ def test_a_whole_run_survives_a_lost_node_a_stop_and_a_resume(cluster: FakeClust
     assert ended(stopped, tmp_path / "stop.log") == 0
     assert ended(job, log) == 130
     done = len(steps(run_dir))
-    assert 2 <= done < 8, "stopped too late to show anything"
+    assert done < STEPS, "stopped too late to show anything"
     resumed = submit(cluster, "--job-id", "second", "--resume", "first", log=log)
     assert ended(resumed, log) == 0, tail(log)
     assert f"grpo: resumed at step {done}" in log.read_text()
 
     metrics = steps(run_dir)
-    assert [m["step"] for m in metrics] == list(range(1, 9))  # each step, and so each of its prompts, once
+    assert [m["step"] for m in metrics] == list(range(1, STEPS + 1))  # each step, and so each of its prompts, once
     assert metrics[done - 1]["runner_restarts"] >= 1
     assert not [name for name in metrics[-1] if name.startswith("dropped/")]  # no prompt was lost
     assert all(m["gate_max_delta"] <= 1e-4 for m in metrics)
