@@ -38,13 +38,13 @@ def ray_session(*, num_cpus: float, num_gpus: float, asks: Sequence[Ask] = ()) -
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Without it every actor prints a deprecation banner.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # RLlib hands its actors their configuration by reference, which Ray's core in this process reports as an error at every
+    # start (ray#53727); RLlib keeps the reference alive. Real errors come as exceptions.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     if os.environ.get("RAY_ADDRESS"):
         ray.init(logging_level=logging.ERROR)
         _require(num_cpus, num_gpus, asks)
     else:
-        # RLlib hands its actors their configuration by reference, which Ray's core reports as an error at every start
-        # (ray#53727); RLlib keeps the reference alive. A local run's real errors come as exceptions.
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         cores = os.cpu_count() or 1
         if num_cpus > cores:
             logger.warning("the plan asks for %g CPUs, this machine has %d: actors will share cores", num_cpus, cores)
