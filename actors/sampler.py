@@ -100,8 +100,8 @@ class Sampler:
                 stop=STOP_STRINGS,
                 seed=int(turn_seeds.generate_state(1)[0]),
             )
-            # The number at the end: a lease of the same name may still be in flight from before the loop was set back.
-            request_id = f"{lease_id}/{index}/{turn_seeds.spawn_key[-1]}/{next(self._request_ids)}"
+            # The number in front: a lease of the same name may still be in flight from before the loop was set back.
+            request_id = f"{next(self._request_ids)}/{lease_id}/{index}/{turn_seeds.spawn_key[-1]}"
             generation = await self._engine.generate(token_ids, sampling, request_id)
             self.num_generated_tokens += len(generation.token_ids)
             self.num_prompt_tokens += len(token_ids)
