@@ -131,6 +131,8 @@ def of_cluster() -> list[dict[str, Any]]:
         store = GcsClient(address=address)
         keys = store.internal_kv_keys(KEY_PREFIX, NAMESPACE, timeout=CONNECT_TIMEOUT_S)
         found = [store.internal_kv_get(key, NAMESPACE, timeout=CONNECT_TIMEOUT_S) for key in sorted(keys)]
+    except UserError:
+        raise
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:
         raise UserError(
             f"no Ray cluster: {str(error).splitlines()[0]}; set RAY_ADDRESS, or name the run: status RUN_DIR"

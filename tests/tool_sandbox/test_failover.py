@@ -125,6 +125,8 @@ class ScriptedTool:
     def __init__(self, name: str) -> None:
         self.name, self.num_full, self.num_calls, self.sessions = name, 0, 0, list[str | None]()
 
+    def open(self) -> None: ...
+
     async def start(self) -> None: ...
 
     async def close(self) -> None: ...
@@ -151,6 +153,7 @@ async def scripted(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[Starte
     for tool in tools:
         monkeypatch.setattr("tool_sandbox.registry.build", lambda config, metrics, tool=tool: {"echo": tool})
         gateway = Gateway(SandboxConfig(token="t", drain_s=0.0))
+        gateway.open()
         await gateway.start()
         started.append((tool, gateway))
     yield started

@@ -105,6 +105,7 @@ async def test_one_name_serves_gateways_whose_hosts_nobody_knew_beforehand(
 ) -> None:
     monkeypatch.setattr("tool_sandbox.registry.build", lambda config, metrics: {"echo": EchoTool()})
     gateway = Gateway(SandboxConfig(address="127.0.0.1:0", tls=authority.issue("gateway", "sandbox.internal")))
+    gateway.open()
     await gateway.start()
     files = authority.issue("client", "anywhere")
     try:
