@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -42,24 +44,39 @@ def ray_session(*, num_cpus: float, num_gpus: float, asks: Sequence[Ask] = ()) -
     # start (ray#53727); RLlib keeps the reference alive. Real errors come as exceptions.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(logging_level=logging.ERROR)
+        with _signals_kept():
+            ray.init(logging_level=logging.ERROR)
         _require(num_cpus, num_gpus, asks)
     else:
         cores = os.cpu_count() or 1
         if num_cpus > cores:
             logger.warning("the plan asks for %g CPUs, this machine has %d: actors will share cores", num_cpus, cores)
-        ray.init(
-            address="local",  # else Ray would join, and refuse to size, a cluster that somebody started on this machine
-            num_cpus=max(cores, int(-(-num_cpus // 1))),
-            include_dashboard=False,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-        )
+        with _signals_kept():
+            ray.init(
+                address="local",  # else Ray would join, and refuse to size, a cluster that somebody started on this machine
+                num_cpus=max(cores, int(-(-num_cpus // 1))),
+                include_dashboard=False,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+            )
         _require(0, num_gpus, asks)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Ray's core puts a handler of its own for SIGTERM over ours, with which a stopped job would die on the spot instead of
+    writing its checkpoint (2.60)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # nobody's handlers can be set from here
+        return
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in kept.items():
+        signal.signal(number, handler)
 
 
 def _require(num_cpus: float, num_gpus: float, asks: Sequence[Ask]) -> None:

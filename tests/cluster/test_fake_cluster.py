@@ -118,6 +118,7 @@ def test_a_whole_run_survives_a_lost_node_a_stop_and_a_resume(cluster: FakeClust
     stopped = submit(cluster, "--stop", "first", log=tmp_path / "stop.log")
     assert ended(stopped, tmp_path / "stop.log") == 0
     assert ended(job, log) == 130
+    assert "interrupted; the same command goes on" in log.read_text(), tail(log)
     done = len(steps(run_dir))
     assert done < STEPS, "stopped too late to show anything"
     resumed = submit(cluster, "--job-id", "second", "--resume", "first", log=log)
