@@ -56,10 +56,15 @@ def is_open(fd):
     except OSError:
         return False
     return True
+def mine(path):
+    try:
+        return os.lstat(path).st_uid == me
+    except FileNotFoundError:  # a neighbour's, who has removed it since
+        return False
 path, umask = os.getcwd(), os.umask(0o077)
 print(repr((me, {{
     "processes": [p for p in os.listdir("/proc") if p.isdigit() and int(p) != os.getpid() and runs_as_me(p)],
-    "files": [n for d in (path, "/tmp", "/dev/shm") for n in os.listdir(d) if os.lstat(f"{{d}}/{{n}}").st_uid == me][:9],
+    "files": [n for d in (path, "/tmp", "/dev/shm") for n in os.listdir(d) if mine(f"{{d}}/{{n}}")][:9],
     "directory": (path == f"/w/{{path[3:]}}", oct(os.stat(path).st_mode)),
     "descriptors": [fd for fd in range(256) if is_open(fd)],
     "sys.path": [p.replace(path, "here") for p in sys.path],
