@@ -37,7 +37,9 @@ def gateway() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def ray_here() -> Iterator[None]:
-    ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=100 * 1024**2, log_to_driver=False)
+    ray.init(
+        address="local", num_cpus=2, include_dashboard=False, object_store_memory=100 * 1024**2, log_to_driver=False
+    )
     yield
     ray.shutdown()
 

@@ -207,7 +207,9 @@ async def test_before_the_start_and_after_the_end(checkpoints: list[str]) -> Non
 
 @pytest.mark.ray
 def test_as_a_ray_actor(checkpoints: list[str]) -> None:
-    ray.init(address="local", num_cpus=1, include_dashboard=False, object_store_memory=100 * 1024**2, log_to_driver=False)
+    ray.init(
+        address="local", num_cpus=1, include_dashboard=False, object_store_memory=100 * 1024**2, log_to_driver=False
+    )
     try:
         actor = ray.remote(RewardModelActor).options(num_cpus=1).remote(RewardModelConfig())
         ray.get(actor.start.remote(checkpoints[0], 1), timeout=120)

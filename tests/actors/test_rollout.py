@@ -27,7 +27,9 @@ NO_GATEWAY = "127.0.0.1:1"
 
 @pytest.fixture(scope="module")
 def group(model_path: Path) -> Iterator[EnvRunnerGroup]:
-    ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=100 * 1024**2, log_to_driver=False)
+    ray.init(
+        address="local", num_cpus=2, include_dashboard=False, object_store_memory=100 * 1024**2, log_to_driver=False
+    )
     config = AlgorithmConfig()
     config.rollout_settings = RolloutSettings(
         engine=EngineConfig(model=str(model_path), max_model_len=1024, cpu_kv_cache_gib=1),
