@@ -34,7 +34,7 @@ REQUEST_TIMEOUT_S = 60.0
 NUM_RETRIES = 2
 """Of a question that was hung up on, as a busy head does now and then. Orders are not given twice."""
 POLL_S = 2.0
-LOST_AFTER_S = 60.0
+LOST_AFTER_S = 180.0
 """A head that answers nothing for so long is gone."""
 AGENT_TIMEOUT_S = 120.0
 """What a head that has just started may take until it can start jobs."""
