@@ -109,9 +109,9 @@ def main() -> None:
         run = Run(cluster, Path(folder))
         run.wait("first step", len)
         print(
-            "| killed | next step, s | longest step, s | pace again after, s | pace, s | leased again | steps again | lost |"
+            "| killed | next step, s | longest wait, s | tools right, s | prompts leased again | steps again | lost |"
         )
-        print("|---|---|---|---|---|---|---|---|", flush=True)
+        print("|---|---|---|---|---|---|---|", flush=True)
         for name, kill in VICTIMS.items():
             if re.search(args.only, name):
                 print(f"| {name} | {measure(run, lambda kill=kill: kill(cluster), args.steps_between)} |", flush=True)
