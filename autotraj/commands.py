@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from autotraj import preflight, stages
-from autotraj.config import load
+from autotraj.config import load, with_changes
 from autotraj.errors import UserError
 from autotraj.home import Home
 from autotraj.launch import build, engines, measure, parts, train
@@ -19,6 +19,8 @@ from trajectory.locations import is_uri
 from trajectory.storage import RETRY_S, scratch
 
 EXIT_OK, EXIT_INTERRUPTED = 0, 130
+ALONE = {"stages": ["grpo"]}
+"""`grpo` makes no reward model, so it asks for no place for one unless `reward_model.path` names one."""
 
 
 def grpo(config_path: str | None, overrides: Sequence[str], *, resume: str | None) -> int:
@@ -28,6 +30,7 @@ def grpo(config_path: str | None, overrides: Sequence[str], *, resume: str | Non
         folder, config, checkpoint = RunFolder.resume(resume)
     else:
         config, checkpoint = load(config_path, overrides), None
+    config = with_changes(config, ALONE)
     preflight.check(config)
     if not resume:
         folder = RunFolder.create(config)

@@ -32,6 +32,7 @@ SETTINGS = [
     "grpo.groups_per_step=8",
     "grpo.checkpoint_every=10",
     "eval.data.limit=16",
+    'stages=["grpo"]',  # no reward model, so that four engines fit
     "elastic.max_actors=4",
     "elastic.window_steps=2",
     "elastic.grow_above=0.1",

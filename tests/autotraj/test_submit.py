@@ -97,3 +97,14 @@ def test_a_job_names_its_code(tmp_path: Path) -> None:
     assert len(commit) == 12
     (tmp_path / "a.py").write_text("2\n")
     assert submit.commit_of(tmp_path) == f"{commit}, with changes"
+
+
+def test_grpo_alone_asks_no_place_for_a_reward_model(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four engines take all rollout nodes of the fake cluster; `run` would need one more."""
+    monkeypatch.chdir(ROOT)
+    words = ["--config", "examples/tiny/grpo.toml", "run_dir=/shared/x", "place_by_role=true", "rollout.num_actors=4"]
+    assert submit._check(["grpo", *words], "cluster/fake.yaml") is not None
+    said = refused(capsys, "--cluster-file", "cluster/fake.yaml", "--", "run", *words)
+    assert "reward model (scorer): 1 × 1 CPU, rollout asked for" in said
