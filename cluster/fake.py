@@ -24,7 +24,7 @@ from pathlib import Path
 import psutil
 import yaml
 
-from cluster.fake_nodes import AGENT_PORTS, FOLDER_VARIABLE, OBJECT_STORE_BYTES, free_port
+from cluster.fake_nodes import AGENT_PORTS, FOLDER_VARIABLE, OBJECT_STORE_BYTES, STARTED, free_port
 from cluster.session import CLUSTER_FILE_VARIABLE
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -149,9 +149,10 @@ def _wait_ready(cluster: FakeCluster) -> None:
     )
     deadline = time.monotonic() + START_TIMEOUT_S
     while True:
-        with contextlib.suppress(OSError), urllib.request.urlopen(request, timeout=5):
-            return
         said = (cluster.folder / "head.log").read_text()[-3000:]
+        if STARTED.decode() in said:  # the dashboard answers before the rest is up
+            with contextlib.suppress(OSError), urllib.request.urlopen(request, timeout=5):
+                return
         if cluster.head.poll() is not None:
             raise RuntimeError(f"the head ended: {said}")
         if time.monotonic() > deadline:

@@ -105,8 +105,9 @@ def test_a_dead_engine_fails_its_episodes_as_data_then_the_actor_restarts(group:
     actor = actor_of(group)
     pid = ray.get(actor.apply.remote(lambda runner: __import__("os").getpid()), timeout=30)
     # By parent's id: `children` compares start times, and those move with the clock of a virtual machine.
-    listed = psutil.process_iter(["ppid", "name"])
-    (core,) = [p for p in listed if p.info["ppid"] == pid and (p.info["name"] or "").startswith("VLLM")]
+    listed = list(psutil.process_iter(["ppid", "name", "cmdline"]))
+    below = [p for p in listed if p.info["ppid"] == pid]
+    (core,) = [p for p in below if "VLLM" in " ".join([p.info["name"] or "", *(p.info["cmdline"] or [])])] or below[:1]
     refs = [actor.rollout_group.remote(lease_id=f"d{i}", task=TASK, seed=i) for i in range(64)]
     while not ray.get(actor.stats.remote(), timeout=30)["requests_in_flight"]:
         assert ray.wait(refs, num_returns=len(refs), timeout=0)[1], "all were done before one was seen"
