@@ -24,7 +24,7 @@ EXPORT_EVERY_S = 1.0
 
 def announce(config: RunConfig) -> None:
     """A run's first word: until its parts have boards of their own it may wait for machines, and be asked why."""
-    StatusBoard(Path(config.run_dir), rows=list, title=lambda: f"a run of {config.model}").now_does(
+    StatusBoard(config.folder, rows=list, title=lambda: f"a run of {config.model}").now_does(
         "waits for Ray to place its sandbox and actors"
     )
 

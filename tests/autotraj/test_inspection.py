@@ -14,7 +14,9 @@ from scrape import DASHBOARD, METRIC, labels_of, queries
 from actors import metrics as engine_metrics
 from autotraj import gateway_metrics, metrics_export
 from autotraj.board import StatusBoard, show
+from autotraj.config import load
 from autotraj.errors import UserError
+from autotraj.inspection import announce
 from autotraj.runner_calls import Call, Runner, RunnerView, views
 from autotraj.status import LoopState, Row, Since, loop_rows, render, runner_rows
 from tool_sandbox.stats import PoolState, Stats
@@ -182,6 +184,17 @@ def test_a_killed_run_is_said_to_be_gone(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(DASHBOARD.parents[1])}
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=environment, timeout=120, check=False)
     assert "THE RUN IS GONE" in show(str(tmp_path))
+
+
+def test_a_run_at_a_uri_has_its_first_word_in_its_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    base = DASHBOARD.parents[1] / "examples/tiny"
+    announce(load(base / "grpo.toml", [f'model="{base / "base"}"', 'run_dir="s3://bucket/runs/x"']))
+    assert "waits for Ray" in show("s3://bucket/runs/x")
+    assert os.listdir() == ["cache"]
 
 
 def test_status_of_no_run(tmp_path: Path) -> None:
