@@ -93,9 +93,15 @@ class GatewayWatch:
         self._client = SandboxClient(address, token=token, tls=tls)
         self._address, self._key, self._tags = address, _key(address), {"gateway": address}
         self._gauges = {name: Gauge(f"autotraj_{name}", text, tags) for name, (text, tags) in GAUGES.items()}
+        self._answered_at = time.monotonic()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="gateway-watch", daemon=True)
         self._thread.start()
+
+    @property
+    def silent_s(self) -> float:
+        """Since its last answer, or since the watch began."""
+        return time.monotonic() - self._answered_at
 
     def close(self) -> None:
         self._closed.set()
@@ -113,7 +119,8 @@ class GatewayWatch:
             except GatewayError as error:
                 if answered and not self._closed.is_set():
                     logger.warning("no metrics of the sandbox: %s", error)
-            answered = stats is not None
+            if answered := stats is not None:
+                self._answered_at = time.monotonic()
             for name, tags, value in values(stats) if stats else []:
                 self._gauges[name].set(value, self._tags | tags)
             self._gauges["sandbox_up"].set(float(answered), self._tags)

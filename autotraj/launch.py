@@ -80,9 +80,9 @@ def _replace_learners(algo: GRPO, folder: RunFolder, error: LearnerError, num_re
     lost too often."""
     run = algo.config.run_config
     lost = isinstance(error, LearnerDied | LearnerTimeout) and run.engine.weight_transfer != "nccl"
-    go_on = f"go on from the last checkpoint with {folder.go_on}"
+    go_on = f"{folder.kept}; go on with {folder.go_on}"
     if not lost or num_restarts > run.grpo.max_learner_restarts:
-        raise RunError(f"{error}; {go_on}") from error
+        raise RunError(f"{error}. {go_on}") from error
     checkpoint = newest(folder.home)
     step = checkpoint.step if checkpoint else 0
     logger.warning(
@@ -93,7 +93,7 @@ def _replace_learners(algo: GRPO, folder: RunFolder, error: LearnerError, num_re
         with algo.inspection.board.doing("waits for new learners"):
             algo.start_over(checkpoint)
     except LearnerError as again:
-        raise RunError(f"{again}; {go_on}") from again
+        raise RunError(f"{again}. {go_on}") from again
     folder.set_back(step)
 
 

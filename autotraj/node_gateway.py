@@ -8,29 +8,22 @@ Who creates and watches both is `gateway_pool`.
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import threading
-import time
 
 import ray
 
 from autotraj.gateway_metrics import GatewayWatch
 from autotraj.sandbox import make_index
 from tool_sandbox import build
-from tool_sandbox.client import SandboxClient
 from tool_sandbox.config import SandboxConfig
-from tool_sandbox.errors import GatewayError, SandboxError
+from tool_sandbox.errors import SandboxError
 from tool_sandbox.local import LocalGateway
 
-logger = logging.getLogger(__name__)
-
 WATCH_EVERY_S = 1.0
-ASK_EVERY_S = 10.0
-ANSWER_S = 20.0
-MAX_SILENCES = 2
-"""A gateway that leaves so many questions in a row unanswered, each for `ANSWER_S`, hangs."""
+HUNG_AFTER_S = 45.0
+"""A gateway that has answered none of `GatewayWatch`'s questions for so long hangs."""
 
 
 class GatewayActor:
@@ -38,7 +31,6 @@ class GatewayActor:
     actor needs a thread for it and one more."""
 
     def __init__(self) -> None:
-        self._config: SandboxConfig | None = None
         self._gateway: LocalGateway | None = None
         self._stopping = threading.Event()
         self._watch: GatewayWatch | None = None
@@ -51,10 +43,10 @@ class GatewayActor:
         # The address of a node of another cloud's network can't be known here: it is what Ray's own traffic uses.
         host = ray.util.get_node_ip_address()
         try:
-            self._config = SandboxConfig.model_validate(config.model_dump() | {"address": f"{host}:0"})
+            config = SandboxConfig.model_validate(config.model_dump() | {"address": f"{host}:0"})
             make_index(config.search)
             build.ensure_image(config)
-            self._gateway = LocalGateway(self._config)
+            self._gateway = LocalGateway(config)
         except (SandboxError, ValueError) as error:
             return "", f"on sandbox node {host}: {error}"
         self._watch = GatewayWatch(self._gateway.address, config.token, config.tls)
@@ -63,24 +55,13 @@ class GatewayActor:
     def watch(self) -> str:
         """Returns when the gateway has ended or hangs, and says which. One that hangs is killed."""
         assert self._gateway is not None, "start() returned an address"
-        assert self._config is not None
-        token, tls = self._config.token, self._config.tls
-        silences, ask_at = 0, time.monotonic() + ASK_EVERY_S
-        with SandboxClient(self._gateway.address, token=token, tls=tls) as client:
-            while not self._stopping.wait(WATCH_EVERY_S):
-                if (code := self._gateway.exit_code) is not None:
-                    return f"the gateway process ended with code {code}"
-                if time.monotonic() < ask_at:
-                    continue
-                try:
-                    client.stats(ANSWER_S)
-                    silences = 0
-                except GatewayError as error:
-                    silences += 1
-                    if silences >= MAX_SILENCES and self._gateway.exit_code is None:
-                        os.kill(self._gateway.pid, signal.SIGKILL)  # a stopped process would not see us gone
-                        return f"the gateway hung: {error}"
-                ask_at = time.monotonic() + ASK_EVERY_S
+        assert self._watch is not None
+        while not self._stopping.wait(WATCH_EVERY_S):
+            if (code := self._gateway.exit_code) is not None:
+                return f"the gateway process ended with code {code}"
+            if (silent_s := self._watch.silent_s) > HUNG_AFTER_S:
+                os.kill(self._gateway.pid, signal.SIGKILL)  # a stopped process would not see us gone
+                return f"the gateway hung: it answered nothing for {silent_s:.0f} s"
         return "the gateway was told to stop"
 
     def stop(self) -> None:

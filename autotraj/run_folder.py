@@ -141,7 +141,7 @@ class RunFolder:
             self.home.push()
         except (StorageError, OSError) as error:
             raise named(
-                self.home, "the run's files could not be written", error, kept=self._kept, go_on=self.go_on
+                self.home, "the run's files could not be written", error, kept=self.kept, go_on=self.go_on
             ) from error
 
     def checkpoint(self, step: int, save: Callable[[Path, Path | Storage], Any], *, keep: int) -> None:
@@ -172,7 +172,7 @@ class RunFolder:
             shutil.rmtree(partial, ignore_errors=True)
             raise
         except (OSError, RuntimeError) as error:  # RuntimeError: StorageError, LearnerFailed, torch's of a full disk
-            found = named(self.home, failed, error, kept=self._kept, go_on=self.go_on)
+            found = named(self.home, failed, error, kept=self.kept, go_on=self.go_on)
             shutil.rmtree(partial, ignore_errors=True)
             raise found from error
 
@@ -182,7 +182,8 @@ class RunFolder:
         return self._last_step
 
     @property
-    def _kept(self) -> str:
+    def kept(self) -> str:
+        """For messages: what there is to go on from."""
         if self._last_step is None:
             return "There is no checkpoint yet"
         return f"The last complete checkpoint is of step {self._last_step}"
