@@ -51,6 +51,19 @@ def actor_of(group: EnvRunnerGroup) -> Any:
     return group._worker_manager.actors()[1]
 
 
+def engine_of(pid: int) -> psutil.Process:
+    """The engine's process below an actor's. By parent's id: `children` compares start times, and those move with the
+    clock of a virtual machine."""
+    deadline = time.monotonic() + 30
+    while True:
+        below = [p for p in psutil.process_iter(["ppid", "cmdline"]) if p.info["ppid"] == pid]
+        for process in below:
+            if (process.info["cmdline"] or [""])[0].startswith("VLLM"):
+                return process
+        assert time.monotonic() < deadline, f"no engine below {pid}: {[p.info['cmdline'] for p in below]}"
+        time.sleep(0.2)
+
+
 def test_groups_and_new_weights(group: EnvRunnerGroup) -> None:
     actor = actor_of(group)
     first = ray.get(actor.rollout_group.remote(lease_id="a", task=TASK, seed=1), timeout=60)
@@ -104,10 +117,7 @@ def test_an_exception_reaches_the_caller_at_once(group: EnvRunnerGroup) -> None:
 def test_a_dead_engine_fails_its_episodes_as_data_then_the_actor_restarts(group: EnvRunnerGroup) -> None:
     actor = actor_of(group)
     pid = ray.get(actor.apply.remote(lambda runner: __import__("os").getpid()), timeout=30)
-    # By parent's id: `children` compares start times, and those move with the clock of a virtual machine.
-    listed = list(psutil.process_iter(["ppid", "name", "cmdline"]))
-    below = [p for p in listed if p.info["ppid"] == pid]
-    (core,) = [p for p in below if "VLLM" in " ".join([p.info["name"] or "", *(p.info["cmdline"] or [])])] or below[:1]
+    core = engine_of(pid)
     refs = [actor.rollout_group.remote(lease_id=f"d{i}", task=TASK, seed=i) for i in range(64)]
     while not ray.get(actor.stats.remote(), timeout=30)["requests_in_flight"]:
         assert ray.wait(refs, num_returns=len(refs), timeout=0)[1], "all were done before one was seen"
