@@ -143,3 +143,14 @@ class Proxy:
     def close(self) -> None:
         self._server.shutdown()
         self._server.server_close()
+
+
+@contextmanager
+def proxied(bucket: str) -> Iterator[Proxy]:
+    """A server with one empty bucket, behind a proxy."""
+    with s3_server(bucket) as address:
+        made = Proxy(address)
+        try:
+            yield made
+        finally:
+            made.close()

@@ -11,7 +11,7 @@ import msgpack
 import numpy as np
 import pytest
 from conftest import ROOT, TINY
-from object_store import Proxy, client, environment, objects, s3_server
+from object_store import Proxy, client, environment, objects, proxied
 
 from autotraj.__main__ import EXIT_FAILED, EXIT_OK
 from trajectory.store import read_log
@@ -33,10 +33,8 @@ SMALL = [
 
 @pytest.fixture(scope="module")
 def proxy() -> Iterator[Proxy]:
-    with s3_server(BUCKET) as address:
-        made = Proxy(address)
+    with proxied(BUCKET) as made:
         yield made
-        made.close()
 
 
 def autotraj(proxy: Proxy, machine: Path, *words: str) -> subprocess.CompletedProcess[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import tiny
-from object_store import Proxy, environment, objects, s3_server, set_environment
+from object_store import Proxy, environment, objects, proxied, set_environment
 
 from autotraj import __main__ as command_line
 from autotraj.errors import RunError, UserError
@@ -26,10 +26,8 @@ PART_BYTES = 1 << 20
 
 @pytest.fixture(scope="module")
 def proxy() -> Iterator[Proxy]:
-    with s3_server(BUCKET) as address:
-        made = Proxy(address)
+    with proxied(BUCKET) as made:
         yield made
-        made.close()
 
 
 def save(folder: Path, learners: Path | Storage) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
-from object_store import Proxy, environment, objects, s3_server, set_environment
+from object_store import Proxy, environment, objects, proxied, set_environment
 from ray.cluster_utils import Cluster
 
 from learners.batching import Sample
@@ -22,10 +22,8 @@ BUCKET = "runs"
 
 @pytest.fixture(scope="module")
 def proxy() -> Iterator[Proxy]:
-    with s3_server(BUCKET) as address:
-        made = Proxy(address)
+    with proxied(BUCKET) as made:
         yield made
-        made.close()
 
 
 @pytest.fixture(scope="module")
