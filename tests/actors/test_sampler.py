@@ -108,6 +108,6 @@ async def test_an_attempt_on_a_prompt_of_the_callers_own() -> None:
     trajectory = await sampler.attempt(TASKS[1], [1] * 50, "repair-0/t1", 5, 0.3)
     assert (trajectory.task_id, trajectory.finish_reason, trajectory.num_tool_calls) == ("t1", "answer", 1)
     assert trajectory.prompt_ids.tolist() == [1] * 50, "its length is the caller's affair"
-    assert [name for name, _ in engine.asked] == ["repair-0/t1/0/0", "repair-0/t1/0/1"]
+    assert [name for name, _ in engine.asked] == ["0/repair-0/t1/0/0", "1/repair-0/t1/0/1"]
     assert {s.temperature for _, s in engine.asked} == {0.3}
     assert sampler.num_episodes_finished == 1
