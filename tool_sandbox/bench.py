@@ -15,10 +15,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from tool_sandbox import build
-from tool_sandbox.client import AsyncSandboxClient
+from tool_sandbox.client import AsyncSandboxClient, SandboxClient
 from tool_sandbox.config import SandboxConfig
 from tool_sandbox.container import Container
-from tool_sandbox.errors import RunnerError
+from tool_sandbox.errors import GatewayError, RunnerError
 from tool_sandbox.launcher import Launcher
 from tool_sandbox.local import LocalGateway
 
@@ -145,6 +145,19 @@ async def runner_alone(config: SandboxConfig) -> AsyncIterator[Way]:
         await launcher.close()
 
 
+def wait_until_full(address: str, config: SandboxConfig, timeout_s: float) -> None:
+    """Returns when every container and spare of the gateway is up, and none starts, which would be measured, too.
+
+    Raises GatewayError if that takes longer."""
+    wanted = {"serving": config.num_containers, "spare": config.num_spares, "starting": 0, "retiring": 0}
+    deadline = time.monotonic() + timeout_s
+    with SandboxClient(address, token=config.token, tls=config.tls) as client:
+        while (there := client.stats(timeout_s).pool.containers) != wanted:
+            if time.monotonic() > deadline:
+                raise GatewayError(f"waited {timeout_s:.0f} s on the gateway's containers: {there}, wanted {wanted}")
+            time.sleep(0.1)
+
+
 async def table(config: SandboxConfig, seconds: float, report: Callable[[Row], None]) -> list[Row]:
     """Every row, `seconds` each; `report` hears of each as it comes. Errors: SandboxError."""
     rows: list[Row] = []
@@ -167,6 +180,7 @@ async def table(config: SandboxConfig, seconds: float, report: Callable[[Row], N
         await add("runner alone, no gateway", way, SYMPY, 1)
     gateway = await asyncio.to_thread(LocalGateway, config)
     try:
+        await asyncio.to_thread(wait_until_full, gateway.address, config, config.start_timeout_s)
         async with AsyncSandboxClient(gateway.address, token=config.token, tls=config.tls) as client:
 
             async def call(code: str, session_id: str | None = None) -> str:
