@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import random
 import subprocess
@@ -22,8 +23,10 @@ from typing import Any
 import psutil
 
 from benchmarks.sandbox_load import draw
+from tool_sandbox.bench import wait_until_full
 from tool_sandbox.client import AsyncSandboxClient, SandboxClient
 from tool_sandbox.config import SandboxConfig
+from tool_sandbox.errors import GatewayError
 from tool_sandbox.local import LocalGateway
 
 SETTLE_S = 8.0
@@ -61,12 +64,9 @@ def holdings(gateway: LocalGateway) -> dict[str, float]:
 
 def settled_holdings(gateway: LocalGateway, config: SandboxConfig) -> dict[str, float]:
     """The same when no session is open and all containers are up."""
-    wanted = {"serving": config.num_containers, "spare": config.num_spares, "starting": 0, "retiring": 0}
-    until = time.monotonic() + SETTLED_S
     time.sleep(SETTLE_S)
-    with SandboxClient(gateway.address) as client:
-        while client.stats(timeout_s=60).pool.containers != wanted and time.monotonic() < until:
-            time.sleep(1.0)
+    with contextlib.suppress(GatewayError):  # what isn't as it was is then in the table
+        wait_until_full(gateway.address, config, SETTLED_S)
     time.sleep(1.0)
     return holdings(gateway)
 

@@ -54,7 +54,7 @@ print("forged")
     ),
     Attack(
         "kill or trace the runner",
-        "SIGKILL, SIGSTOP and ptrace to all other processes; their memory, descriptors and limits",
+        "SIGKILL, SIGSTOP and ptrace to all other processes; their memory, descriptors, limits and priorities",
         """
 import resource
 if len(others()) < 4:  # init, runner, two zygotes
@@ -69,6 +69,8 @@ for pid in others():
         attempt(f"write {name} of {pid}", lambda: open(f"/proc/{pid}/{name}", "w").write("1"))
     attempt(f"limits of {pid}", lambda: resource.prlimit(pid, resource.RLIMIT_NOFILE, (1, 1)))
     attempt(f"priority of {pid}", lambda: os.setpriority(os.PRIO_PROCESS, pid, 19))
+    attempt(f"scheduler of {pid}", lambda: os.sched_setscheduler(pid, os.SCHED_IDLE, os.sched_param(0)))
+    attempt(f"cores of {pid}", lambda: os.sched_setaffinity(pid, {0}))
 print("end")
 """,
     ),

@@ -73,7 +73,7 @@ print(repr((me, {{
     "environment": sorted(k for k in os.environ),
     "limits": [resource.getrlimit(n) for n in (resource.RLIMIT_NOFILE, resource.RLIMIT_NPROC, resource.RLIMIT_FSIZE)],
     "signals": [n for n in range(1, 65) if n not in (2, 13, 25, 32, 33) and signal.getsignal(n) != signal.SIG_DFL],
-    "others": (oct(umask), os.nice(0)),
+    "others": (oct(umask), os.getpriority(os.PRIO_PROCESS, 0)),
 }})))
 """
 """What a call finds in its slot: the same after an attack as before."""

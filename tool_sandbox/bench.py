@@ -15,10 +15,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from tool_sandbox import build
-from tool_sandbox.client import AsyncSandboxClient
+from tool_sandbox.client import AsyncSandboxClient, SandboxClient
 from tool_sandbox.config import SandboxConfig
 from tool_sandbox.container import Container
-from tool_sandbox.errors import RunnerError
+from tool_sandbox.errors import GatewayError, RunnerError
 from tool_sandbox.launcher import Launcher
 from tool_sandbox.local import LocalGateway
 
@@ -28,6 +28,7 @@ EXPECTED = {PRINT: "4\n", SYMPY: "[2, 3]\n"}
 CALL_TIMEOUT_S = 60.0
 PACED_SHARE = 0.5
 """Of the calls/s that 32 callers reach without a pause: the load at which a tail is one, and not a queue."""
+TURN_S = 0.5
 PACED_SECONDS_TIMES = 3
 """The tail needs more calls than a median does."""
 
@@ -55,20 +56,33 @@ def percentile(values: list[float], q: float) -> float:
 
 async def measure(name: str, way: Way, code: str, concurrency: int, seconds: float) -> Row:
     """`concurrency` callers, each one call after another, for `seconds`; RunnerError if one prints the wrong thing."""
-    latencies: list[float] = []
-    started = time.monotonic()
+    (row,) = await measure_in_turns({name: way}, code, concurrency, seconds)
+    return row
 
-    async def caller() -> None:
-        while time.monotonic() - started < seconds:
-            begun = time.monotonic()
-            output = await way(code)
-            latencies.append(1000 * (time.monotonic() - begun))
+
+async def measure_in_turns(ways: dict[str, Way], code: str, concurrency: int, seconds: float) -> list[Row]:
+    """As `measure`, of each way in turn, `TURN_S` at a time: a machine that is slower for a while is so for all of them."""
+    latencies: dict[str, list[float]] = {name: [] for name in ways}
+    spent = dict.fromkeys(ways, 0.0)
+
+    async def caller(name: str, until: float) -> None:
+        while (begun := time.monotonic()) < until:
+            output = await ways[name](code)
+            latencies[name].append(1000 * (time.monotonic() - begun))
             if output != EXPECTED[code]:
                 raise RunnerError(f"{name} printed {output!r} instead of {EXPECTED[code]!r}")
 
-    await asyncio.gather(*(caller() for _ in range(concurrency)))
-    rate = len(latencies) / (time.monotonic() - started)
-    label = "print" if code == PRINT else "sympy"
+    turn_s = seconds if len(ways) == 1 else TURN_S
+    while min(spent.values()) < seconds:
+        for name in ways:
+            started = time.monotonic()
+            await asyncio.gather(*(caller(name, started + turn_s) for _ in range(concurrency)))
+            spent[name] += time.monotonic() - started
+    return [_row(name, code, concurrency, latencies[name], spent[name]) for name in ways]
+
+
+def _row(name: str, code: str, concurrency: int, latencies: list[float], seconds: float) -> Row:
+    label, rate = "print" if code == PRINT else "sympy", len(latencies) / seconds
     return Row(name, label, concurrency, percentile(latencies, 0.5), percentile(latencies, 0.99), rate, len(latencies))
 
 
@@ -93,9 +107,7 @@ async def measure_paced(name: str, way: Way, code: str, concurrency: int, second
                 raise RunnerError(f"{name} printed {output!r} instead of {EXPECTED[code]!r}")
 
     await asyncio.gather(*(caller() for _ in range(concurrency)))
-    label = "print" if code == PRINT else "sympy"
-    rate = len(latencies) / seconds
-    return Row(name, label, concurrency, percentile(latencies, 0.5), percentile(latencies, 0.99), rate, len(latencies))
+    return _row(name, code, concurrency, latencies, seconds)
 
 
 async def bare(code: str) -> str:
@@ -145,6 +157,19 @@ async def runner_alone(config: SandboxConfig) -> AsyncIterator[Way]:
         await launcher.close()
 
 
+def wait_until_full(address: str, config: SandboxConfig, timeout_s: float) -> None:
+    """Returns when every container and spare of the gateway is up, and none starts, which would be measured, too.
+
+    Raises GatewayError if that takes longer."""
+    wanted = {"serving": config.num_containers, "spare": config.num_spares, "starting": 0, "retiring": 0}
+    deadline = time.monotonic() + timeout_s
+    with SandboxClient(address, token=config.token, tls=config.tls) as client:
+        while (there := client.stats(timeout_s).pool.containers) != wanted:
+            if time.monotonic() > deadline:
+                raise GatewayError(f"waited {timeout_s:.0f} s on the gateway's containers: {there}, wanted {wanted}")
+            time.sleep(0.1)
+
+
 async def table(config: SandboxConfig, seconds: float, report: Callable[[Row], None]) -> list[Row]:
     """Every row, `seconds` each; `report` hears of each as it comes. Errors: SandboxError."""
     rows: list[Row] = []
@@ -162,18 +187,22 @@ async def table(config: SandboxConfig, seconds: float, report: Callable[[Row], N
     for code in (PRINT, SYMPY):
         for concurrency in (1, 8):
             await add("bare python -c, no container", bare, code, concurrency)
-    async with runner_alone(config) as way:
-        await add("runner alone, no gateway", way, PRINT, 1)
-        await add("runner alone, no gateway", way, SYMPY, 1)
     gateway = await asyncio.to_thread(LocalGateway, config)
     try:
+        await asyncio.to_thread(wait_until_full, gateway.address, config, config.start_timeout_s)
         async with AsyncSandboxClient(gateway.address, token=config.token, tls=config.tls) as client:
 
             async def call(code: str, session_id: str | None = None) -> str:
                 result = await client.call("python", code, timeout_s=config.max_timeout_s, session_id=session_id)
                 return result.output if result.status != "unavailable" else f"{result.status}: {result.message}"
 
-            for code, concurrency in itertools.product((PRINT, SYMPY), (1, 8, 32)):
+            async with runner_alone(config) as alone:
+                for code in (PRINT, SYMPY):
+                    ways = {"runner alone, no gateway": alone, "gateway, gRPC": call}
+                    for row in await measure_in_turns(ways, code, 1, seconds):
+                        rows.append(row)
+                        report(row)
+            for code, concurrency in itertools.product((PRINT, SYMPY), (8, 32)):
                 await add("gateway, gRPC", call, code, concurrency)
             for saturated in [row for row in rows if row.concurrency == 32]:
                 code = PRINT if saturated.code == "print" else SYMPY

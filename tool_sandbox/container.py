@@ -25,6 +25,7 @@ from tool_sandbox.launcher import Launched, Launcher
 
 logger = logging.getLogger(__name__)
 
+HEADER = struct.Struct(">I")
 MAX_FRAME_BYTES = 64 << 20
 STOP_TIMEOUT_S = 10.0
 
@@ -38,6 +39,40 @@ class Reply:
     output: str
     duration_s: float
     ended: bool  # of a session's cell: the process, and with it the state, is gone
+
+
+class Frames(asyncio.Protocol):
+    """Splits what comes from a runner into its frames, as it comes: no task waits for it, so none needs to be woken."""
+
+    def __init__(self, on_frame: Callable[[bytes], None], on_end: Callable[[str], None]) -> None:
+        """`on_end` is called once, at the end of the stream, with what is wrong with it: a frame over `MAX_FRAME_BYTES`."""
+        self._on_frame, self._on_end = on_frame, on_end
+        self._transport: asyncio.BaseTransport | None = None
+        self._buffer = bytearray()
+        self._error = ""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        start = 0
+        while len(self._buffer) - start >= HEADER.size:
+            (length,) = HEADER.unpack_from(self._buffer, start)
+            if length > MAX_FRAME_BYTES:
+                self._error = f"it sent a frame of {length} bytes"
+                assert self._transport is not None
+                self._transport.close()
+                return
+            if len(self._buffer) - start - HEADER.size < length:
+                break
+            start += HEADER.size
+            self._on_frame(bytes(self._buffer[start : start + length]))
+            start += length
+        del self._buffer[:start]
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._on_end(self._error)
 
 
 class Container:
@@ -76,8 +111,10 @@ class Container:
         self._launched = await self._launcher.launch()
         loop = asyncio.get_running_loop()
         self._stdin, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, os.fdopen(self._launched.stdin, "wb", 0))
-        stdout, stderr = await self._reader(self._launched.stdout), await self._reader(self._launched.stderr)
-        self._tasks = [asyncio.create_task(self._read_frames(stdout)), asyncio.create_task(self._read_errors(stderr))]
+        stderr = asyncio.StreamReader()
+        await self._read(self._launched.stderr, lambda: asyncio.StreamReaderProtocol(stderr))
+        self._tasks = [asyncio.create_task(self._read_errors(stderr))]
+        await self._read(self._launched.stdout, lambda: Frames(self._on_data, self._on_end))
         try:
             async with asyncio.timeout(self._config.start_timeout_s):
                 await self._ready.wait()
@@ -148,7 +185,7 @@ class Container:
             return
         data = json.dumps(frame).encode()
         # Not awaited: a call is small against the transport's buffer, and the slots bound how many there are.
-        self._stdin.write(struct.pack(">I", len(data)) + data)
+        self._stdin.write(HEADER.pack(len(data)) + data)
 
     def _die(self, cause: str) -> None:
         if self.dead:
@@ -164,27 +201,27 @@ class Container:
         self._ready.set()  # whoever waits for it shall look at `dead`
         self._on_change(self, None)
 
-    async def _reader(self, descriptor: int) -> asyncio.StreamReader:
-        reader = asyncio.StreamReader()
-        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(descriptor, "rb", 0)
-        )
+    async def _read(self, descriptor: int, protocol: Callable[[], asyncio.Protocol]) -> None:
+        pipe = os.fdopen(descriptor, "rb", 0)
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(protocol, pipe)
         self._outputs.append(transport)
-        return reader
 
-    async def _read_frames(self, stdout: asyncio.StreamReader) -> None:
+    def _on_data(self, data: bytes) -> None:
         try:
-            while True:
-                (length,) = struct.unpack(">I", await stdout.readexactly(4))
-                if length > MAX_FRAME_BYTES:
-                    raise RunnerError(f"{self!r} sent a frame of {length} bytes")
-                self._on_frame(json.loads(await stdout.readexactly(length)))
-        except (asyncio.IncompleteReadError, ConnectionError):
-            # What Docker or the runner complained of. In service others wait, and Docker itself ends later.
-            await asyncio.wait(self._tasks[1:], timeout=0.05 if self._ready.is_set() else 1.0)
-            self._die(f"its runner ended{self._last_error and f' ({self._last_error})'}")
-        except (RunnerError, ValueError, KeyError) as error:
+            self._on_frame(json.loads(data))
+        except (RunnerError, ValueError, KeyError, TypeError) as error:
             self._die(f"it broke the protocol: {error}")
+
+    def _on_end(self, error: str) -> None:
+        if error:
+            self._die(f"it broke the protocol: {error}")
+        else:
+            self._tasks.append(asyncio.create_task(self._say_why_it_ended()))
+
+    async def _say_why_it_ended(self) -> None:
+        # What Docker or the runner complained of. In service others wait, and Docker itself ends later.
+        await asyncio.wait(self._tasks[:1], timeout=0.05 if self._ready.is_set() else 1.0)
+        self._die(f"its runner ended{self._last_error and f' ({self._last_error})'}")
 
     def _on_frame(self, frame: dict[str, Any]) -> None:
         if frame["op"] == "ready":

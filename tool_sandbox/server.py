@@ -23,6 +23,7 @@ from collections.abc import AsyncIterator, Callable
 
 import grpc
 import grpc.aio
+import uvloop
 
 from tool_sandbox import privileges, registry, wire
 from tool_sandbox.admission import split_deadline
@@ -217,7 +218,7 @@ def _serve(config: SandboxConfig, announce: Callable[[Gateway], None], parent: i
         ) from None
     if not dropped:
         logger.info("not started as root: the gateway keeps its user and groups (docs/security.md)")
-    asyncio.run(_serve_as_nobody(gateway, announce, parent))
+    uvloop.run(_serve_as_nobody(gateway, announce, parent))
 
 
 async def _serve_as_nobody(gateway: Gateway, announce: Callable[[Gateway], None], parent: int | None) -> None:

@@ -6,7 +6,7 @@ client ── CallRequest ──▶ /autotraj.ToolSandbox/Call  ── trajector
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, get_args
 
 import msgpack
@@ -44,14 +44,18 @@ class CallRequest:
     session_id: str | None = None  # None: a call of its own, nothing kept
 
 
+_REQUEST_FIELDS = frozenset(field.name for field in fields(CallRequest))
+_RESULT_FIELDS = frozenset(field.name for field in fields(ToolResult))
+
+
 def encode_request(request: CallRequest) -> bytes:
     """Bytes of `request`; WireError if it can't be sent (lone surrogates, or too long)."""
-    return _pack(asdict(request), MAX_REQUEST_BYTES)
+    return _pack({name: getattr(request, name) for name in _REQUEST_FIELDS}, MAX_REQUEST_BYTES)
 
 
 def decode_request(data: bytes) -> CallRequest:
     """The request in `data`, every field checked; WireError says what is wrong with it."""
-    message = _unpack(data, {f.name for f in fields(CallRequest)})
+    message = _unpack(data, _REQUEST_FIELDS)
     tool, content = message.get("tool"), message.get("content")
     timeout_s, session_id = message.get("timeout_s"), message.get("session_id")
     if not isinstance(tool, str) or len(tool) > MAX_TOOL_CHARS:
@@ -66,12 +70,12 @@ def decode_request(data: bytes) -> CallRequest:
 
 
 def encode_result(result: ToolResult) -> bytes:
-    return _pack(asdict(result), MAX_REPLY_BYTES)
+    return _pack({name: getattr(result, name) for name in _RESULT_FIELDS}, MAX_REPLY_BYTES)
 
 
 def decode_result(data: bytes) -> ToolResult:
     """The result in `data`; WireError if it isn't one (a gateway of another version)."""
-    message = _unpack(data, {f.name for f in fields(ToolResult)})
+    message = _unpack(data, _RESULT_FIELDS)
     if message.get("status") not in _STATUSES:
         raise WireError(f"unknown status {message.get('status')!r}")
     return ToolResult(**message)
@@ -84,7 +88,7 @@ def encode_stats(stats: Stats) -> bytes:
 def decode_stats(data: bytes) -> Stats:
     """The stats in `data`; WireError if they aren't (a gateway of another version)."""
     try:
-        return Stats.model_validate(_unpack(data, set(Stats.model_fields)))
+        return Stats.model_validate(_unpack(data, frozenset(Stats.model_fields)))
     except ValidationError as error:
         raise WireError(f"no stats: {error.errors()[0]['msg']}") from None
 
@@ -99,7 +103,7 @@ def _pack(message: dict[str, Any], limit: int) -> bytes:
     return data
 
 
-def _unpack(data: bytes, names: set[str]) -> dict[str, Any]:
+def _unpack(data: bytes, names: frozenset[str]) -> dict[str, Any]:
     try:
         message = msgpack.unpackb(data)  # gRPC has bounded its length, which bounds whatever it announces within
     except (ValueError, msgpack.UnpackException) as error:

@@ -1,8 +1,22 @@
 """The bench's arithmetic by hand; the bench itself measures a real sandbox when it is asked to."""
 
 import asyncio
+import itertools
 
-from tool_sandbox.bench import EXPECTED, PRINT, SYMPY, Row, bare, measure, measure_paced, percentile, ratios, render
+from tool_sandbox.bench import (
+    EXPECTED,
+    PRINT,
+    SYMPY,
+    Row,
+    Way,
+    bare,
+    measure,
+    measure_in_turns,
+    measure_paced,
+    percentile,
+    ratios,
+    render,
+)
 
 
 def test_percentiles_are_values_that_were_measured() -> None:
@@ -37,6 +51,23 @@ async def test_a_real_subprocess_is_measured_and_its_output_checked() -> None:
     assert (row.code, row.concurrency, row.num_calls) == ("print", 2, 2)
     assert 0 < row.p50_ms <= row.p99_ms
     assert EXPECTED[SYMPY] == "[2, 3]\n"
+
+
+async def test_ways_are_measured_in_turns() -> None:
+    asked: list[str] = []
+
+    def way(name: str) -> Way:
+        async def call(code: str) -> str:
+            asked.append(name)
+            await asyncio.sleep(0.05)
+            return EXPECTED[code]
+
+        return call
+
+    rows = await measure_in_turns({"a": way("a"), "b": way("b")}, PRINT, 1, 0.9)
+    assert [row.way for row in rows] == ["a", "b"]
+    assert [row.num_calls for row in rows] == [asked.count("a"), asked.count("b")]
+    assert [name for name, _ in itertools.groupby(asked)] == ["a", "b", "a", "b"]  # 0.9 s are two turns of each
 
 
 async def test_paced_callers_make_the_load_that_was_asked_for() -> None:

@@ -1,4 +1,7 @@
-"""What is done in a forked child to a slot: interrupt what runs under its uid, or kill it all and remove what it left."""
+"""What is done to a slot: interrupt what runs under its uid, or kill it all and remove what it left.
+
+Most calls leave nothing: for them `is_clean` needs no process. The rest is done in forked children.
+"""
 
 from __future__ import annotations
 
@@ -43,6 +46,20 @@ def interrupt(slot: int, limits: dict[str, int]) -> int:
     return 0
 
 
+def is_clean(slot: int, limits: dict[str, int]) -> bool:
+    """Kill all that runs under the slot's uid; True if nothing of it is left, and `clean` need not look.
+
+    For the zygote itself, which has the guard's uids while it kills, and root's saved, so that nobody may signal it and it
+    can come back. What a slot's owner may do to a process with his effective uid, the system call filter takes away."""
+    uid = limits["uid_base"] + slot
+    os.setresuid(uid + limits["num_slots"], uid, 0)
+    try:
+        kill_all()
+    finally:
+        os.setresuid(0, 0, 0)
+    return not alive(uid) and not any(owned(directory, uid) for directory in directories_of(slot))
+
+
 def clean(slot: int, limits: dict[str, int]) -> int:
     """Kill all that runs under the slot's uid and empty what it can write to. 0 when nothing is left."""
     close_all_but({0, 1, 2})
@@ -50,17 +67,25 @@ def clean(slot: int, limits: dict[str, int]) -> int:
     become_guard(slot, limits)
     deadline = time.monotonic() + CLEAN_TIMEOUT_S
     while True:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(-1, signal.SIGKILL)  # the kernel spares the caller; forks can't outrun it
+        kill_all()
         if not alive(uid):
             break
         if time.monotonic() > deadline:
             return 1
         time.sleep(0.001)
     os.setresuid(uid, uid, uid)  # with no-new-privileges `rm` would lose an effective uid that isn't the real one
-    home = os.fsencode(home_of(slot))
-    left = [directory for directory in (home, *SHARED_DIRS) if not empty(directory, uid)]
-    return len(left)
+    return sum(not empty(directory, uid) for directory in directories_of(slot))
+
+
+def kill_all() -> None:
+    """SIGKILL to all that this process's effective uid may kill; the kernel spares the caller, and forks can't outrun it."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(-1, signal.SIGKILL)
+
+
+def directories_of(slot: int) -> tuple[bytes, ...]:
+    """Where a slot's owner can write."""
+    return (os.fsencode(home_of(slot)), *SHARED_DIRS)
 
 
 def alive(uid: int) -> bool:

@@ -1,8 +1,10 @@
 """A seccomp filter for the processes of a call, on top of Docker's own, which goes with the engine's age.
 
 It takes away what a call never needs and what would let it out of its accounts, out of its slot or near the kernel's newest
-code: memory files (charged to the container, to no process), io_uring, tracing, namespaces, mounts, keys; and every kind of
-socket, as the slots of a container share one network namespace, and AF_VSOCK has none. `socketpair` works, so asyncio does.
+code: memory files (charged to the container, to no process), io_uring, tracing, namespaces, mounts, keys; priorities and
+affinities, as the process that cleans a slot has the slot's uid for a moment, and would keep what a call made of it; and
+every kind of socket, as the slots of a container share one network namespace, and AF_VSOCK has none. `socketpair` works, so
+asyncio does.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ DENIED = {
     "io_uring_enter": (426, 426),
     "io_uring_register": (427, 427),
     "io_uring_setup": (425, 425),
+    "ioprio_set": (251, 30),
     "kcmp": (312, 272),
     "keyctl": (250, 219),
     "memfd_create": (319, 279),
@@ -43,7 +46,12 @@ DENIED = {
     "process_vm_writev": (311, 271),
     "ptrace": (101, 117),
     "request_key": (249, 218),
+    "sched_setaffinity": (203, 122),
+    "sched_setattr": (314, 274),
+    "sched_setparam": (142, 118),
+    "sched_setscheduler": (144, 119),
     "setns": (308, 268),
+    "setpriority": (141, 140),
     "umount2": (166, 39),
     "unshare": (272, 97),
     "userfaultfd": (323, 282),

@@ -4,7 +4,8 @@ The supervisor (`runner.py`) talks to it over one SOCK_SEQPACKET socket; all ord
 
     {"op": "run", "slot": 0, "session": false} + [code, output(, control)]   fork, drop to the slot's uid, run the code
     {"op": "interrupt", "slot": 0}  fork, send SIGINT to everything that has the slot's uid
-    {"op": "clean", "slot": 0}      fork, become the slot's uid, kill everything that has it, empty its directories
+    {"op": "clean", "slot": 0}      kill everything that has the slot's uid; if that isn't all there is to do, fork, become
+                                    the slot's uid, empty its directories
     → {"op": "run" | "interrupt" | "clean", "slot": 0, "status": <as wait4 gives it>}
 
 Root here has SETUID and SETGID only: it can't even signal a slot's processes except as that uid, and they can't touch it.
@@ -65,7 +66,7 @@ def main() -> None:
             data, fds, _, _ = socket.recv_fds(orders, 4096, 3)
             if not data:
                 return  # the supervisor is gone, and with it the container
-            fork(orders, json.loads(data), fds, limits, children)
+            obey(orders, json.loads(data), fds, limits, children)
 
 
 def preload() -> list[str]:
@@ -103,7 +104,7 @@ def reap(orders: socket.socket, children: dict[int, tuple[str, int]]) -> None:
             orders.send(json.dumps({"op": op, "slot": slot, "status": status}).encode())
 
 
-def fork(
+def obey(
     orders: socket.socket,
     order: dict[str, object],
     fds: list[int],
@@ -111,6 +112,9 @@ def fork(
     children: dict[int, tuple[str, int]],
 ) -> None:
     op, slot = str(order["op"]), int(str(order["slot"]))
+    if op == "clean" and cleaning.is_clean(slot, limits):
+        orders.send(json.dumps({"op": op, "slot": slot, "status": 0}).encode())
+        return
     try:
         pid = os.fork()
     except OSError as error:  # the container's process limit
