@@ -64,7 +64,7 @@ class Inspection:
         """Of the step that `result` ended: what its learners, the pool, the ledger and the scorers say."""
         algo, runners = self._algo, self._algo.runners
         return {
-            "runners_ready": float(runners.num_ready),
+            "runners_serving": float(runners.num_serving),
             "runner_restarts": float(runners.num_restarts),
             "gate_max_delta": runners.gate_max_delta,
             "sync_seconds": runners.sync_seconds,

@@ -95,6 +95,11 @@ class RunnerPool:
         return sum(r.added and r.policy_version < 0 and not r.leaves for r in self._runners.values())
 
     @property
+    def num_serving(self) -> int:
+        """Those that have joined and neither leave nor are down: at work, or getting the weights for more."""
+        return sum(r.state in ("ready", "syncing") and r.policy_version >= 0 for r in self._runners.values())
+
+    @property
     def num_idle(self) -> int:
         """Ready runners without any call."""
         return sum(r.state == "ready" and not r.in_flight for r in self._runners.values())

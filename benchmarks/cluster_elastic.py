@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import subprocess
 import sys
 import tempfile
@@ -98,6 +99,7 @@ def check_ledger(run_dir: Path, groups_per_step: int, num_tasks: int) -> str:
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # through the `with`: the cluster ends, too
     with tempfile.TemporaryDirectory() as name, fake_cluster(idle_timeout_minutes=0.3) as cluster:
         folder = Path(name)
         run_dir, log = folder / "run", folder / "submit.log"
@@ -131,15 +133,13 @@ def main() -> None:
         wait("first step", lambda: bool(lines(run_dir / "metrics.jsonl")))
         (learner,) = cluster.find("ray::Learner")
 
-        def ready() -> int:
-            return int(lines(run_dir / "metrics.jsonl")[-1]["runners_ready"])
+        def serving() -> int:
+            return int(lines(run_dir / "metrics.jsonl")[-1]["runners_serving"])
 
-        wait("four engines at work", lambda: ready() == 4)
-        print(
-            f"{time.monotonic() - begun:4.0f} s: four engines are ready; the learner is held from here on", flush=True
-        )
+        wait("four engines at work", lambda: serving() == 4)
+        print(f"{time.monotonic() - begun:4.0f} s: four engines serve; the learner is held from here on", flush=True)
         with Brake(learner):
-            wait("one engine", lambda: ready() == 1 and len(cluster.nodes("rollout")) == 1)
+            wait("one engine", lambda: serving() == 1 and len(cluster.nodes("rollout")) == 1)
         print(f"{time.monotonic() - begun:4.0f} s: one engine, one rollout node", flush=True)
         unchanged = cluster.find("ray::Learner") == [learner]
         subprocess.run(
