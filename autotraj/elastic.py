@@ -16,7 +16,7 @@ from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
 from autotraj.runner_pool import RunnerPool
 from cluster.config import ElasticConfig
-from cluster.elastic import LoadMeter, decide
+from cluster.elastic import Decision, LoadMeter, Window
 
 logger = logging.getLogger(__name__)
 
@@ -44,34 +44,28 @@ class ElasticRunners:
 
     def on_step(self, step: int) -> None:
         """Decides, and acts on it."""
-        self._meter.stepped()
-        joining = self._runners.num_joining
         now = self._runners.num_runners
-        decision = decide(self._meter.window, now, joining, self._config)
-        if joining:
-            self._meter.reset()  # what was seen with fewer engines says nothing of the pool that was asked for
+        window, decision = self._meter.stepped(now, self._runners.num_joining, self._config)
         if decision.target == now:
             return
-        self._write(step, now, decision.target, decision.reason)
+        self._write(step, now, decision, window)
         if decision.target > now:
             self._group.add_workers(decision.target - now)
             self._runners.adopt(start_timeout_s=self._config.join_timeout_s)
         else:
             for _ in range(now - decision.target):
                 self._runners.dismiss()
-        self._meter.reset()
 
-    def _write(self, step: int, before: int, target: int, reason: str) -> None:
-        logger.info("step %d: %d rollout actors → %d: %s", step, before, target, reason)
-        window = self._meter.window
+    def _write(self, step: int, before: int, decision: Decision, window: Window) -> None:
+        logger.info("step %d: %d rollout actors → %d: %s", step, before, decision.target, decision.reason)
         record = {
             "step": step,
             "time": time.time(),
             "before": before,
-            "target": target,
+            "target": decision.target,
             "learner_wait": round(window.learner_wait, 3),
             "engine_idle": round(window.engine_idle, 3),
-            "reason": reason,
+            "reason": decision.reason,
         }
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a") as file:

@@ -3,7 +3,7 @@
     python -m benchmarks.cluster_elastic
 
 Real: Ray's autoscaler, the job, vLLM, DeepSpeed, Docker. The load: first the learner is as quick as it is and waits for
-groups; then it is stopped nine tenths of the time, and engines wait for it. Prints what was decided and when engines were
+groups; then it is stopped 98 % of the time, and engines wait for it. Prints what was decided and when engines were
 there, and checks the ledger of the last checkpoint: every prompt is trained on once, waits, or is in flight.
 """
 
@@ -43,7 +43,7 @@ SETTINGS = [
 
 
 class Brake:
-    """Lets a process run a tenth of the time."""
+    """Lets a process run 2 % of the time."""
 
     def __init__(self, process: psutil.Process) -> None:
         self._process, self._over = process, threading.Event()
@@ -61,9 +61,9 @@ class Brake:
         with contextlib.suppress(psutil.NoSuchProcess):
             while not self._over.is_set():
                 self._process.suspend()
-                self._over.wait(0.9)
+                self._over.wait(2.45)
                 self._process.resume()
-                self._over.wait(0.1)
+                self._over.wait(0.05)
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from cluster.config import ElasticConfig
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """What was seen since the last change."""
+    """What was seen since the last decision."""
 
     num_steps: int
     learner_wait: float  # share of the time that the learners had no full step to train on, in [0, 1]
@@ -73,8 +73,17 @@ class LoadMeter:
         self._engine_seconds += seconds * num_ready
         self._idled += seconds * num_idle
 
-    def stepped(self) -> None:
+    def stepped(self, num_actors: int, num_joining: int, config: ElasticConfig) -> tuple[Window, Decision]:
+        """A step ended: what was seen, and what follows.
+
+        A window that was decided on begins anew, whatever was decided: a load that changes after a hundred quiet steps must
+        not be averaged with them. So does one with engines that join: it says nothing of the pool that was asked for."""
         self._num_steps += 1
+        window = self.window
+        decision = decide(window, num_actors, num_joining, config)
+        if num_joining or window.num_steps >= config.window_steps or decision.target != num_actors:
+            self.reset()
+        return window, decision
 
     @property
     def window(self) -> Window:

@@ -44,9 +44,27 @@ def test_the_meter_weighs_by_time_and_engines() -> None:
     meter = LoadMeter()
     meter.passed(3.0, learners_wait=True, num_ready=2, num_idle=0)
     meter.passed(1.0, learners_wait=False, num_ready=4, num_idle=3)
-    meter.stepped()
-    assert meter.window == Window(1, 0.75, 0.3)  # 3 of 4 s; 3 of 10 engine seconds
-    meter.reset()
+    window, decision = meter.stepped(3, 0, CONFIG)
+    assert window == meter.window == Window(1, 0.75, 0.3)  # 3 of 4 s; 3 of 10 engine seconds
+    assert decision.target == 3
+
+
+def test_a_window_that_was_decided_on_begins_anew() -> None:
+    meter = LoadMeter()
+    for step in range(1, 100):  # a hundred quiet steps
+        meter.passed(1.0, learners_wait=False, num_ready=4, num_idle=0)
+        window, decision = meter.stepped(4, 0, CONFIG)
+        assert (window.num_steps, decision.target) == ((step - 1) % 3 + 1, 4)
+    for _ in range(3):  # and then a load that has changed
+        meter.passed(1.0, learners_wait=False, num_ready=4, num_idle=3)
+        window, decision = meter.stepped(4, 0, CONFIG)
+    assert (window, decision.target) == (Window(3, 0.0, 0.75), 3)
+
+
+def test_what_is_seen_while_engines_join_is_forgotten() -> None:
+    meter = LoadMeter()
+    meter.passed(1.0, learners_wait=True, num_ready=2, num_idle=0)
+    assert meter.stepped(4, 2, CONFIG)[1].reason == "2 engines are still joining"
     assert meter.window == Window(0, 0.0, 0.0)
 
 
@@ -55,12 +73,14 @@ def test_contradictory_bounds_are_refused() -> None:
         ElasticConfig(min_actors=3, max_actors=2)
 
 
-def simulate(engines: int, sampling_s: float, train_s: float, num_steps: int) -> list[int]:
+def simulate(
+    engines: int, sampling_s: float, train_s: float, num_steps: int, meter: LoadMeter | None = None
+) -> list[int]:
     """A run at staleness 1: a step's groups take `sampling_s` on one engine, a step `train_s` on the learners.
 
     Sampling of the next step and training overlap, so a step lasts as long as the slower of the two.
     """
-    meter, sizes = LoadMeter(), []
+    meter, sizes = meter or LoadMeter(), []
     for _ in range(num_steps):
         sample = sampling_s / engines
         step = max(sample, train_s)
@@ -69,11 +89,7 @@ def simulate(engines: int, sampling_s: float, train_s: float, num_steps: int) ->
             meter.passed(step - sample, learners_wait=False, num_ready=engines, num_idle=engines)
         else:
             meter.passed(step - train_s, learners_wait=True, num_ready=engines, num_idle=0)
-        meter.stepped()
-        target = decide(meter.window, engines, 0, CONFIG).target
-        if target != engines:
-            engines = target
-            meter.reset()
+        engines = meter.stepped(engines, 0, CONFIG)[1].target
         sizes.append(engines)
     return sizes
 
@@ -89,6 +105,8 @@ def test_a_steady_load_ends_in_a_steady_pool_that_fits(sampling_s: float, start:
 
 
 def test_the_pool_follows_a_load_that_changes() -> None:
-    grown = simulate(1, 40.0, 10.0, 30)[-1]
+    meter = LoadMeter()
+    grown = simulate(1, 40.0, 10.0, 300, meter)[-1]
     assert grown == 4
-    assert simulate(grown, 10.0, 10.0, 60)[-1] in (1, 2)
+    shrunk = simulate(grown, 10.0, 10.0, 30, meter)  # in a tenth of the time that it was steady
+    assert shrunk[-1] in (1, 2), shrunk
