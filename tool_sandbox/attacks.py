@@ -70,7 +70,7 @@ if any(int(status[f"Cap{kind}"], 16) for kind in ("Inh", "Prm", "Eff", "Amb")) o
     print("BREACH", status)
 if (status["NoNewPrivs"].strip(), status["Seccomp"].strip()) != ("1", "2"):
     print("BREACH", status)
-if len(set(status["Uid"].split() + status["Gid"].split())) != 1 or os.getuid() < 1_000_000:
+if len(set(status["Uid"].split() + status["Gid"].split())) != 1 or os.getuid() < 2_000:
     print("BREACH", status["Uid"])
 print("end")
 """,

@@ -75,6 +75,22 @@ def check_runtime(config: SandboxConfig) -> None:
         )
 
 
+def user_ids() -> range:
+    """The ids that containers' calls get; EngineError if the engine can't bound what containers use.
+
+    Far from the host's users; where the engine has a user namespace (rootless, `userns-remap`), none of them is a user of
+    the host, and usually 65,536 are mapped."""
+    info = json.loads(_run(["docker", "info", "--format", "{{json .}}"], timeout_s=20.0).stdout)
+    if info.get("CgroupDriver") == "none":
+        raise EngineError(
+            "sandbox: the Docker engine has no control groups (`docker info`: Cgroup Driver: none), so a container's memory "
+            "and processes would have no limit; a rootless engine needs a machine with cgroup v2 and systemd"
+        )
+    options = info.get("SecurityOptions") or []
+    in_namespace = any(option.startswith(("name=rootless", "name=userns")) for option in options)
+    return range(2_000, 65_000) if in_namespace else range(1_000_000, 35_000_000)
+
+
 def image_exists(image: str) -> bool:
     return _run(["docker", "image", "inspect", image], check=False).returncode == 0
 

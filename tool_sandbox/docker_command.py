@@ -19,9 +19,9 @@ UID_STRIDE = 32
 _uid_blocks = itertools.count(random.randrange(1 << 20))
 
 
-def docker_command(name: str, config: SandboxConfig) -> list[str]:
-    """`docker run …` for a container of that name, labelled as this process's own."""
-    uid_base = 1_000_000 + (next(_uid_blocks) % (1 << 20)) * UID_STRIDE
+def docker_command(name: str, config: SandboxConfig, user_ids: range) -> list[str]:
+    """`docker run …` for a container of that name, labelled as this process's own, with ids of `user_ids`."""
+    uid_base = user_ids[next(_uid_blocks) % (len(user_ids) // UID_STRIDE) * UID_STRIDE]
     limits = {
         "num_slots": config.slots_per_container,
         "uid_base": uid_base,

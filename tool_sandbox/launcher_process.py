@@ -60,9 +60,10 @@ def max_containers(config: SandboxConfig) -> int:
 class LauncherProcess:
     """One thread; waits for orders and for the ends of its children."""
 
-    def __init__(self, control: socket.socket, config: SandboxConfig) -> None:
+    def __init__(self, control: socket.socket, config: SandboxConfig, user_ids: range) -> None:
         self._control = control
         self._config = config
+        self._user_ids = user_ids
         self._prefix = f"autotraj-{os.getppid()}-{secrets.token_hex(3)}"
         self._num_made = 0
         self._running: dict[str, _Running] = {}
@@ -119,7 +120,11 @@ class LauncherProcess:
         pipe = subprocess.PIPE
         try:
             process = subprocess.Popen(
-                docker_command(name, self._config), stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True
+                docker_command(name, self._config, self._user_ids),
+                stdin=pipe,
+                stdout=pipe,
+                stderr=pipe,
+                start_new_session=True,
             )
         except OSError as error:
             self._tell({"op": "failed", "error": f"docker can't be started: {error}"})
@@ -183,12 +188,13 @@ def main() -> int:
     config = SandboxConfig.model_validate_json(control.recv(MAX_SETTINGS_BYTES))
     try:
         build.check_ready(config)
+        user_ids = build.user_ids()
     except SandboxError as error:
         with contextlib.suppress(BrokenPipeError):
             control.send(json.dumps({"op": "broken", "kind": type(error).__name__, "error": str(error)}).encode())
         return 1
     remove_left_behind()
-    launcher = LauncherProcess(control, config)
+    launcher = LauncherProcess(control, config, user_ids)
     with contextlib.suppress(BrokenPipeError):
         control.send(b'{"op": "ready"}')
         launcher.serve()

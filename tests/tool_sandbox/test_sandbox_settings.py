@@ -1,12 +1,34 @@
 """What the settings refuse, which zygote runs what, and what the container is started with."""
 
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 from pydantic import ValidationError
 
 from tool_sandbox import build
 from tool_sandbox.config import SandboxConfig
 from tool_sandbox.docker_command import UID_STRIDE, docker_command
+from tool_sandbox.errors import EngineError
 from tool_sandbox.python_tool import zygote_for
+
+IDS = range(1_000_000, 35_000_000)
+
+
+@pytest.fixture
+def engine_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[object], None]:
+    """A `docker` whose `info` is what the test says: one machine has one kind of engine."""
+
+    def say(info: object) -> None:
+        (tmp_path / "info.json").write_text(json.dumps(info))
+        command = tmp_path / "docker"
+        command.write_text(f'#!/bin/sh\n[ "$1" = info ] && exec cat {tmp_path}/info.json\n')
+        command.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+    return say
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0:50051", "[::]:50051", "sandbox.example:50051"])
@@ -41,20 +63,22 @@ def test_code_that_names_a_preloaded_library_runs_where_it_is(code: str, zygote:
     assert zygote_for(code) == zygote
 
 
-def test_containers_share_no_uid() -> None:
+@pytest.mark.parametrize("ids", [IDS, range(2_000, 65_000)])
+def test_containers_share_no_uid(ids: range) -> None:
     """RLIMIT_NPROC counts a uid over all containers of the kernel."""
     config = SandboxConfig(slots_per_container=16)
     uids = []
     for name in ("a", "b"):
-        command = docker_command(name, config)
+        command = docker_command(name, config, ids)
         uids += [int(word.split("gid=")[1].split(",")[0]) for word in command if word.startswith("/w/")]
     assert len(set(uids)) == 32
-    assert min(uids) >= 1_000_000
-    assert UID_STRIDE >= 16
+    assert min(uids) in ids
+    assert max(uids) + 16 in ids  # the last guard's
+    assert UID_STRIDE >= 2 * 16
 
 
 def test_containers_have_no_network_no_capability_to_spare_and_limits() -> None:
-    command = " ".join(docker_command("name", SandboxConfig()))
+    command = " ".join(docker_command("name", SandboxConfig(), IDS))
     for part in (
         "--network none",
         "--read-only",
@@ -75,9 +99,31 @@ def test_the_images_name_is_the_hash_of_its_sources() -> None:
     assert build.resolve_image(SandboxConfig(image="mine:1")) == "mine:1"
 
 
+@pytest.mark.parametrize(
+    ("options", "ids"),
+    [
+        (["name=seccomp,profile=default"], range(1_000_000, 35_000_000)),
+        (["name=seccomp,profile=default", "name=rootless"], range(2_000, 65_000)),
+        (["name=userns"], range(2_000, 65_000)),
+        (None, range(1_000_000, 35_000_000)),
+    ],
+)
+def test_ids_are_those_that_the_engine_maps(
+    engine_says: Callable[[object], None], options: list[str] | None, ids: range
+) -> None:
+    engine_says({"CgroupDriver": "systemd", "SecurityOptions": options})
+    assert build.user_ids() == ids
+
+
+def test_an_engine_that_cannot_bound_a_container_is_refused(engine_says: Callable[[object], None]) -> None:
+    engine_says({"CgroupDriver": "none", "SecurityOptions": ["name=rootless"]})
+    with pytest.raises(EngineError, match=r"Cgroup Driver: none.* needs a machine with cgroup v2"):
+        build.user_ids()
+
+
 def test_a_runtime_is_asked_for_only_if_one_is_set() -> None:
-    assert "--runtime" not in docker_command("name", SandboxConfig())
-    command = docker_command("name", SandboxConfig(runtime="runsc", slots_per_container=1))
+    assert "--runtime" not in docker_command("name", SandboxConfig(), IDS)
+    command = docker_command("name", SandboxConfig(runtime="runsc", slots_per_container=1), IDS)
     assert command[command.index("--runtime") + 1] == "runsc"
 
 
