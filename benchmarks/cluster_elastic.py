@@ -94,7 +94,7 @@ def check_ledger(run_dir: Path, groups_per_step: int, num_tasks: int) -> str:
     again = ledger["hand_back_reasons"]
     return (
         f"ledger at step {step}: {total} prompts = {ledger['trained']} trained once + {waiting} waiting + {in_flight} in "
-        f"flight + {dropped} dropped; leased again: {again or 'none'}"
+        f"flight + {dropped} dropped ({ledger['drop_reasons']}); leased again: {again or 'none'}"
     )
 
 
