@@ -19,8 +19,6 @@ from trajectory.locations import is_uri
 from trajectory.storage import RETRY_S, scratch
 
 EXIT_OK, EXIT_INTERRUPTED = 0, 130
-ALONE = {"stages": ["grpo"]}
-"""`grpo` makes no reward model, so it asks for no place for one unless `reward_model.path` names one."""
 
 
 def grpo(config_path: str | None, overrides: Sequence[str], *, resume: str | None) -> int:
@@ -30,7 +28,7 @@ def grpo(config_path: str | None, overrides: Sequence[str], *, resume: str | Non
         folder, config, checkpoint = RunFolder.resume(resume)
     else:
         config, checkpoint = load(config_path, overrides), None
-    config = with_changes(config, ALONE)
+    config = with_changes(config, preflight.GRPO_ALONE)
     preflight.check(config)
     if not resume:
         folder = RunFolder.create(config)

@@ -20,6 +20,9 @@ GIB = 1 << 30
 PROCESS_GIB = 1.5
 """Resident memory of one engine or learner process before any weights: Python, PyTorch and vLLM (measured on CPU)."""
 
+GRPO_ALONE = {"stages": ["grpo"]}
+"""Of the command `grpo`: it makes no reward model, so it asks for no place for one unless `reward_model.path` names one."""
+
 
 @dataclass(frozen=True, slots=True)
 class Resources:

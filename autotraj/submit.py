@@ -21,7 +21,7 @@ from ray.job_submission import JobSubmissionClient
 
 from autotraj.config import RunConfig, load, with_changes
 from autotraj.errors import UserError
-from autotraj.preflight import asks
+from autotraj.preflight import GRPO_ALONE, asks
 from cluster import jobs
 from cluster.jobs import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, Job, JobError
 from cluster.roles import read_node_types, unmet
@@ -135,7 +135,6 @@ def resume_words(words: Sequence[str], config: RunConfig | None) -> list[str]:
 def _check(words: Sequence[str], cluster_file: str | None) -> RunConfig | None:
     """The configuration of the command, checked for what would go wrong on a cluster; None for a resumed run."""
     from autotraj.__main__ import parser
-    from autotraj.commands import ALONE
 
     if words[0] not in COMMANDS:
         raise UserError(f"submit: {words[0]!r} can't run as a job; these can: {', '.join(COMMANDS)}")
@@ -145,7 +144,7 @@ def _check(words: Sequence[str], cluster_file: str | None) -> RunConfig | None:
         return None
     config = load(args.config, args.overrides)
     if words[0] == "grpo":
-        config = with_changes(config, ALONE)
+        config = with_changes(config, GRPO_ALONE)
     if not getattr(args, "dry_run", False):
         _require_absolute("run_dir", config.run_dir)
     if getattr(args, "benchmarks", None):

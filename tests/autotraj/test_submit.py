@@ -1,6 +1,7 @@
 """`submit`: what it refuses before shipping anything, and what it ships."""
 
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -108,3 +109,16 @@ def test_grpo_alone_asks_no_place_for_a_reward_model(
     assert submit._check(["grpo", *words], "cluster/fake.yaml") is not None
     said = refused(capsys, "--cluster-file", "cluster/fake.yaml", "--", "run", *words)
     assert "reward model (scorer): 1 × 1 CPU, rollout asked for" in said
+
+
+def test_a_check_imports_nothing_that_takes_long(tmp_path: Path) -> None:
+    """What trains and samples is imported on the cluster, where it takes a quarter of a minute, and not here as well."""
+    code = f"""
+import sys
+from autotraj.submit import _check
+for command in ("grpo", "run"):
+    _check([command, "--config", "examples/tiny/run.toml", "run_dir={tmp_path}", "place_by_role=true"], "cluster/fake.yaml")
+print([name for name in ("deepspeed", "pandas", "ray.rllib", "torch", "transformers", "vllm") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert done.stdout.strip() == "[]", done.stderr[-1000:]
