@@ -45,7 +45,7 @@ def test_an_engine_joins_works_and_leaves_and_nothing_is_lost(gateway: Gateway, 
             metrics = algo.train()["grpo"]
             if len(workers) == 2:
                 break
-        assert algo.runners.num_runners == metrics["runners_serving"] == 2
+        assert algo.runners.num_runners == algo.runners.num_serving == 2
         assert metrics["gate_max_delta"] <= 1e-4
         assert len(workers) == 2, algo.runners.describe()
         assert_nothing_lost(algo)
