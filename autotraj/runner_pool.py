@@ -48,8 +48,7 @@ class RunnerPool:
         role: str = "rollout actor",
     ) -> None:
         self._manager = manager
-        self._start_timeout_s = start_timeout_s
-        self._sync_timeout_s = sync_timeout_s
+        self._start_timeout_s, self._sync_timeout_s = start_timeout_s, sync_timeout_s
         self._gate_tolerance = gate_tolerance
         self._max_restarts = max_restarts
         self._role = role
@@ -57,8 +56,7 @@ class RunnerPool:
         self._calls: dict[ray.ObjectRef, Call] = {}
         self._update: Any = None  # ObjectRef of the newest WeightUpdate; None while engines hold what they loaded
         self._probe: LogprobProbe | None = None
-        self.policy_version = 0
-        self.gate_max_delta = 0.0
+        self.policy_version, self.gate_max_delta = 0, 0.0
         self.num_restarts, self.sync_seconds = 0, 0.0
         self._sync_started: dict[int, float] = {}
         self._broadcast: BroadcastSync | None = None
