@@ -68,9 +68,9 @@ class GRPOSettings(Section):
     """DAPO's: replace groups whose rewards are all equal until the step is full. Off, they count towards the step and
     leave it smaller."""
     gate_tolerance: float | None = Field(default=None, gt=0.0)
-    """Largest |Δ logprob| between engine and learner that a weight sync may leave on a token of the probe, for one beyond
-    −1 nat as a share of its logprob; beyond it the run stops. None: 1e-4 in float32, 0.3 in bfloat16, whose rounding differs
-    between kernels."""
+    """Largest |Δ logprob| between engine and learner that a weight sync may leave on a token of the probe, or 1e-5 of its
+    logprob if that is more; beyond it the run stops. None: 1e-4 in float32, 0.3 in bfloat16, whose rounding differs between
+    kernels."""
     max_attempts: int = Field(default=3, ge=1)
     """How often a prompt is sampled again after a failure that isn't its own before it is dropped, with the reason."""
     checkpoint_every: int = Field(default=50, ge=1)
