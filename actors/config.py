@@ -250,7 +250,7 @@ class ToolAccess(Section):
     """The way to the sandbox, for every actor that runs tools."""
 
     sandbox_address: str
-    """`host:port` of a running tool gateway."""
+    """`host:port` of a running tool gateway; not used with `sandbox_directory`."""
 
     sandbox_token: SecretStr | None = None
     """Shared token of the gateway, if it asks for one."""
@@ -259,7 +259,7 @@ class ToolAccess(Section):
     """This side's certificate, key and CA, if the gateway asks for them; files on every node where such an actor may run."""
 
     sandbox_directory: str = ""
-    """Name of the Ray actor that knows which gateways there are from now on. Empty: only the one at `sandbox_address`."""
+    """Name of the Ray actor that knows which gateways there are. Empty: only the one at `sandbox_address`."""
 
 
 class RepairSettings(ToolAccess):

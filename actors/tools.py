@@ -36,8 +36,7 @@ class Tools:
         token = access.sandbox_token.get_secret_value() if access.sandbox_token else ""
         if self._directory:
             here = ray.get_runtime_context().get_node_id()
-            site = Site(access.sandbox_address)
-            self._several = FailoverClient([site], here=here, token=token, tls=access.sandbox_tls)
+            self._several = FailoverClient(here=here, token=token, tls=access.sandbox_tls)
             self._client: AsyncSandboxClient | FailoverClient = self._several
             self._following = asyncio.create_task(self._follow())
         else:

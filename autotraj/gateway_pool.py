@@ -32,9 +32,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from autotraj.config import RunConfig
 from autotraj.errors import UserError
 from autotraj.node_gateway import GatewayActor, GatewayDirectory
-from autotraj.preflight import asks
 from autotraj.sandbox import Gateway
-from cluster.ahead import asked_ahead
 from cluster.roles import SANDBOX, role
 from tool_sandbox.config import SandboxConfig
 
@@ -203,9 +201,8 @@ def _wait_first(pool: GatewayPool, timeout_s: float) -> None:
 def node_gateways(config: RunConfig) -> Iterator[Gateway]:
     """The gateway at `gateway` if that is set, else one on each sandbox node, for the length of the block.
 
-    Entered when the first gateway is up; others join, and the nodes of engines and learners are on their way by then.
-    Raises UserError if no sandbox node came within
-    `grpo.start_timeout_s`, or no gateway could start on those that did.
+    Entered at once: nodes and gateways come up while the engines do. `Gateway.wait` returns when the first is up; it raises
+    UserError if no sandbox node came within `grpo.start_timeout_s`, or no gateway could start on those that did.
     """
     token, limit = config.sandbox.token or None, config.grpo.start_timeout_s
     if config.gateway is not None:
@@ -216,8 +213,6 @@ def node_gateways(config: RunConfig) -> Iterator[Gateway]:
     pool = GatewayPool(settings, num_gateways=config.num_gateways, start_timeout_s=limit)
     try:
         pool.start()
-        with asked_ahead([ask for ask in asks(config, at_start=True) if SANDBOX not in ask.resources]):
-            _wait_first(pool, limit)
-        yield Gateway(pool.gateways[0][0], token, config.sandbox.tls, pool.directory_name)
+        yield Gateway("", token, config.sandbox.tls, pool.directory_name, wait=lambda: _wait_first(pool, limit))
     finally:
         pool.close()

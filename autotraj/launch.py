@@ -144,6 +144,11 @@ def build(config: RunConfig, gateway: Gateway, *, trajectory_log: str | None = N
     """The algorithm, its engines and learners up and in agreement."""
     algo = _settings(config, gateway, trajectory_log).build_algo()
     assert isinstance(algo, GRPO)
+    try:
+        gateway.wait()
+    except UserError:
+        algo.stop()
+        raise
     return algo
 
 
@@ -174,6 +179,7 @@ def engines(config: RunConfig, gateway: Gateway) -> Iterator[RunnerPool]:
         with closing(board):
             board.now_does("brings up engines")
             pool.start()
+            gateway.wait()
             pool.wait_ready()
             board.now_does("samples")
             yield pool

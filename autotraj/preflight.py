@@ -81,9 +81,8 @@ def resources(config: RunConfig) -> Resources:
     )
 
 
-def asks(config: RunConfig, *, at_start: bool = False) -> list[Ask]:
-    """What each kind of actor asks of a node, for the check against a cluster's node types; `at_start`: only what a run
-    begins with."""
+def asks(config: RunConfig) -> list[Ask]:
+    """What each kind of actor asks of a node, for the check against a cluster's node types."""
     rollout, learner, scorer, repair = config.rollout, config.learner, config.scorer, config.repair
     scores = bool(config.reward_model.path) or "reward-model" in config.stages
 
@@ -98,7 +97,7 @@ def asks(config: RunConfig, *, at_start: bool = False) -> list[Ask]:
         ),
         Ask(
             "engines (rollout.num_actors, elastic.max_actors)",
-            rollout.num_actors if at_start else max(rollout.num_actors, config.elastic.max_actors),
+            max(rollout.num_actors, config.elastic.max_actors),
             bundle(rollout.num_cpus, rollout.num_gpus, ROLLOUT),
         ),
     ]

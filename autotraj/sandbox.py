@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,10 +28,13 @@ class Gateway:
     """Where tool calls go."""
 
     address: str
+    """Empty with a `directory`: which there are is known to it alone, and the first may still be starting."""
     token: str | None = field(default=None, repr=False)
     tls: TlsFiles | None = None
     directory: str = ""
-    """Name of the Ray actor that knows all gateways, `address` being the first; empty: there is one only."""
+    """Name of the Ray actor that knows all gateways; empty: there is one only, at `address`."""
+    wait: Callable[[], None] = field(default=lambda: None, repr=False)
+    """Blocks until tools can be called, so that what else takes long can be started before. Raises UserError."""
 
 
 @contextmanager

@@ -30,7 +30,6 @@ from learners.batching import Pair, Sample, check_pairs
 from learners.config import LearnerConfig, LossConfig
 from learners.environment import process_environment
 from learners.errors import LearnerDied, LearnerError, LearnerFailed, LearnerTimeout
-from learners.learner import Learner
 from trajectory.storage import Storage
 from trajectory.weights import LogprobProbe
 
@@ -254,6 +253,9 @@ class LearnerGroup:
                 f"no room for {config.num_learners} learners of {bundle} within {config.start_timeout_s:g} s; "
                 f"free in the cluster: {ray.available_resources()}"
             )
+        # Half of what a driver would import, and needed here only, while the engines are starting already.
+        from learners.learner import Learner
+
         actor = ray.remote(Learner)
         role = "reward-model-learner" if config.head == "scalar" else "learner"
         gang = uuid.uuid4().hex[:6]  # Ray frees a dead actor's name late: the next gang needs others

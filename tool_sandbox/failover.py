@@ -28,6 +28,7 @@ from tool_sandbox.admission import RUN_SHARE
 from tool_sandbox.client import MARGIN_S, QUEUE_TIMEOUT_S, AsyncSandboxClient, failed
 from tool_sandbox.config import TlsFiles
 from tool_sandbox.errors import WireError
+from tool_sandbox.tls import channel_credentials
 from trajectory.types import ToolResult
 
 FIRST_REST_S, MAX_REST_S = 0.5, 30.0
@@ -89,6 +90,8 @@ class FailoverClient:
         queue_timeout_s: float = QUEUE_TIMEOUT_S,
     ) -> None:
         """`here` is the node of this process, whose gateway goes first. TlsError if the files of `tls` are none."""
+        if tls is not None:
+            channel_credentials(tls)  # now, not when the first gateway is known
         self._here, self._token, self._tls = here, token, tls
         self._queue_timeout_s = queue_timeout_s
         self._gateways: dict[Site, _Gateway] = {}

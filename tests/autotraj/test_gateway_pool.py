@@ -85,13 +85,15 @@ def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 90.0
 @pytest.mark.ray
 def test_what_keeps_gateways_from_coming_is_told(cluster: Cluster, tmp_path: Path) -> None:
     config = tiny(tmp_path, "place_by_role=true", "grpo.start_timeout_s=2")
-    with pytest.raises(UserError, match=r"waited 2 s .*Ray resource `sandbox`; is such a node coming\?"):
-        node_gateways(config).__enter__()
+    match = r"waited 2 s .*Ray resource `sandbox`; is such a node coming\?"
+    with pytest.raises(UserError, match=match), node_gateways(config) as gateway:
+        gateway.wait()
     node = add_sandbox_node(cluster)
     tls = [f'sandbox.tls.{name}="/no/such/file"' for name in ("cert", "key", "ca")]
     config = tiny(tmp_path, "place_by_role=true", "grpo.start_timeout_s=60", *tls)
-    with pytest.raises(UserError, match=r"on sandbox node .*: sandbox\.tls\.key: /no/such/file can't be read"):
-        node_gateways(config).__enter__()
+    match = r"on sandbox node .*: sandbox\.tls\.key: /no/such/file can't be read"
+    with pytest.raises(UserError, match=match), node_gateways(config) as gateway:
+        gateway.wait()
     cluster.remove_node(node)
     wait_until(lambda: "sandbox" not in ray.cluster_resources(), "Ray has noticed")
 
