@@ -20,7 +20,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "==> Python packages into $(VENV) (extra: $(EXTRA))"
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
-	UV_FIND_LINKS="$$PIP_FIND_LINKS" $(VENV)/bin/uv pip install --quiet --python $(PY) --constraint constraints.txt -e '.[$(EXTRA),dev]'
+	@# Compiled once: where Python may not write bytecode, each of a run's processes would compile torch and Ray anew.
+	UV_FIND_LINKS="$$PIP_FIND_LINKS" $(VENV)/bin/uv pip install --quiet --compile-bytecode --python $(PY) --constraint constraints.txt -e '.[$(EXTRA),dev]'
 	@rm -f $(VENV)/.installed-*; touch $@
 
 docker:

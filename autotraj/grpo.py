@@ -78,7 +78,8 @@ class GRPO(Algorithm):
         self.policy_version = 0
         self.step_metrics: dict[str, float] = {}
         self._log = TrajectoryLog(config.trajectory_log) if config.trajectory_log else None
-        super().setup(config)  # creates the rollout actors and the learner group, starts neither
+        super().setup(config)  # creates the learner group, doesn't start it
+        self.env_runner_group = EnvRunnerGroup(config=config, local_env_runner=False)
         self.runners = RunnerPool(
             managed(self.env_runner_group),
             start_timeout_s=run.grpo.start_timeout_s,

@@ -46,7 +46,14 @@ class GRPOConfig(AlgorithmConfig):
         super().__init__(algo_class=algo_class)
         self.trajectory_log = None
         self.api_stack(enable_rl_module_and_learner=True, enable_env_runner_and_connector_v2=True)
-        self.env_runners(env_runner_cls=RolloutActor, create_local_env_runner=False)
+        self.env_runners(
+            env_runner_cls=RolloutActor,
+            create_local_env_runner=False,
+            # It would wait for their processes, while the learners' could start; `RunnerPool.start` waits, with a deadline.
+            validate_env_runners_after_construction=False,
+        )
+        # For the same reason `GRPO.setup` makes the group of runners: RLlib's asks the first for its gym spaces.
+        self._is_online = False
         self.learners(num_learners=0)  # our own group, see `build_learner_group`
         self.fault_tolerance(
             restart_failed_env_runners=True,

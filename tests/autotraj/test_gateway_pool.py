@@ -14,6 +14,7 @@ from conftest import tiny
 from pydantic import SecretStr
 from ray.cluster_utils import Cluster
 from ray.util import placement_group_table
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.config import ToolAccess
 from actors.tools import Tools
@@ -40,7 +41,9 @@ def start_caller(access: ToolAccess) -> Any:
             result = await self._tools.call(ToolCall(tool="python", content=code), 10.0)
             return result.status, result.output, result.message
 
-    caller = ray.remote(Caller).options(num_cpus=0).remote()
+    # Not on a node that the test takes away.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    caller = ray.remote(Caller).options(num_cpus=0, scheduling_strategy=here).remote()
     ray.get(caller.start.remote(access), timeout=60)
     return caller
 
@@ -111,10 +114,8 @@ def test_gateways_follow_the_nodes_and_actors_follow_the_gateways(cluster: Clust
         wait_until(lambda: len(pool.gateways) == 1, "the first node has its gateway")
         wait_until(lambda: placement_group_table(pool._demand)["state"] == "CREATED", "the demand is met")
 
-        address, token = pool.gateways[0][0], SecretStr("t")
-        caller = start_caller(
-            ToolAccess(sandbox_address=address, sandbox_token=token, sandbox_directory=pool.directory_name)
-        )
+        token, directory = SecretStr("t"), pool.directory_name
+        caller = start_caller(ToolAccess(sandbox_address="", sandbox_token=token, sandbox_directory=directory))
 
         def known() -> set[str]:
             return set(ray.get(caller.gateways.remote(), timeout=30))
