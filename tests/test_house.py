@@ -1,4 +1,4 @@
-"""The shape of the house: who may import whom, and how long a file may grow."""
+"""The shape of the house: who may import whom, and that a long file says why it is one."""
 
 import ast
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = {"trajectory", "rewards", "actors", "learners", "tool_sandbox", "cluster", "autotraj"}
-MAX_LINES = 350
+LONG_FILE_LINES = 600
 
 # Room → modules of ours it may import, besides its own.
 ALLOWED = {
@@ -78,9 +78,12 @@ def test_a_room_stays_free_of_packages_it_must_not_need(path: Path) -> None:
             assert {n for n in imports(path) if n.split(".")[0] in forbidden} == set()
 
 
-def test_no_file_grows_past_the_cap() -> None:
+def test_a_long_file_opens_with_why_it_is_one() -> None:
+    """One idea a file. Where one idea takes over 600 lines, the docstring says so, with the words "one file because"."""
     files = [p for d in [*ROOMS, "tests", "benchmarks", "examples"] for p in (ROOT / d).rglob("*.py")]
-    assert {str(p.relative_to(ROOT)): n for p in files if (n := len(p.read_text().splitlines())) > MAX_LINES} == {}
+    long = [p for p in files if len(p.read_text().splitlines()) > LONG_FILE_LINES]
+    unexplained = [p for p in long if "one file because" not in (ast.get_docstring(ast.parse(p.read_text())) or "").lower()]
+    assert [str(p.relative_to(ROOT)) for p in unexplained] == []
 
 
 def test_no_catch_all_modules() -> None:
