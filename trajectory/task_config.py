@@ -24,10 +24,13 @@ class TaskConfig(Section):
     """How answers are compared: `math` as numbers and expressions, `qa` by the words they share."""
 
     question_field: str = "question"
-    """The field that holds the question."""
+    """The field that holds the question: a text, or a list of chat messages that is one turn of the user's. This and the
+    other fields may be paths: `extra_info.question`, `prompt.1.content`."""
 
     answer_field: str = "answer"
-    """The field that holds the gold answer, or a list of them. Of a text with `#### gold` only the gold is taken."""
+    """The field that holds the gold answer, a text or a number, or a list of them: `reward_model.ground_truth`,
+    `answers.text`. Of a text with `#### gold` only the gold is taken, and for `math` of one with `\\boxed{gold}`, too. For
+    `qa`, true and false are read as yes and no."""
 
     id_field: str | None = None
     """The field that holds a task's id. Without one, ids are made from the questions and stay the same between runs."""

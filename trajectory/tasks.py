@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import string
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
-from trajectory import word_problems
+from trajectory import task_fields, word_problems
 from trajectory.task_config import TaskConfig
 from trajectory.types import Task
 
-_GSM8K_GOLD = re.compile(r"####[ \t]*([^\n]+)")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def load_tasks(config: TaskConfig) -> list[Task]:
     """The tasks that `config` describes, in the order of their source.
 
-    Raises ValueError, naming the setting and the remedy, for a source that can't be read, an unknown field, a task
-    without question or gold answer (with its line), ids that occur twice, and no tasks at all.
+    Raises ValueError, naming the setting and the remedy, for a source that can't be read, and, with its line, for an
+    unknown field, a value that is no question, gold answer or id (see `task_fields`), and an id that occurs twice.
     """
     if config.source == "word-problems":
         return _generate(config)
@@ -66,34 +64,16 @@ def _generate(config: TaskConfig) -> list[Task]:
 
 
 def _task(row: Mapping[str, Any], place: str, config: TaskConfig) -> Task:
-    question = str(_field(row, "question_field", config.question_field, place)).strip()
-    if not question:
-        raise ValueError(f"{place}: the question is empty")
-    golds = _golds(_field(row, "answer_field", config.answer_field, place))
-    if not golds:
-        raise ValueError(
-            f"{place}: no gold answer in the field {config.answer_field!r}; "
-            "remove the task or set data.answer_field to the field that has it"
-        )
+    def field(setting: str, name: str) -> task_fields.Field:
+        return task_fields.find(row, setting=setting, name=name, place=place)
+
+    question = task_fields.question(field("question_field", config.question_field))
+    golds = task_fields.golds(field("answer_field", config.answer_field), config.kind)
     if config.id_field is None:
         task_id = hashlib.sha256(question.encode()).hexdigest()[:16]
     else:
-        task_id = str(_field(row, "id_field", config.id_field, place))
+        task_id = task_fields.identity(field("id_field", config.id_field))
     return Task(id=task_id, question=question, golds=golds, kind=config.kind)
-
-
-def _field(row: Mapping[str, Any], setting: str, name: str, place: str) -> Any:
-    if name not in row:
-        raise ValueError(f"{place}: there is no field {name!r}; set data.{setting} to one of {', '.join(sorted(row))}")
-    return row[name]
-
-
-def _golds(answer: Any) -> tuple[str, ...]:
-    """Gold answers as text, each once. Of GSM8K's worked solutions only what follows the last `####`."""
-    values = answer if isinstance(answer, Sequence) and not isinstance(answer, str) else [answer]
-    texts = [str(value) for value in values if value is not None]
-    golds = [(found[-1] if (found := _GSM8K_GOLD.findall(text)) else text).strip() for text in texts]
-    return tuple(dict.fromkeys(gold for gold in golds if gold))
 
 
 def _rows(config: TaskConfig) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -104,7 +84,8 @@ def _rows(config: TaskConfig) -> Iterator[tuple[str, Mapping[str, Any]]]:
     if path.suffix not in (".jsonl", ".parquet"):
         raise ValueError(
             f"data.source = {config.source!r} is not a source: "
-            "use 'word-problems', a file ending in .jsonl or .parquet, or 'hf:' and the name of a data set"
+            "use 'word-problems', a file ending in .jsonl or .parquet, or 'hf:' and the name of a data set "
+            "or the path of a folder of .csv, .json or .arrow files"
         )
     if not path.is_file():
         raise ValueError(f"data.source = {config.source!r}: there is no such file here ({Path.cwd()})")

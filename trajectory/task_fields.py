@@ -1,0 +1,244 @@
+"""What the fields of a row say: the question, the gold answers, the id.
+
+A value is read where its meaning is plain, and refused with its place, its field and the remedy where it isn't. The text of
+a Python object in place of an answer would be trained on and never be right.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+from trajectory.markup import last_boxed
+from trajectory.types import TaskKind
+
+_HASHES = "####"
+"""GSM8K's worked solutions end with it and the gold answer, on the same line or the next."""
+
+_BARE_BOXED = re.compile(r"\\boxed\s*([^\s{}$.,]+)")  # `\boxed 2`, as some of MATH's solutions have it
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Field:
+    """A field of a row, with what a message about it names."""
+
+    value: Any
+    name: str  # as the setting has it: `answer`, `reward_model.ground_truth`
+    setting: str  # `question_field`, …
+    place: str  # the file and the line or row
+
+    def refused(self, problem: str, remedy: str) -> ValueError:
+        return ValueError(f"{self.place}: the field {self.name!r} {problem}; {remedy}")
+
+
+def find(row: Mapping[str, Any], *, setting: str, name: str, place: str) -> Field:
+    """The field `name` of a row: a name of its own, or a path with dots into objects and lists.
+
+    `prompt.0.content` takes an item of a list; `answers.text` takes `text` of every object in a list.
+    Raises ValueError, naming what there is instead, if the row has no such field.
+    """
+    if name in row:
+        return Field(value=row[name], name=name, setting=setting, place=place)
+    value: Any = row
+    walked = ""
+    for step in name.split("."):
+        found = _step(value, step)
+        if found is None:
+            missing = f"there is no field {name!r}" if not walked else f"{walked!r}, {_kind(value)}, has no {step!r}"
+            names = _names_within(value, walked)
+            remedy = f"one of {', '.join(names)}" if names else "the field that has it"
+            raise ValueError(f"{place}: {missing}; set data.{setting} to {remedy}")
+        (value,) = found
+        walked = f"{walked}.{step}" if walked else step
+    return Field(value=value, name=name, setting=setting, place=place)
+
+
+def question(field: Field) -> str:
+    """The question: a text, or a list of chat messages that is one turn of the user's."""
+    value = field.value
+    if isinstance(value, str) and _is_written_list_of_messages(value):
+        raise field.refused("is a list of messages written as text", "store the list itself, or the question alone")
+    if _is_list(value) and value and all(isinstance(item, Mapping) and "role" in item for item in value):
+        value = _users_turn(field, value)
+    if isinstance(value, bytes):
+        value = _decoded(field, value)
+    if not isinstance(value, str):
+        raise field.refused(f"is {_kind(value)}, not a question", _instead(field, value, "text"))
+    text = _encodable(field, value).strip()
+    if not text:
+        raise ValueError(
+            f"{field.place}: the question is empty (field {field.name!r}); "
+            f"remove the task or set data.{field.setting} to the field that has it"
+        )
+    return text
+
+
+def golds(field: Field, kind: TaskKind) -> tuple[str, ...]:
+    """The gold answers as text, each once: the field's value, or each item of a list. Empty items of a list are skipped."""
+    values = field.value if _is_list(field.value) else [field.value]
+    found = (_gold(field, value, kind) for value in values if value is not None)
+    texts = tuple(dict.fromkeys(text for text in found if text))
+    if not texts:
+        raise ValueError(
+            f"{field.place}: no gold answer in the field {field.name!r}; "
+            f"remove the task or set data.{field.setting} to the field that has it"
+        )
+    return texts
+
+
+def identity(field: Field) -> str:
+    """A task's id: a text or a whole number."""
+    value = field.value
+    if isinstance(value, bool) or not isinstance(value, str | int | float) or value != value or value == "":
+        raise field.refused(
+            f"is {_kind(value)}, not an id", f"set data.{field.setting} to a field of texts or whole numbers"
+        )
+    return _encodable(field, value) if isinstance(value, str) else _number(field, value)
+
+
+def _gold(field: Field, value: Any, kind: TaskKind) -> str:
+    """One gold answer as text. Of a worked solution only what it ends with: after `####`, or in MATH's `\\boxed{}`."""
+    text = _answer_text(field, value, kind)
+    if _HASHES in text:
+        lines = text.rpartition(_HASHES)[2].split("\n")
+        gold = next((line.strip() for line in lines if line.strip()), "")
+        if not gold:
+            raise field.refused(
+                f"ends with {_HASHES} and no answer behind it", "complete the solution or remove the task"
+            )
+        return gold
+    if kind == "math" and ("\\boxed" in text or "\\fbox" in text):
+        boxed = text.replace("\\fbox", "\\boxed")
+        bare = _BARE_BOXED.findall(boxed)
+        gold = last_boxed(boxed) or (bare[-1] if bare else "")
+        if not gold:
+            raise field.refused(
+                "has a \\boxed that is empty or never closed", "complete the solution or remove the task"
+            )
+        return gold
+    return text.strip()
+
+
+def _answer_text(field: Field, value: Any, kind: TaskKind) -> str:
+    if isinstance(value, str):
+        return _encodable(field, value)
+    if isinstance(value, bytes):
+        return _decoded(field, value)
+    if isinstance(value, bool):
+        if kind == "qa":
+            return "yes" if value else "no"
+        raise field.refused(
+            f"is {_kind(value)}, not a value", 'write the answer as text or a number, or set data.kind = "qa"'
+        )
+    if isinstance(value, int | float | Decimal):
+        return _number(field, value)
+    raise field.refused(f"is {_kind(value)}, not a gold answer", _instead(field, value, "texts or numbers"))
+
+
+def _number(field: Field, value: int | float | Decimal) -> str:
+    """In plain digits: `7` for 7.0 (a column with gaps makes whole numbers floats), `0.0000001` for 1e-07."""
+    if isinstance(value, int):
+        return str(value)
+    if not math.isfinite(value):
+        raise field.refused(f"is {value}, not a number", "correct the value or remove the task")
+    exact = Decimal(repr(value)) if isinstance(value, float) else value
+    return str(int(exact)) if exact == int(exact) else format(exact, "f")
+
+
+def _users_turn(field: Field, messages: Sequence[Mapping[str, Any]]) -> Any:
+    """The content of the only message; its parts joined where it is a list of text parts."""
+    roles = [message["role"] for message in messages]
+    if roles != ["user"]:
+        first = roles.index("user") if "user" in roles else 0
+        remedy = f'set data.{field.setting} = "{field.name}.{first}.content" to take the user\'s message alone'
+        if "system" in roles:
+            remedy += ", and episode.system_prompt to what the system message says"
+        raise field.refused(f"is a conversation of {', '.join(map(str, roles))}, not one turn of the user's", remedy)
+    content = messages[0].get("content")
+    if _is_list(content) and content and all(isinstance(p, Mapping) and p.get("type") == "text" for p in content):
+        texts = [part.get("text") for part in content]
+        return "".join(texts) if all(isinstance(text, str) for text in texts) else content
+    return content
+
+
+def _is_written_list_of_messages(text: str) -> bool:
+    """Whether a text is a list of messages as JSON or Python writes it: what is left of one in a CSV file."""
+    if not re.match(r"\s*\[\s*\{", text) or "role" not in text:
+        return False
+    try:
+        value = ast.literal_eval(text.strip().replace("\r", "").replace("\n", " "))
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return False
+    return isinstance(value, list) and all(isinstance(item, dict) and "role" in item for item in value)
+
+
+def _decoded(field: Field, value: bytes) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError as error:
+        raise field.refused(f"holds bytes that aren't UTF-8 ({error})", "store it as text") from error
+
+
+def _encodable(field: Field, text: str) -> str:
+    if (found := _SURROGATE.search(text)) is not None:
+        raise field.refused(
+            f"holds {found[0]!r}, half of a surrogate pair, which no tokenizer can encode", "correct the text"
+        )
+    return text
+
+
+def _step(value: Any, step: str) -> tuple[Any] | None:
+    """One step of a path, as a tuple, since what is found may be None; None if there is no such thing."""
+    if isinstance(value, Mapping):
+        return (value[step],) if step in value else None
+    if not _is_list(value):
+        return None
+    if step.isascii() and step.isdigit():
+        return (value[int(step)],) if int(step) < len(value) else None
+    if value and all(isinstance(item, Mapping) and step in item for item in value):
+        return ([item[step] for item in value],)
+    return None
+
+
+def _names_within(value: Any, path: str) -> list[str]:
+    """What a setting could name instead, of an object or the objects of a list."""
+    objects = (
+        [value]
+        if isinstance(value, Mapping)
+        else [v for v in value if isinstance(v, Mapping)]
+        if _is_list(value)
+        else []
+    )
+    names = sorted({str(name) for item in objects for name in item})
+    return [f"{path}.{name}" if path else name for name in names]
+
+
+def _instead(field: Field, value: Any, wanted: str) -> str:
+    names = _names_within(value, field.name)
+    return f"set data.{field.setting} to {'one of ' + ', '.join(names) if names else 'a field of ' + wanted}"
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray)
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return "empty (null)"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, int | float | Decimal):
+        return f"the number {value}"
+    if isinstance(value, str):
+        return "a text"
+    if isinstance(value, Mapping):
+        return "an object"
+    return "a list" if _is_list(value) else f"a {type(value).__name__}"
