@@ -82,7 +82,9 @@ def test_a_long_file_opens_with_why_it_is_one() -> None:
     """One idea a file. Where one idea takes over 600 lines, the docstring says so, with the words "one file because"."""
     files = [p for d in [*ROOMS, "tests", "benchmarks", "examples"] for p in (ROOT / d).rglob("*.py")]
     long = [p for p in files if len(p.read_text().splitlines()) > LONG_FILE_LINES]
-    unexplained = [p for p in long if "one file because" not in (ast.get_docstring(ast.parse(p.read_text())) or "").lower()]
+    unexplained = [
+        p for p in long if "one file because" not in (ast.get_docstring(ast.parse(p.read_text())) or "").lower()
+    ]
     assert [str(p.relative_to(ROOT)) for p in unexplained] == []
 
 
