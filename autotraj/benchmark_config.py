@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from autotraj.errors import UserError
+from autotraj.config import ConfigError, RunConfig, read_toml, validated
 from trajectory.config import Section
 from trajectory.task_config import TaskConfig
 
@@ -87,14 +86,19 @@ class BenchmarkSuite(Section):
 
 
 def load_suite(path: str | Path) -> BenchmarkSuite:
-    """The benchmarks in a TOML file. Raises UserError with a line a problem."""
+    """The benchmarks in a TOML file. Raises ConfigError with a line a problem."""
+    data = read_toml(path, called="--benchmarks")
+    if "benchmarks" not in data:
+        other = (
+            "a run's configuration, which is for --config"
+            if data.keys() & RunConfig.model_fields.keys()
+            else "another file"
+        )
+        raise ConfigError(
+            f"--benchmarks {path}: no suite of benchmarks, as it has no [[benchmarks]] table; it looks like {other}. "
+            "An example is examples/benchmarks.toml"
+        )
     try:
-        return BenchmarkSuite.model_validate(tomllib.loads(Path(path).read_text()))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UserError(f"{path}: {error}") from None
-    except ValidationError as error:
-        lines = [
-            f"{path}: {'.'.join(map(str, problem['loc']))}: {problem['msg'].removeprefix('Value error, ')}"
-            for problem in error.errors()
-        ]
-        raise UserError("\n".join(lines)) from None
+        return validated(BenchmarkSuite, data)
+    except ConfigError as error:
+        raise ConfigError("\n".join(f"--benchmarks {path}: {line}" for line in str(error).splitlines())) from None

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
+import tomli_w
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from actors.config import EngineConfig, EpisodeConfig, RepairConfig, RewardModelConfig, RolloutConfig
@@ -21,7 +22,7 @@ from cluster.config import ElasticConfig
 from learners.config import LearnerConfig, LossConfig
 from rewards.config import QualityConfig, RewardConfig
 from tool_sandbox.config import SandboxConfig
-from trajectory.config import Section
+from trajectory.config import Section, Seed
 from trajectory.locations import check_uri, is_uri, local_path
 from trajectory.task_config import TaskConfig
 
@@ -91,9 +92,10 @@ class GRPOSettings(Section):
 class RunConfig(Section):
     """Everything a run needs."""
 
-    model: str
-    """Directory of the Hugging Face checkpoint to start from, or its URI, of which every node fetches a copy."""
-    run_dir: str = "runs/grpo"
+    model: str = Field(min_length=1)
+    """The Hugging Face checkpoint to start from: a directory, a URI, or a name on the Hugging Face hub such as
+    `Qwen/Qwen2.5-0.5B-Instruct`. Of the last two every node fetches a copy."""
+    run_dir: str = Field(default="runs/grpo", min_length=1)
     """Where the resolved configuration, metrics, trajectories and checkpoints go: a path that all learners' nodes share, or
     a URI (`s3://bucket/runs/mine`, `gs://…`, whatever pyarrow or fsspec knows), which needs no shared file system. See
     docs/cluster.md, "Where results go"."""
@@ -107,7 +109,7 @@ class RunConfig(Section):
     num_gateways: int = Field(default=1, ge=1)
     """With `place_by_role`: sandbox nodes that the run asks the cluster for. Every sandbox node that is there or joins gets
     a gateway, those beyond this number too."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of task order, sampling and training."""
     stages: tuple[Stage, ...] = ("synthesize", "sft", "reward-model", "grpo")
     """What `run` does, in this order; a stage that is left out is neither run nor used."""
@@ -151,7 +153,9 @@ class RunConfig(Section):
         """Fills what two rooms need from the one key that a person sets."""
         filled = dict(data)
         for (section, key), source in SHARED.items():
-            inner = dict(filled.get(section, {}))
+            inner = filled.get(section, {})
+            if not isinstance(inner, dict):
+                continue  # the section's own check says what belongs there
             if key in inner:
                 raise ValueError(f"{section}.{key}: set `{'.'.join(source)}` instead, which {section} shares")
             value: Any = filled
@@ -200,7 +204,7 @@ def load(path: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig:
 
 def parse(data: dict[str, Any]) -> RunConfig:
     """Validates a nested mapping; raises `ConfigError` with one line a problem."""
-    return _validate(RunConfig, data)
+    return validated(RunConfig, data)
 
 
 def with_changes(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
@@ -215,6 +219,25 @@ def with_changes(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
     return parse(data)
 
 
+def differences(before: RunConfig, after: RunConfig) -> list[str]:
+    """The keys whose values differ, as `key = value of before, not value of after`."""
+    old, new = _flat(before), _flat(after)
+    keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    return [f"{key} = {old.get(key)!r}, not {new.get(key)!r}" for key in keys]
+
+
+def _flat(config: RunConfig) -> dict[str, Any]:
+    """Dotted keys and their values, those that are set by another key left out."""
+
+    def walk(section: dict[str, Any], above: str) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in section.items():
+            found |= walk(value, f"{above}{key}.") if isinstance(value, dict) else {above + key: value}
+        return found
+
+    return walk(config.model_dump(mode="json", exclude=_shared_keys()), "")
+
+
 def _shared_keys() -> dict[str, set[str]]:
     shared: dict[str, set[str]] = {}
     for section, key in SHARED:
@@ -224,56 +247,59 @@ def _shared_keys() -> dict[str, set[str]]:
 
 def load_section(section: type[S], name: str, path: str | Path | None, overrides: Sequence[str] = ()) -> S:
     """One room's section of a run's configuration, for commands that need no other."""
-    return _validate(section, _read(path, overrides).get(name, {}))
+    data = _read(path, overrides)
+    if unknown := [key for key in data if key not in RunConfig.model_fields]:
+        raise ConfigError("\n".join(_unknown_key(RunConfig, [key]) for key in unknown))
+    return validated(section, data.get(name, {}), within=name)
 
 
-def _validate(section: type[S], data: dict[str, Any]) -> S:
+def validated(section: type[S], data: Any, *, within: str = "") -> S:
+    """`data` as a section, which is called `within` in its file. Raises `ConfigError` with one line a problem."""
     try:
         return section.model_validate(data)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(problem) for problem in error.errors())) from None
+        lines = [_explain(section, problem, within) for problem in error.errors()]
+        raise ConfigError("\n".join(dict.fromkeys(lines))) from None
+
+
+def read_toml(path: str | Path, *, called: str) -> dict[str, Any]:
+    """The content of a TOML file, with or without a byte order mark. `called` is the option that names the file."""
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise ConfigError(f"{called} {path}: no such file") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{called} {path}: not UTF-8 text (byte {error.start} is {error.object[error.start]:#04x}); "
+            "save it as UTF-8"
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"{called} {path}: it can't be read as a file: {error.strerror}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{called} {path}: not valid TOML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{called} {path}: not valid TOML for us: it is nested too deeply") from None
 
 
 def _read(path: str | Path | None, overrides: Sequence[str]) -> dict[str, Any]:
-    data: dict[str, Any] = {}
-    if path is not None:
-        try:
-            data = tomllib.loads(Path(path).read_text())
-        except FileNotFoundError:
-            raise ConfigError(f"--config {path}: no such file") from None
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise ConfigError(f"--config {path}: {error}") from None
+    data = {} if path is None else read_toml(path, called="--config")
     for override in overrides:
         _apply_override(data, override)
     return data
 
 
 def to_toml(config: RunConfig) -> str:
-    """The resolved configuration as TOML that `load` reads back."""
-    lines: list[str] = []
-
-    def emit(section: dict[str, Any], prefix: str) -> None:
-        tables = {k: v for k, v in section.items() if isinstance(v, dict)}
-        for key, value in section.items():
-            if key not in tables and value is not None:
-                lines.append(f"{key} = {_toml_value(value)}")
-        for key, value in tables.items():
-            lines.extend(["", f"[{prefix}{key}]"])
-            emit(value, f"{prefix}{key}.")
-
-    emit(config.model_dump(mode="json", exclude=_shared_keys()), "")
-    return "\n".join(lines).strip() + "\n"
+    """The resolved configuration as TOML that `load` reads back. Write it as UTF-8."""
+    return tomli_w.dumps(_without_none(config.model_dump(mode="json", exclude=_shared_keys())))
 
 
-def _toml_value(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, (int, float)):
-        return repr(value)
-    if isinstance(value, list):
-        return "[" + ", ".join(_toml_value(item) for item in value) + "]"
-    escaped = str(value).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\t", "\\t")
-    return f'"{escaped}"'
+def _without_none(section: dict[str, Any]) -> dict[str, Any]:
+    """TOML has no null; a field that may be None is None where it isn't set."""
+    return {
+        key: _without_none(value) if isinstance(value, dict) else value
+        for key, value in section.items()
+        if value is not None
+    }
 
 
 def _apply_override(data: dict[str, Any], override: str) -> None:
@@ -281,9 +307,10 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
     if not equals or not key.strip():
         raise ConfigError(f"override {override!r}: write it as section.key=value")
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text  # a bare string needs no quotes on a command line
+        read = tomllib.loads(f"value = {text}")
+    except (tomllib.TOMLDecodeError, RecursionError):
+        read = {}
+    value = read["value"] if len(read) == 1 else text  # a bare string needs no quotes on a command line
     *sections, last = key.strip().split(".")
     for section in sections:
         data = data.setdefault(section, {})
@@ -292,26 +319,42 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
     data[last] = value
 
 
-def _explain(problem: Any) -> str:
+def _explain(root: type[Section], problem: Any, within: str) -> str:
     """One line for one of pydantic's errors: the dotted key, what is wrong, and the nearest valid name."""
-    where = [str(part) for part in problem["loc"]]
+    # In brackets pydantic says which member of a union it tried, or that it means a key of a mapping.
+    path = [str(part) for part in problem["loc"] if "[" not in str(part)]
+    key = ".".join([*([within] if within else []), *path])
     if problem["type"] == "extra_forbidden":
-        section = _section_at(where[:-1])
-        close = difflib.get_close_matches(where[-1], list(section.model_fields) if section else [], n=1)
-        hint = f"did you mean {'.'.join([*where[:-1], close[0]])!r}?" if close else "remove it"
-        return f"{'.'.join(where)}: unknown key; {hint}"
+        return _unknown_key(root, path, within)
     if problem["type"] == "missing":
-        return f"{'.'.join(where)}: required; set it in the file or as {'.'.join(where)}=VALUE"
-    message = problem["msg"].removeprefix("Value error, ")
-    if not where:
-        return str(message)
-    given = "" if problem["type"] == "value_error" else f" (given: {problem['input']!r})"
-    return f"{'.'.join(where)}: {message}{given}"
+        return f"{key}: required; set it in the file or as {key}=VALUE"
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    if problem["type"] == "model_type":
+        message = f"a section belongs here: write [{key}] with its keys below it, or {key}.KEY=VALUE"
+    elif problem["type"] == "tuple_type":
+        message = "a list belongs here, such as [1, 2]"
+    elif problem["type"] == "string_type":
+        message = f"a text belongs here; a number needs quotes to be one, on a command line '{key}=\"VALUE\"'"
+    if not key:
+        return message
+    field = section.model_fields.get(path[-1]) if path and (section := _section_at(root, path[:-1])) else None
+    shown = problem["type"] != "value_error" and (field is None or field.repr)  # a token stays unsaid
+    return f"{key}: {message}" + (f" (given: {problem['input']!r})" if shown else "")
 
 
-def _section_at(path: Sequence[str]) -> type[Section] | None:
-    section: type[Section] = RunConfig
+def _unknown_key(root: type[Section], path: Sequence[str], within: str = "") -> str:
+    section = _section_at(root, path[:-1])
+    close = difflib.get_close_matches(path[-1], list(section.model_fields) if section else [], n=1)
+    above = [*([within] if within else []), *path[:-1]]
+    hint = f"did you mean {'.'.join([*above, close[0]])!r}?" if close else "remove it"
+    return f"{'.'.join([*above, path[-1]])}: unknown key; {hint}"
+
+
+def _section_at(root: type[Section], path: Sequence[str]) -> type[Section] | None:
+    section = root
     for name in path:
+        if name.isdigit():  # an entry of a list
+            continue
         field = section.model_fields.get(name)
         candidates = [field.annotation, *get_args(field.annotation)] if field else []
         inner = next((c for c in candidates if isinstance(c, type) and issubclass(c, Section)), None)

@@ -70,7 +70,7 @@ class RunFolder:
                 "run_dir"
             )
         home.path.mkdir(parents=True, exist_ok=True)
-        (home.path / "config.toml").write_text(to_toml(config))
+        (home.path / "config.toml").write_text(to_toml(config), encoding="utf-8")
         home.push()
         return cls(home, go_on=_resume_command(home))
 

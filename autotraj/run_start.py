@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from autotraj import stages
-from autotraj.config import RunConfig, to_toml, with_changes
+from autotraj.config import RunConfig, differences, load, to_toml, with_changes
 from autotraj.errors import UserError
 from autotraj.home import Home
 from autotraj.run_folder import newest
@@ -18,16 +18,15 @@ def open_folder(config: RunConfig) -> Path:
     home.check()
     home.pull()
     path.mkdir(parents=True, exist_ok=True)
-    saved, text = path / "config.toml", to_toml(config)
-    if saved.is_file() and saved.read_text() != text:
-        differing = sorted(set(text.splitlines()) ^ set(saved.read_text().splitlines()))
+    saved = path / "config.toml"
+    if saved.is_file() and (differing := differences(load(saved), config)):
         raise UserError(
             f"run_dir: {home} holds a run with other settings ({'; '.join(differing[:4])}); choose another run_dir, or "
             "give the same settings to go on with it"
         )
     if not saved.is_file() and newest(home):
         raise UserError(f"run_dir: {home} holds a run of the command `grpo`; choose another run_dir")
-    saved.write_text(text)
+    saved.write_text(to_toml(config), encoding="utf-8")
     return path
 
 

@@ -1,10 +1,12 @@
 """What a person may set about losses and learners. Imports nothing heavy."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from trajectory.config import Section
+from trajectory.config import Section, Seed
+
+Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 Algorithm = Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo"]
 
@@ -162,7 +164,7 @@ class LearnerConfig(Section):
     lr: PositiveFloat = 1e-6
     """Peak learning rate."""
 
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     """AdamW's."""
 
     eps: PositiveFloat = 1e-8
@@ -195,7 +197,7 @@ class LearnerConfig(Section):
     temperature: PositiveFloat = 1.0
     """Logits are divided by it before logprobs are taken; must be the engine's sampling temperature."""
 
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Of torch and numpy on every rank."""
 
     weight_sync: Literal["host", "nccl"] = "host"

@@ -2,9 +2,12 @@
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, NonNegativeFloat, model_validator
 
 from trajectory.config import Section
+
+LARGEST = 100.0
+"""Size of any part of the reward."""
 
 
 class RewardConfig(Section):
@@ -14,19 +17,19 @@ class RewardConfig(Section):
     """`paper`: exactly the released formulas; QA's reward-model score enters raw and can only raise, math has none.
     `default`: the score enters normalised, raises and lowers, and never lifts a wrong answer above a right one."""
 
-    outcome_weight: float = Field(default=1.0, ge=0)
+    outcome_weight: float = Field(default=1.0, ge=0, le=LARGEST)
     """Times the outcome of a well-formed trajectory: 1 or 0 for math, the token F1 for QA."""
 
-    wrong_but_well_formed: float = 0.1
+    wrong_but_well_formed: float = Field(default=0.1, ge=-LARGEST, le=LARGEST)
     """What a well-formed math trajectory with a wrong answer gets for its form."""
 
-    bad_format_math: float = 0.0
+    bad_format_math: float = Field(default=0.0, ge=-LARGEST, le=LARGEST)
     """All that a malformed math trajectory gets, be its answer right or wrong."""
 
-    bad_format_qa: float = -1.0
+    bad_format_qa: float = Field(default=-1.0, ge=-LARGEST, le=LARGEST)
     """All that a malformed QA trajectory gets."""
 
-    trajectory_weight: float = Field(default=0.2, ge=0)
+    trajectory_weight: float = Field(default=0.2, ge=0, le=LARGEST)
     """Times the reward model's score of a well-formed trajectory, where there is one. 0: it changes nothing."""
 
     trajectory_clip: float = Field(default=2.0, gt=0)
@@ -78,7 +81,7 @@ _PAPERS = (
 class QualityConfig(Section):
     """How stage 1 sorts trajectories. The defaults are the paper's (arXiv 2601.23032, stage 1)."""
 
-    weights: dict[str, float] = Field(default={"confidence": 0.4, "length": 0.3, "repetition": 0.3})
+    weights: dict[str, NonNegativeFloat] = Field(default={"confidence": 0.4, "length": 0.3, "repetition": 0.3})
     """Share of each dimension in the score; Σ = 1. Those of `rewards.quality.DIMENSIONS`: the paper's three read the text,
     `tool_success` and `grounding` also know the tool calls and the question."""
 
@@ -101,8 +104,6 @@ class QualityConfig(Section):
         unknown = sorted(self.weights.keys() - DIMENSIONS.keys())
         if unknown:
             raise ValueError(f"weights names {unknown[0]!r}; the dimensions are {', '.join(DIMENSIONS)}")
-        if any(weight < 0 for weight in self.weights.values()):
-            raise ValueError(f"a weight is negative: {self.weights}")
         if abs(sum(self.weights.values()) - 1) > 1e-9:
             raise ValueError(f"weights add up to {sum(self.weights.values()):g}, not 1")
         return self

@@ -1,8 +1,8 @@
 """The settings of `tasks.load_tasks`."""
 
-from pydantic import Field, field_validator
+from pydantic import Field, NonNegativeFloat, field_validator
 
-from trajectory.config import Section
+from trajectory.config import Section, Seed
 from trajectory.types import TaskKind
 from trajectory.word_problems_types import Tier
 
@@ -35,10 +35,10 @@ class TaskConfig(Section):
     id_field: str | None = None
     """The field that holds a task's id. Without one, ids are made from the questions and stay the same between runs."""
 
-    seed: int = 0
+    seed: Seed = 0
     """For `word-problems`: which ones are generated."""
 
-    tiers: dict[Tier, float] = Field(default={"easy": 1.0}, min_length=1)
+    tiers: dict[Tier, NonNegativeFloat] = Field(default={"easy": 1.0}, min_length=1)
     """For `word-problems`: how hard, as shares (1 and 3 are a quarter and three quarters). Tiers: `easy`, one or two
     operations; `steps`, three to five; `distractors`, numbers that don't matter; `units`, dozens, weeks and hours;
     `chained`, a second sum that needs the first's result; `lookup`, a price that only the search corpus knows."""
@@ -46,6 +46,6 @@ class TaskConfig(Section):
     @field_validator("tiers")
     @classmethod
     def _some_share(cls, tiers: dict[Tier, float]) -> dict[Tier, float]:
-        if min(tiers.values()) < 0 or not 0 < sum(tiers.values()) < float("inf"):
-            raise ValueError("shares of tiers must not be negative, and one must be positive")
+        if not 0 < sum(tiers.values()) < float("inf"):
+            raise ValueError("one share of the tiers must be positive, and their sum finite")
         return tiers

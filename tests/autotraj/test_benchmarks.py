@@ -237,5 +237,5 @@ def test_the_suite_of_benchmarks(tmp_path: Path) -> None:
     path.write_text('[[benchmarks]]\nname = "a"\nnum_samples = 4\n[benchmarks.data]\n')
     with pytest.raises(UserError, match=r"benchmarks\.0: a: num_samples = 4 at temperature 0"):
         load_suite(path)
-    with pytest.raises(UserError, match="No such file"):
+    with pytest.raises(UserError, match="no such file"):
         load_suite(tmp_path / "absent.toml")

@@ -1,12 +1,33 @@
 """Loading a configuration: everything wrong is found here, with the key's name."""
 
+import types
+import typing
+from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
 
+import annotated_types
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from autotraj.config import ConfigError, RunConfig, load, parse, to_toml
+from autotraj.benchmark_config import BenchmarkSuite, load_suite
+from autotraj.config import ConfigError, RunConfig, differences, load, load_section, parse, to_toml
+from tool_sandbox.config import SandboxConfig
+from trajectory.config import Section
 
 MINIMAL = {"model": "examples/tiny/base"}
+
+# Any text that UTF-8 can hold, and those parts of it that TOML must escape, more often than chance brings them.
+TEXT = st.lists(
+    st.one_of(
+        st.characters(exclude_categories=["Cs"]),
+        st.sampled_from(
+            ["\r", "\r\n", "\0", "\x7f", "\x85", "\u2028", '"', '"""', "'", "\\", "\\u", "\t", "😀", "#", "=", "[x]"]
+        ),
+    )
+).map("".join)
 
 
 def test_unknown_key_names_the_nearest_valid_one() -> None:
@@ -77,6 +98,194 @@ def test_resolved_toml_reads_back_to_the_same_configuration(tmp_path: Path) -> N
     path = tmp_path / "config.toml"
     path.write_text(to_toml(config))
     assert load(path) == config
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    text=TEXT,
+    token=TEXT,
+    lr=st.floats(min_value=0, exclude_min=True, allow_nan=False, allow_infinity=False),
+    penalty=st.floats(-100, 0.1),
+    seed=st.integers(0, 2**32 - 1),
+    targets=st.lists(TEXT, min_size=1),
+    share=st.floats(0, 1),
+)
+def test_what_is_written_reads_back_equal(tmp_path_factory, text, token, lr, penalty, seed, targets, share) -> None:  # type: ignore[no-untyped-def]
+    config = parse(
+        {
+            "model": text or "x",
+            "seed": seed,
+            "episode": {"system_prompt": text},
+            "sandbox": {"token": token},
+            "learner": {"lr": lr, "lora": {"targets": targets}},
+            "reward": {"bad_format_math": penalty},
+            "quality": {"weights": {"confidence": share, "length": 1 - share}},
+            "repair": {"right_prompt": "{question}{trajectory}" + text},
+        }
+    )
+    path = tmp_path_factory.mktemp("written") / "config.toml"
+    path.write_text(to_toml(config), encoding="utf-8")
+    assert load(path) == config
+
+
+@pytest.mark.parametrize("text", ["a\rb", "a\r\nb", "\0", "\x1b[2J", "\x7f"])
+def test_control_characters_read_back(tmp_path: Path, text: str) -> None:
+    config = parse(MINIMAL | {"episode": {"system_prompt": text}, "sandbox": {"token": text}})
+    (tmp_path / "config.toml").write_text(to_toml(config), encoding="utf-8")
+    read = load(tmp_path / "config.toml")
+    assert (read.episode.system_prompt, read.sandbox.token) == (text, text)
+
+
+def test_a_byte_order_mark_is_read_over(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text('model = "a"\nseed = 7\n', encoding="utf-8-sig")
+    assert load(path).seed == 7
+    path.write_text('[[benchmarks]]\nname = "a"\n[benchmarks.data]\nsource = "a.jsonl"\n', encoding="utf-8-sig")
+    assert load_suite(path).benchmarks[0].name == "a"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('model = "é"'.encode("latin-1"), "not UTF-8 text (byte 9 is 0xe9); save it as UTF-8"),
+        ('model = "a"'.encode("utf-16"), "not UTF-8 text (byte 0 is 0xff)"),
+        (b"model = ", "not valid TOML: Invalid value"),
+        (b"model = " + b"[" * 100_000, "nested too deeply"),
+    ],
+)
+def test_a_file_that_is_no_toml_is_one_sentence(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "run.toml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    assert str(caught.value).startswith(f"--config {path}: ")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_directory_is_no_configuration(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="it can't be read as a file: Is a directory"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("section", [name for name, _ in RunConfig.model_fields.items()])
+def test_a_wrong_type_names_the_key(section: str) -> None:
+    """Of every section and every plain field: whatever type it wants, a date is not it."""
+    with pytest.raises(ConfigError, match=rf"(?m)^{section}: "):
+        parse(MINIMAL | {section: date(2026, 11, 25)})
+
+
+def test_a_value_where_a_section_belongs_says_so() -> None:
+    with pytest.raises(ConfigError, match=r"^engine: a section belongs here: write \[engine\]"):
+        parse(MINIMAL | {"engine": 3})
+    with pytest.raises(ConfigError, match=r"^sandbox: a section belongs here"):
+        load_section(SandboxConfig, "sandbox", None, ["sandbox=[1]"])
+
+
+def test_a_section_alone_names_its_keys_in_full() -> None:
+    with pytest.raises(ConfigError, match=r"^sandbox\.addres: unknown key; did you mean 'sandbox\.address'\?$"):
+        load_section(SandboxConfig, "sandbox", None, ["sandbox.addres=1"])
+    with pytest.raises(ConfigError, match=r"^sandbx: unknown key; did you mean 'sandbox'\?$"):
+        load_section(SandboxConfig, "sandbox", None, ["sandbx.token=abc"])
+
+
+def test_a_token_is_not_shown() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(MINIMAL | {"sandbox": {"token": 24681357}})
+    assert "sandbox.token: a text belongs here" in str(caught.value)
+    assert "24681357" not in str(caught.value)
+
+
+def test_an_override_is_one_value() -> None:
+    assert load(None, ["model=a", "episode.system_prompt=1\nmodel = 'b'"]).episode.system_prompt == "1\nmodel = 'b'"
+
+
+# --- numbers ------------------------------------------------------------------------------------------------------------
+
+
+def numbers(section: type[Section], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], type, list[Any]]]:
+    """Path, type and constraints of every number in a section and those within it."""
+    for name, field in section.model_fields.items():
+        yield from _numbers_of(field.annotation, list(field.metadata), (*above, name))
+
+
+def _numbers_of(
+    annotation: Any, constraints: list[Any], path: tuple[str, ...]
+) -> Iterator[tuple[tuple[str, ...], type, list[Any]]]:
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        yield from _numbers_of(args[0], [*constraints, *args[1:]], path)
+    elif origin in (typing.Union, types.UnionType):
+        for arg in args:
+            yield from _numbers_of(arg, constraints, path)
+    elif origin in (tuple, list, dict):
+        for arg in args:
+            yield from _numbers_of(arg, [], path)
+    elif isinstance(annotation, type) and issubclass(annotation, Section):
+        yield from numbers(annotation, path)
+    elif annotation in (int, float):
+        yield path, annotation, constraints
+    else:
+        assert origin is Literal or annotation in (str, bool, type(None), Ellipsis) or annotation is Ellipsis, (
+            annotation
+        )
+
+
+ALL_NUMBERS = [*numbers(RunConfig), *numbers(BenchmarkSuite)]
+
+
+def nested(path: tuple[str, ...], value: Any) -> dict[str, Any]:
+    for name in reversed(path):
+        value = {name: value}
+    return value  # type: ignore[no-any-return]
+
+
+def test_every_number_has_a_bound() -> None:
+    def bounded(constraints: list[Any]) -> bool:
+        inner = [c for c in constraints for c in [c, *getattr(c, "metadata", [])]]
+        kinds = (annotated_types.Gt, annotated_types.Ge, annotated_types.Lt, annotated_types.Le)
+        return any(isinstance(constraint, kinds) for constraint in inner)
+
+    assert len(ALL_NUMBERS) > 150
+    assert [".".join(path) for path, _, constraints in ALL_NUMBERS if not bounded(constraints)] == []
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+def test_every_number_must_be_finite(number: float) -> None:
+    several = {
+        "betas": [0.9, number],
+        "temperatures": [number],
+        "tiers": {"easy": number},
+        "weights": {"length": number},
+    }
+    paths = [path for path, kind, _ in numbers(RunConfig) if kind is float and path != ("learner", "temperature")]
+    assert len(paths) > 60
+    for path in paths:
+        with pytest.raises(ConfigError, match=rf"(?m)^{'.'.join(path)}\b"):
+            parse(MINIMAL | nested(path, several.get(path[-1], number)))
+
+
+@pytest.mark.parametrize(
+    "override", ["seed=-1", "seed=4294967296", "data.seed=-1", "learner.seed=-1", "learner.betas=[0.9, 1.0]"]
+)
+def test_numbers_out_of_bounds(override: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^{override.partition('=')[0]}"):
+        load(None, ["model=a", override])
+
+
+def test_a_time_that_nothing_can_wait_for() -> None:
+    with pytest.raises(
+        ConfigError, match=r"^grpo\.step_timeout_s: a time of 1e\+12 s is longer than can be waited for"
+    ):
+        load(None, ["model=a", "grpo.step_timeout_s=1e12"])
+
+
+def test_differences_name_the_keys() -> None:
+    before = parse(MINIMAL | {"grpo": {"num_steps": 3}})
+    after = parse(MINIMAL | {"grpo": {"num_steps": 4}, "sft": {"lora": {"rank": 2}}})
+    assert differences(before, after)[0] == "grpo.num_steps = 3, not 4"
+    assert "sft.lora.rank = None, not 2" in differences(before, after)
+    assert differences(before, before) == []
 
 
 def test_every_field_is_documented() -> None:

@@ -233,7 +233,7 @@ def test_all_dimensions_weighted():
     [
         ({"confidence": 0.5, "beauty": 0.5}, "weights names 'beauty'; the dimensions are confidence, length"),
         ({"confidence": 0.5}, "add up to 0.5, not 1"),
-        ({"confidence": 1.5, "length": -0.5}, "a weight is negative"),
+        ({"confidence": 1.5, "length": -0.5}, "weights.length\n.*greater than or equal to 0"),
     ],
 )
 def test_weights_that_make_no_score_are_refused(weights, message):
