@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification
+
+from models import scalar
+from models.layout import lay_out, score_positions
 
 
 class RewardScorer:
@@ -35,16 +37,20 @@ class RewardScorer:
                 f"{path}: {type(model).__name__} with {model.config.num_labels} labels is not a reward model; "
                 "it needs a causal model with num_labels = 1"
             )
+        scalar.use_float32_head(model)
         self._model: Any = model.eval().to(self._device)
         text_config = model.config.get_text_config()
+        self._pad_token_id = scalar.padding_token(path, text_config)
         self._vocab_size: int = text_config.vocab_size
-        self._max_tokens: int = text_config.max_position_embeddings
+        # None: a model without positions, such as Mamba, reads any number of tokens.
+        self._max_tokens: int | None = getattr(text_config, "max_position_embeddings", None)
 
     def check(self, sequences: Sequence[NDArray[np.int32]]) -> None:
         """Raises ValueError for a sequence that the model can't read; on a GPU it would end the process."""
         for i, ids in enumerate(sequences):
-            if not 0 < len(ids) <= self._max_tokens:
-                raise ValueError(f"sequence {i} has {len(ids)} tokens; the reward model reads 1 to {self._max_tokens}")
+            if len(ids) == 0 or (self._max_tokens is not None and len(ids) > self._max_tokens):
+                most = "any number" if self._max_tokens is None else self._max_tokens
+                raise ValueError(f"sequence {i} has {len(ids)} tokens; the reward model reads 1 to {most}")
             if ids.min() < 0 or ids.max() >= self._vocab_size:
                 raise ValueError(
                     f"sequence {i} holds token ids from {ids.min()} to {ids.max()}; "
@@ -53,18 +59,8 @@ class RewardScorer:
 
     @torch.inference_mode()
     def score(self, sequences: Sequence[NDArray[np.int32]]) -> NDArray[np.float32]:
-        """The scalar at each sequence's last token (N,), in one forward pass over a rectangle padded on the right.
-
-        As Hugging Face's, save that its own stops before trailing tokens that equal the padding token.
-        """
-        lengths = torch.tensor([len(ids) for ids in sequences])
-        rectangle = np.zeros((len(sequences), int(lengths.max())), np.int64)
-        for row, ids in zip(rectangle, sequences, strict=True):
-            row[: len(ids)] = ids
-        # A causal model's tokens see nothing on their right, so padding needs no mask.
-        hidden = self._model.base_model(
-            input_ids=torch.from_numpy(rectangle).to(self._device), attention_mask=None, use_cache=False
-        ).last_hidden_state
-        last = hidden[torch.arange(len(sequences)), lengths - 1]
-        values = F.linear(last.float(), self._model.score.weight.float())[:, 0]
+        """Each sequence's score (N,), in one forward pass over a rectangle padded on the right."""
+        layout = lay_out(sequences, padded=True, device=self._device)
+        source = score_positions(layout, sequences, self._pad_token_id)
+        values = scalar.scores(self._model, source, layout.input_ids, layout.position_ids, None, layout.longest)
         return np.asarray(values.cpu().numpy(), np.float32)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from learners.config import LoraConfig
+from models.scalar import HEAD
 
 NAME = "default"  # peft's own name for the only adapter
-HEAD = "score"  # Hugging Face's name of the scalar head
 
 
 def inject(lm: Any, config: LoraConfig) -> None:

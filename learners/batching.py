@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from models.layout import Layout, lay_out, score_positions
 from trajectory.types import Trajectory
 
 
@@ -164,43 +165,6 @@ def _fit_packed(by_size: Sequence[int], sizes: Sequence[int], token_budget: int)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Layout:
-    """B sequences as the model takes them.
-
-    Padded: `input_ids` is (B, L), padded on the right; under causal attention no real token sees the padding, so no
-    attention mask is needed. Packed: (1, ΣL), with `position_ids` that restart at 0 at each sequence and the `borders`
-    between sequences for variable-length attention.
-    """
-
-    input_ids: Tensor  # (B, L) or (1, ΣL)
-    position_ids: Tensor  # (1, L) or (1, ΣL)
-    borders: Tensor | None  # packed: (B + 1,) int32, 0 and the running sum of lengths; padded: None
-    longest: int  # most tokens in a sequence
-    starts: NDArray[np.int64]  # (B,) where each sequence begins in the flattened ids
-
-
-def lay_out(sequences: Sequence[NDArray[np.int32]], *, padded: bool, device: torch.device | str = "cpu") -> Layout:
-    """Sequences of token ids, (L,) each, as one rectangle or one row."""
-    lengths = [len(ids) for ids in sequences]
-    if padded:
-        width = max(lengths)
-        rows = np.zeros((len(sequences), width), dtype=np.int64)
-        for row, ids in enumerate(sequences):
-            rows[row, : len(ids)] = ids
-        positions, starts = np.arange(width), np.arange(len(sequences)) * width
-    else:
-        rows = np.concatenate(sequences)[None].astype(np.int64)
-        positions, starts = np.concatenate([np.arange(n) for n in lengths]), np.cumsum([0, *lengths[:-1]])
-    return Layout(
-        input_ids=torch.from_numpy(rows).to(device),
-        position_ids=torch.from_numpy(positions[None]).to(device),
-        borders=None if padded else torch.from_numpy(np.cumsum([0, *lengths]).astype(np.int32)).to(device),
-        longest=max(lengths),
-        starts=starts,
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Batch:
     """A micro-batch as tensors. B sequences, T = longest response, N = True entries of `mask`."""
 
@@ -314,7 +278,5 @@ def _score_batch(
     device: torch.device | str,
 ) -> ScoreBatch:
     layout = lay_out(sequences, padded=padded, device=device)
-    # Hugging Face reads the last token that isn't the padding one, at 0 if there is none, and so do we.
-    last = [int(np.flatnonzero(np.append(True, ids[1:] != pad_token_id))[-1]) for ids in sequences]
-    source = torch.from_numpy(layout.starts + np.array(last)).to(device)
+    source = score_positions(layout, sequences, pad_token_id)
     return ScoreBatch(layout=layout, source=source, items=items, margins=margins)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from learners import adapters, attention
+from learners import adapters
 from learners.config import LearnerConfig
+from models import attention, scalar
+from models.forward import hidden_at
 
 # Models that do something to the logits after the output layer; TokenLogprobs would leave it out.
 _LOGIT_TRANSFORMS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
@@ -38,7 +39,7 @@ def load_model(path: str, config: LearnerConfig, device: torch.device) -> TokenL
     attention.register()
     if config.head == "scalar":
         hf_config.num_labels = 1
-        hf_config.get_text_config().pad_token_id = _pad_token(path, hf_config.get_text_config())
+        hf_config.get_text_config().pad_token_id = scalar.padding_token(path, hf_config.get_text_config())
     kind = AutoModelForCausalLM if config.head == "lm" else AutoModelForSequenceClassification
     lm = kind.from_pretrained(
         path,
@@ -47,7 +48,7 @@ def load_model(path: str, config: LearnerConfig, device: torch.device) -> TokenL
         attn_implementation=attention.NAME if varlen else "sdpa",
     )
     if config.head == "scalar":
-        _use_float32_head(lm)
+        scalar.use_float32_head(lm)
     if config.lora is not None:
         adapters.inject(lm, config.lora)
     model: TokenLogprobs | SequenceScores
@@ -93,16 +94,8 @@ class _Headless(nn.Module):
         self.lm: Any = lm
         self.varlen = varlen
 
-    def hidden_at(
-        self, source: Tensor, input_ids: Tensor, position_ids: Tensor, borders: Tensor | None, longest: int
-    ) -> Tensor:
-        """(N, hidden): the last layer's states at the positions `source` of the flattened (B·L) batch."""
+    def check_layout(self, borders: Tensor | None) -> None:
         assert (borders is not None) == self.varlen
-        packed = {"cu_seq_lens_q": borders, "max_length_q": longest} if self.varlen else {}
-        hidden: Tensor = self.lm.base_model(
-            input_ids=input_ids, position_ids=position_ids, attention_mask=None, use_cache=False, **packed
-        ).last_hidden_state
-        return hidden.reshape(-1, hidden.shape[-1])[source]
 
 
 class SequenceScores(_Headless):
@@ -112,37 +105,8 @@ class SequenceScores(_Headless):
         self, source: Tensor, input_ids: Tensor, position_ids: Tensor, borders: Tensor | None, longest: int
     ) -> Tensor:
         """(B,) float32. Arguments are those of `batching.ScoreBatch` and its layout."""
-        scores: Tensor = self.lm.score(self.hidden_at(source, input_ids, position_ids, borders, longest))
-        return scores[:, 0]
-
-
-class _Float32Head(nn.Linear):
-    """Computes in float32 whatever the weights' type: bfloat16 has 3 digits, and pairs live on differences of scores."""
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return F.linear(hidden.float(), self.weight.float(), None if self.bias is None else self.bias.float())
-
-
-def _use_float32_head(model: Any) -> None:
-    score = getattr(model, adapters.HEAD, None)
-    if not isinstance(score, nn.Linear):
-        raise ValueError(f"{type(model).__name__} has no linear layer {adapters.HEAD!r}; head='scalar' needs one")
-    head = _Float32Head(score.in_features, score.out_features, score.bias is not None, device="meta")
-    head.weight, head.bias = score.weight, score.bias
-    setattr(model, adapters.HEAD, head)
-
-
-def _pad_token(path: str, text_config: Any) -> int:
-    """The padding token, which Hugging Face's scalar heads need to know: the model's, the tokenizer's, or the end's."""
-    candidates = [text_config.pad_token_id]
-    if candidates == [None] and (not Path(path).exists() or (Path(path) / "tokenizer_config.json").exists()):
-        candidates.append(AutoTokenizer.from_pretrained(path).pad_token_id)
-    ends = text_config.eos_token_id
-    candidates += ends if isinstance(ends, list) else [ends]
-    found = next((token for token in candidates if token is not None), None)
-    if found is None:
-        raise ValueError(f"{path}: neither model nor tokenizer names a padding or end token; head='scalar' needs one")
-    return int(found)
+        self.check_layout(borders)
+        return scalar.scores(self.lm, source, input_ids, position_ids, borders, longest)
 
 
 class TokenLogprobs(_Headless):
@@ -166,7 +130,8 @@ class TokenLogprobs(_Headless):
 
         Both (N,) float32; the entropy carries no gradient. Arguments are those of `batching.Batch` and its layout.
         """
-        hidden = self.hidden_at(source, input_ids, position_ids, borders, longest)
+        self.check_layout(borders)
+        hidden = hidden_at(self.lm, source, input_ids, position_ids, borders, longest)
         num_rows = max(self.chunk_bytes // (4 * self.lm.config.get_text_config().vocab_size), 1)
         if len(targets) <= num_rows:
             return self._from_hidden(hidden, targets)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = {"trajectory", "rewards", "actors", "learners", "tool_sandbox", "cluster", "autotraj"}
+ROOMS = {"trajectory", "rewards", "actors", "learners", "models", "tool_sandbox", "cluster", "autotraj"}
 LONG_FILE_LINES = 600
 
 # Room → modules of ours it may import, besides its own.
@@ -17,17 +17,24 @@ ALLOWED = {
     "trajectory": set(),
     "rewards": {"trajectory"},
     "tool_sandbox": {"trajectory"},
-    "learners": {"trajectory"},
+    "models": {"trajectory"},
+    "learners": {"trajectory", "models"},
     "cluster": {"trajectory"},
     # `config` for the certificates' paths, `failover` is the client of several gateways.
-    "actors": {"trajectory", "rewards", *(f"tool_sandbox.{m}" for m in ("client", "config", "failover", "wire"))},
-    "autotraj": {"trajectory", "rewards", "tool_sandbox", "learners", "cluster", "actors"},
+    "actors": {
+        "trajectory",
+        "rewards",
+        "models",
+        *(f"tool_sandbox.{m}" for m in ("client", "config", "failover", "wire")),
+    },
+    "autotraj": {"trajectory", "rewards", "tool_sandbox", "learners", "models", "cluster", "actors"},
 }
 # Room (or module) → third-party packages it must never import.
 FORBIDDEN = {
     "trajectory": {"ray", "torch", "vllm", "grpc", "deepspeed", "docker"},
     "rewards": {"ray", "torch", "vllm", "grpc", "deepspeed", "docker"},
     "tool_sandbox": {"ray", "torch", "vllm", "deepspeed"},
+    "models": {"ray", "vllm", "deepspeed"},
     "learners.losses": {"ray", "deepspeed", "vllm", "transformers"},
     "learners.advantages": {"ray", "deepspeed", "vllm", "transformers"},
     "learners.batching": {"ray", "deepspeed", "vllm", "transformers"},

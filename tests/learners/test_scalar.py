@@ -1,6 +1,7 @@
 """Reward-model training on one rank of DeepSpeed against plain transformers in float64."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from plain_reference import plain_pair_training, plain_scores
 
+from actors.reward_scorer import RewardScorer
 from learners.batching import Pair, Sample
 from learners.config import LearnerConfig, LoraConfig, LossConfig
 from learners.engine import DeepSpeedEngine
@@ -62,6 +64,28 @@ def test_exported_model_scores_identically_and_can_be_trained_on(
     assert written["pad_token_id"] == 329
     again = DeepSpeedEngine(config(tmp_path / "exported", zero_stage=zero_stage, attention="varlen"))
     np.testing.assert_allclose(again.scores(sequences), scores, atol=1e-5)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "varlen"])
+def test_training_and_serving_read_the_same_score_also_where_the_end_token_is_the_padding_one(
+    tiny_model: Path, pairs: list[Pair], tmp_path: Path, attention: str
+) -> None:
+    """Token 7 ends sequences and pads them, as in models that name no padding token of their own."""
+    base = shutil.copytree(tiny_model, tmp_path / "base")
+    written = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(written | {"pad_token_id": None, "eos_token_id": 7}))
+    endings = ([41, 7], [41, 7, 7], [7, 41], [7], [7, 7, 9], [12, 13, 14])
+    sequences = [*sides(pairs), *(np.array(ids, np.int32) for ids in endings)]
+    engine = DeepSpeedEngine(config(base, attention=attention))
+    for _ in range(2):
+        engine.pair_step(pairs)  # so that scores are far from 0
+    engine.export_hf(tmp_path / "exported")
+    trained = engine.scores(sequences)
+    np.testing.assert_allclose(
+        RewardScorer(str(tmp_path / "exported"), on_gpu=False).score(sequences), trained, atol=1e-5
+    )
+    np.testing.assert_allclose(plain_scores(tmp_path / "exported", sequences), trained, atol=1e-5)
+    assert np.ptp(trained) > 0.1
 
 
 def test_real_checkpoint_gets_a_head_its_tokenizer_and_padding(tmp_path: Path) -> None:

@@ -1,0 +1,57 @@
+"""The scalar head of a reward model: its padding token, the type it computes in, and its forward pass.
+
+Training and serving both come here, so that they give one answer, and it is the one of Hugging Face's own
+`AutoModelForSequenceClassification`, so that a model trained elsewhere is served right and an exported one is used right.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoTokenizer
+
+from models.forward import hidden_at
+
+HEAD = "score"
+"""Hugging Face's name of the scalar head."""
+
+
+def scores(
+    lm: Any, source: Tensor, input_ids: Tensor, position_ids: Tensor, borders: Tensor | None, longest: int
+) -> Tensor:
+    """(B,) float32 scores read at the positions `source`, see `layout.score_positions`; arguments as of `hidden_at`."""
+    found: Tensor = lm.score(hidden_at(lm, source, input_ids, position_ids, borders, longest))
+    return found[:, 0]
+
+
+class _Float32Head(nn.Linear):
+    """Computes in float32 whatever the weights' type: bfloat16 has 3 digits, and pairs live on differences of scores."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return F.linear(hidden.float(), self.weight.float(), None if self.bias is None else self.bias.float())
+
+
+def use_float32_head(model: Any) -> None:
+    """Make the scalar head of `model` compute in float32, in place. Raises ValueError if it has no linear head."""
+    score = getattr(model, HEAD, None)
+    if not isinstance(score, nn.Linear):
+        raise ValueError(f"{type(model).__name__} has no linear layer {HEAD!r}; head='scalar' needs one")
+    head = _Float32Head(score.in_features, score.out_features, score.bias is not None, device="meta")
+    head.weight, head.bias = score.weight, score.bias
+    setattr(model, HEAD, head)
+
+
+def padding_token(path: str, text_config: Any) -> int:
+    """The padding token, which Hugging Face's scalar heads need to know: the model's, the tokenizer's, or the end's."""
+    candidates = [getattr(text_config, "pad_token_id", None)]
+    if candidates == [None] and (not Path(path).exists() or (Path(path) / "tokenizer_config.json").exists()):
+        candidates.append(AutoTokenizer.from_pretrained(path).pad_token_id)
+    ends = getattr(text_config, "eos_token_id", None)
+    candidates += ends if isinstance(ends, list) else [ends]
+    found = next((token for token in candidates if token is not None), None)
+    if found is None:
+        raise ValueError(f"{path}: neither model nor tokenizer names a padding or end token; head='scalar' needs one")
+    return int(found)
