@@ -98,19 +98,15 @@ def _with_config(
 
 
 def _run(args: argparse.Namespace) -> int:
-    if args.dry_run:
-        from autotraj import commands
+    from autotraj import commands
 
-        return commands.dry_run(args.config, args.overrides)
-    from autotraj import run
-
-    return run.run(args.config, args.overrides)
+    return (commands.dry_run if args.dry_run else commands.run)(args.config, args.overrides)
 
 
 def _stage(args: argparse.Namespace) -> int:
-    from autotraj import run
+    from autotraj import commands
 
-    return run.stage(args.command, args.config, args.overrides)
+    return commands.stage(args.command, args.config, args.overrides)
 
 
 def _report(args: argparse.Namespace) -> int:

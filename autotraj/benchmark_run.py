@@ -14,9 +14,6 @@ from autotraj.benchmarks import BenchmarkResult, measure
 from autotraj.comparison import comparison_table
 from autotraj.config import load, with_changes
 from autotraj.errors import UserError
-from autotraj.judge import judge
-from autotraj.launch import engines, parts
-from autotraj.launch import measure as sample
 from trajectory.tasks import load_tasks
 from trajectory.types import Task
 
@@ -43,6 +40,11 @@ def evaluate_suite(config_path: str | None, overrides: Sequence[str], suite_path
     preflight.check(config)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
+
+    from autotraj.judge import judge
+    from autotraj.launch import engines, parts
+    from autotraj.launch import measure as sample
+
     results: list[BenchmarkResult] = []
     with parts(config) as gateway, engines(config, gateway) as pool:
         for benchmark in suite.benchmarks:

@@ -1,4 +1,7 @@
-"""The commands `grpo`, `evaluate`, `report` and `run --dry-run`."""
+"""The commands that train and measure, up to where something heavy begins.
+
+Configuration, model, data and folders are checked first; only then are Ray, torch and RLlib imported (seconds).
+"""
 
 from __future__ import annotations
 
@@ -9,16 +12,49 @@ from pathlib import Path
 from rich.console import Console
 
 from autotraj import preflight, stages
-from autotraj.config import load, with_changes
+from autotraj.config import RunConfig, load, with_changes
 from autotraj.errors import UserError
 from autotraj.home import Home
-from autotraj.launch import build, engines, measure, parts, train
 from autotraj.progress import ProgressView
 from autotraj.run_folder import RunFolder
+from autotraj.run_start import open_folder
 from trajectory.locations import is_uri
 from trajectory.storage import RETRY_S, scratch
 
 EXIT_OK, EXIT_INTERRUPTED = 0, 130
+
+
+def run(config_path: str | None, overrides: Sequence[str]) -> int:
+    """`python -m autotraj run`."""
+    return run_all(load(config_path, overrides), Console())
+
+
+def run_all(config: RunConfig, console: Console) -> int:
+    """Runs, or goes on with, all stages of `config`; returns the exit code."""
+    preflight.check(config)
+    open_folder(config)
+
+    from autotraj.run import execute
+
+    return execute(config, console)
+
+
+def stage(name: str, config_path: str | None, overrides: Sequence[str]) -> int:
+    """`python -m autotraj {synthesize,sft,reward-model}`: one stage of a run's folder."""
+    config = load(config_path, overrides)
+    if name not in config.stages:
+        raise UserError(f"stages = {list(config.stages)} leaves {name!r} out; add it")
+    preflight.check(config, sandbox=name == "synthesize")
+    folder = open_folder(config)
+    if name in stages.read_done(folder):
+        raise UserError(
+            f"{name} is done in {config.run_dir} ({stages.STAGES_FILE}); to do it again choose another run_dir"
+        )
+    stages.check_inputs(name, config)
+
+    from autotraj.run import execute_stage
+
+    return execute_stage(name, config, Console())
 
 
 def grpo(config_path: str | None, overrides: Sequence[str], *, resume: str | None) -> int:
@@ -33,6 +69,9 @@ def grpo(config_path: str | None, overrides: Sequence[str], *, resume: str | Non
     if not resume:
         folder = RunFolder.create(config)
     console.print(f"run folder {folder.home}; sampling and training {config.model}; starting the engines …")
+
+    from autotraj.launch import build, parts, train
+
     with folder, parts(config) as gateway:
         algo = build(config, gateway, trajectory_log=folder.trajectory_log)
         try:
@@ -57,6 +96,9 @@ def evaluate(config_path: str | None, overrides: Sequence[str]) -> int:
     console = Console()
     config = load(config_path, overrides)
     _, tasks = preflight.check(config)
+
+    from autotraj.launch import engines, measure, parts
+
     started = time.monotonic()
     with parts(config) as gateway, engines(config, gateway) as pool:
         console.print(f"engines up after {time.monotonic() - started:.0f} s; {len(tasks)} problems …")

@@ -12,8 +12,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from autotraj.commands import EXIT_OK, run_all
 from autotraj.config import load
-from autotraj.run import EXIT_OK, execute
 from trajectory.store import read_log
 from trajectory.types import Group, Reward, Trajectory
 
@@ -25,7 +25,7 @@ def main(*, seed: int, run_dir: str) -> int:
     console = Console()
     config = load(CONFIG, [f"seed={seed}", f'run_dir="{run_dir}"'])
     shutil.rmtree(config.folder, ignore_errors=True)  # a demo starts over
-    code = execute(config, console)
+    code = run_all(config, console)
     if code == EXIT_OK:
         show(console, config.folder)
     return code

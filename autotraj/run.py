@@ -18,8 +18,7 @@ from typing import Any
 from rich.console import Console
 
 from autotraj import preflight, stages
-from autotraj.config import RunConfig, load, with_changes
-from autotraj.errors import UserError
+from autotraj.config import RunConfig, with_changes
 from autotraj.evaluate import EvalResult
 from autotraj.grpo import GRPO
 from autotraj.grpo_config import rollout_timeout_of
@@ -31,12 +30,13 @@ from autotraj.repairers import repairer_pool
 from autotraj.report import write_report
 from autotraj.reward_model import train_reward_model
 from autotraj.run_folder import SAME_COMMAND, RunFolder
-from autotraj.run_start import at_its_largest, open_folder
+from autotraj.run_start import at_its_largest
 from autotraj.runner_pool import RunnerPool
 from autotraj.sandbox import Gateway
 from autotraj.sft import sft
 from autotraj.stage_config import Stage
 from autotraj.stage_progress import StageView
+from autotraj.stages import STAGES_FILE
 from autotraj.step_metrics import reward_parts
 from autotraj.synthesize import Progress, Synthesis
 from trajectory.locations import join
@@ -47,8 +47,6 @@ from trajectory.types import Group
 EXIT_OK, EXIT_INTERRUPTED = 0, 130
 NUM_SAMPLES = 24
 """Groups of each evaluation that the report shows."""
-
-STAGES_FILE = "stages.json"
 
 
 class Pipeline:
@@ -62,8 +60,7 @@ class Pipeline:
         self.console = console
         self.interrupt = interrupt
         self.started = time.monotonic()
-        path = self.path / STAGES_FILE
-        self.done: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+        self.done = stages.read_done(self.path)
         self.train_tasks, self.eval_tasks = preflight.check(config)
 
     def run(self) -> None:
@@ -292,9 +289,7 @@ def stage_entry(result: EvalResult, seconds: float) -> dict[str, Any]:
 
 
 def execute(config: RunConfig, console: Console) -> int:
-    """Runs, or goes on with, the pipeline of `config`; returns the exit code."""
-    preflight.check(config)
-    open_folder(config)
+    """Runs, or goes on with, the pipeline of a checked `config` in its folder; returns the exit code."""
     console.print(
         f"[bold]AutoTraj[/bold]: {config.model}; stages {', '.join(config.stages)}; run folder {config.run_dir}\n"
         "starting the sandbox, Ray and the engines …",
@@ -309,20 +304,10 @@ def execute(config: RunConfig, console: Console) -> int:
     return EXIT_OK
 
 
-def stage(name: str, config_path: str | None, overrides: Sequence[str]) -> int:
-    """`python -m autotraj {synthesize,sft,reward-model}`: one stage of a run's folder."""
-    config, console = load(config_path, overrides), Console()
-    if name not in config.stages:
-        raise UserError(f"stages = {list(config.stages)} leaves {name!r} out; add it")
-    samples = name == "synthesize"
-    preflight.check(config, sandbox=samples)
-    open_folder(config)
-    with graceful_interrupt() as interrupt, parts(config, sandbox=samples) as gateway:
+def execute_stage(name: str, config: RunConfig, console: Console) -> int:
+    """One stage, which isn't done and whose input is there; returns the exit code."""
+    with graceful_interrupt() as interrupt, parts(config, sandbox=name == "synthesize") as gateway:
         pipeline = Pipeline(config, gateway, console, interrupt)
-        if name in pipeline.done:
-            raise UserError(
-                f"{name} is done in {config.run_dir} ({STAGES_FILE}); to do it again choose another run_dir"
-            )
         try:
             pipeline.only(name)
         except stages.Interrupted:
@@ -334,11 +319,6 @@ def _interrupted(pipeline: Pipeline) -> int:
     pipeline.push()
     pipeline.console.print(f"interrupted; the same command goes on with {pipeline.home}", soft_wrap=True)
     return EXIT_INTERRUPTED
-
-
-def run(config_path: str | None, overrides: Sequence[str]) -> int:
-    """`python -m autotraj run`."""
-    return execute(load(config_path, overrides), Console())
 
 
 def _synthesis_note(progress: Progress) -> str:

@@ -6,10 +6,6 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event
-from tensorboardX.proto.summary_pb2 import Summary
-
 
 class Scalars:
     """One event file in `folder`.
@@ -19,10 +15,15 @@ class Scalars:
     """
 
     def __init__(self, folder: Path) -> None:
+        from tensorboardX.event_file_writer import EventsWriter  # imports torch: seconds
+
         folder.mkdir(parents=True, exist_ok=True)
         self._events = EventsWriter(str(folder / "events"))
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.summary_pb2 import Summary
+
         values = [Summary.Value(tag=name, simple_value=float(value)) for name, value in metrics.items()]
         self._events.write_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
         self._events.flush()

@@ -8,28 +8,68 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from autotraj.config import RunConfig
 from autotraj.errors import RunError, UserError
 from autotraj.home import Home
 from autotraj.interrupt import Interrupt
 from autotraj.run_folder import Checkpoint, RunFolder
 from learners.config import LearnerConfig, LoraConfig
 from learners.errors import LearnerError
-from learners.group import LearnerGroup
+from trajectory.records import read_jsonl
 from trajectory.storage import Storage
+
+if TYPE_CHECKING:
+    from learners.group import LearnerGroup  # torch and Ray: seconds
 
 SYNTHESIS, SFT, REWARD_MODEL, GRPO = "synthesis", "sft", "reward_model", "grpo"
 SFT_FILE, PREFERENCES_FILE = "sft.jsonl", "preferences.jsonl"
+STAGES_FILE = "stages.json"
 
 
 class Interrupted(Exception):
     """The person asked to stop; what was reached is on disk."""
+
+
+def read_done(folder: Path) -> dict[str, Any]:
+    """What is done in a run's folder: the figures by stage, as `stages.json` holds them. UserError if it is damaged."""
+    path = folder / STAGES_FILE
+    if not path.exists():
+        return {}
+    try:
+        done = json.loads(path.read_bytes())
+        if not isinstance(done, dict):
+            raise ValueError(f"a {type(done).__name__}, not an object")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: it can't be read ({error}); restore it, or choose another run_dir") from error
+    return done
+
+
+def check_inputs(name: str, config: RunConfig) -> None:
+    """UserError if what the stage `name` learns from isn't there or isn't what an earlier stage writes."""
+    files = {
+        "sft": (SFT_FILE, ["messages", "source"]),
+        "reward-model": (PREFERENCES_FILE, ["prompt", "chosen", "rejected", "task_id"]),
+    }
+    if name in files:
+        file, names = files[name]
+        path = require(config.folder / SYNTHESIS / file, "synthesize")
+        try:
+            records = read_jsonl(path, names)
+        except (OSError, ValueError) as error:
+            raise UserError(str(error)) from error
+        if not records:
+            raise UserError(f"{path} is empty: there is nothing to learn from; synthesise with more questions")
+    if name == "reward-model" and "sft" in config.stages:
+        require_model(Home.of(config), SFT, "policy", made_by="sft")
 
 
 def require(path: Path, made_by: str) -> Path:

@@ -16,6 +16,7 @@ from autotraj.config import RunConfig, load
 from autotraj.errors import UserError
 from autotraj.interrupt import Interrupt
 from autotraj.launch import parts
+from autotraj.run_start import open_folder
 from autotraj.stages import Interrupted
 from autotraj.synthesize import read_journal
 from trajectory.records import read_jsonl
@@ -72,7 +73,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunConf
     config = small()
     with s3_server("runs") as address, pytest.MonkeyPatch.context() as patch:
         set_environment(environment(address, tmp_path_factory.mktemp("one")), patch.setenv)
-        folder = runs.open_folder(config)
+        folder = open_folder(config)
         with parts(runs.at_its_largest(config)) as gateway:
             first = runs.Pipeline(config, gateway, Console(), AfterSome(folder / "synthesis"))
             with pytest.raises(Interrupted):
@@ -80,7 +81,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunConf
             first.push()
             before = {record.group.task.id for record in read_journal(folder / "synthesis")}
             patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("two")))
-            runs.open_folder(config)
+            open_folder(config)
             runs.Pipeline(config, gateway, Console(), Interrupt()).run()
         # What another machine finds.
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("three")))
@@ -155,4 +156,4 @@ def test_the_reward_model_loads_in_plain_transformers(finished: tuple[RunConfig,
 def test_other_settings_in_the_same_folder_are_refused(finished: tuple[RunConfig, set[str]]) -> None:
     config, _ = finished
     with pytest.raises(UserError, match="other settings"):
-        runs.open_folder(config.model_copy(update={"seed": 1}))
+        open_folder(config.model_copy(update={"seed": 1}))

@@ -1,0 +1,90 @@
+"""Every command says what is wrong in a sentence, with exit code 2, before anything heavy is imported."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from autotraj.__main__ import main
+
+TINY = "examples/tiny/run.toml"
+TYPO = ["--config", TINY, "grpo.num_stepz=3"]
+HEAVY = {"torch", "ray.rllib", "vllm", "transformers", "deepspeed"}
+
+
+@pytest.fixture(autouse=True)
+def _at_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+def fails(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """What the command prints on its way out; it must be the user's to mend, and no traceback."""
+    assert main(words) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ")
+    assert "Traceback" not in printed
+    return printed
+
+
+def test_a_mistake_is_told_before_anything_heavy_is_imported(tmp_path: Path) -> None:
+    """One process makes a mistake with every command; a single import of torch by any of them shows."""
+    wrong = tmp_path / "wrong.toml"
+    wrong.write_text("[[benchmark]]\n")
+    mistakes = [
+        *[[command, *TYPO] for command in ("run", "synthesize", "sft", "reward-model", "grpo", "evaluate")],
+        ["run", "--dry-run", *TYPO],
+        *[[command, "--config", TINY, "model=nowhere"] for command in ("run", "sft", "grpo", "evaluate")],
+        ["sft", "--config", TINY, f'run_dir="{tmp_path / "no_synthesis"}"'],
+        ["reward-model", "--config", TINY, f'run_dir="{tmp_path / "no_synthesis"}"'],
+        ["grpo", "--resume", str(tmp_path)],
+        ["evaluate", "--config", TINY, "--benchmarks", str(wrong)],
+        ["compare", str(tmp_path / "nothing")],
+        ["report", str(tmp_path / "nothing")],
+        ["status", str(tmp_path / "nothing")],
+        ["search-index", str(tmp_path / "nothing"), str(tmp_path / "index")],
+        *[["sandbox", action, "sandbox.addres=1"] for action in ("serve", "build", "attack", "stats", "bench")],
+        ["submit", "--", "run", *TYPO],
+    ]
+    code = (
+        "import sys\nfrom autotraj.__main__ import main\n"
+        f"for words in {mistakes!r}:\n"
+        "    code = main(words)\n"
+        f"    heavy = {HEAVY!r} & set(sys.modules)\n"
+        "    if code != 2 or heavy: sys.exit(f'{words}: exit code {code}, imported {heavy}')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("error: ") == len(mistakes)
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "file", "content", "message"),
+    [
+        ("sft", "sft.jsonl", "", "sft.jsonl is empty"),
+        ("sft", "sft.jsonl", "no json\n", "sft.jsonl, line 1: not valid JSON"),
+        ("sft", "sft.jsonl", '{"text": "a"}\n', "sft.jsonl, line 1: no field 'messages'"),
+        ("reward-model", "preferences.jsonl", '{"prompt": []}\n', "preferences.jsonl, line 1: no field 'chosen'"),
+    ],
+)
+def test_a_stage_reads_its_input_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, file: str, content: str, message: str
+) -> None:
+    (tmp_path / "synthesis").mkdir()
+    (tmp_path / "synthesis" / file).write_text(content)
+    assert message in fails(capsys, command, "--config", TINY, f'run_dir="{tmp_path}"')
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", "null"])
+def test_a_damaged_list_of_stages(tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str) -> None:
+    (tmp_path / "stages.json").write_text(content)
+    printed = fails(capsys, "sft", "--config", TINY, f'run_dir="{tmp_path}"')
+    assert f"{tmp_path / 'stages.json'}: it can't be read" in printed
+
+
+def test_a_stage_that_is_done_says_so_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "stages.json").write_text(json.dumps({"sft": {}}))
+    assert f"sft is done in {tmp_path}" in fails(capsys, "sft", "--config", TINY, f'run_dir="{tmp_path}"')
