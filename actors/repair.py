@@ -15,6 +15,7 @@ from typing import Any
 
 from actors.config import RepairSettings
 from actors.endpoint import Endpoint, on_endpoint
+from actors.engine import EngineDead
 from actors.repairer import AttemptFn, RepairRequest, RepairResult, on_engine, repair_all
 from actors.sampler import Sampler
 from actors.tools import Tools
@@ -25,7 +26,7 @@ from trajectory.types import ToolCall, ToolResult
 logger = logging.getLogger(__name__)
 
 EXIT_DELAY_S = 1.0
-"""From the engine's death to the actor's: long enough for repairs in flight to be handed over with their reasons."""
+"""From the engine's death to the actor's: long enough for every call in flight to be answered with its cause."""
 
 
 class RepairActor:
@@ -61,7 +62,9 @@ class RepairActor:
         await asyncio.shield(self._starting)
 
     async def repair(self, requests: Sequence[RepairRequest], seed: int) -> list[RepairResult]:
-        """One result a request, in their order, each within `repair.deadline_s`; see `repairer.repair`."""
+        """One result a request, in their order, each within `repair.deadline_s`; see `repairer.repair`.
+
+        Raises EngineDead: results of a dead engine say nothing of the requests."""
         if self._attempt is None:
             raise RuntimeError(f"{self!r} was asked before start() returned")
         try:
@@ -76,6 +79,8 @@ class RepairActor:
             )
         finally:
             self._follow_engine()
+        if self._engine is not None and self._engine.cause_of_death:
+            raise EngineDead(f"the vLLM engine is dead: {self._engine.cause_of_death}")
         for result in results:
             self._counts["requests"] += 1
             self._counts["accepted"] += result.accepted is not None

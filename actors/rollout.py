@@ -11,8 +11,8 @@ import inspect
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import ray
@@ -21,7 +21,7 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.env.env_runner import EnvRunner
 
 from actors.config import RolloutSettings
-from actors.engine import UpdateReport
+from actors.engine import EngineDead, UpdateReport
 from actors.metrics import EngineMetrics
 from actors.repairer import AttemptFn, RepairRequest, RepairResult, on_engine, repair_all
 from actors.sampler import Sampler
@@ -33,11 +33,13 @@ from trajectory.weights import WeightUpdate
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 REPORT_EVERY_S = 2.0
 """Between two looks of the metrics at what was sampled; Ray sends them on every ten seconds."""
 
 EXIT_DELAY_S = 1.0
-"""From the engine's death to the actor's: long enough for groups in flight to be handed over with their errors."""
+"""From the engine's death to the actor's: long enough for every call in flight to be answered with its cause."""
 
 
 class RolloutActor(EnvRunner):
@@ -71,25 +73,23 @@ class RolloutActor(EnvRunner):
         await asyncio.shield(self._starting)
 
     async def rollout_group(self, lease_id: str, task: Task, seed: int) -> Group:
-        """`rollout.group_size` siblings for `task`."""
-        try:
-            return await self._running().sample_group(
+        """`rollout.group_size` siblings for `task`. Raises EngineDead."""
+        return await self._on_engine(
+            self._running().sample_group(
                 task, lease_id=lease_id, group_size=self._settings.rollout.group_size, seed=seed
             )
-        finally:
-            self._follow_engine()
+        )
 
     async def evaluate(self, tasks: Sequence[Task], num_samples: int, temperature: float, seed: int) -> list[Group]:
-        """One group of `num_samples` a task, in the order of `tasks`; temperature 0 is greedy."""
-        try:
-            return await self._running().evaluate(tasks, num_samples=num_samples, temperature=temperature, seed=seed)
-        finally:
-            self._follow_engine()
+        """One group of `num_samples` a task, in the order of `tasks`; temperature 0 is greedy. Raises EngineDead."""
+        return await self._on_engine(
+            self._running().evaluate(tasks, num_samples=num_samples, temperature=temperature, seed=seed)
+        )
 
     async def repair(self, requests: Sequence[RepairRequest], seed: int) -> list[RepairResult]:
         """One result a request, in their order, by this actor's engine; see `repairer.repair`.
 
-        Needs `rollout_settings.repair` with repairer = `policy`. Attempts take places among the episodes.
+        Needs `rollout_settings.repair` with repairer = `policy`. Attempts take places among the episodes. Raises EngineDead.
         """
         self._running()
         if self._attempt_repair is None:
@@ -98,8 +98,8 @@ class RolloutActor(EnvRunner):
             )
         settings = self._settings
         assert settings.repair is not None
-        try:
-            return await repair_all(
+        return await self._on_engine(
+            repair_all(
                 requests,
                 seed,
                 attempt=self._attempt_repair,
@@ -107,8 +107,7 @@ class RolloutActor(EnvRunner):
                 quality_config=settings.quality,
                 reward_config=settings.reward,
             )
-        finally:
-            self._follow_engine()
+        )
 
     async def update_weights(self, update: Sequence[ray.ObjectRef]) -> UpdateReport:
         """Take the `WeightUpdate` behind the one reference of `update`, while rollouts go on.
@@ -228,6 +227,19 @@ class RolloutActor(EnvRunner):
         if self._sampler is None:
             raise RuntimeError(f"{self!r} was asked before start() returned")
         return self._sampler
+
+    async def _on_engine(self, work: Awaitable[T]) -> T:
+        """What `work` gives. Raises EngineDead if the engine is dead by then.
+
+        The episodes of a dead engine end at once, each with an error as data. Handed over, those would count as failures
+        of their tasks, and the actor would get the next tasks for as long as it lives."""
+        try:
+            result = await work
+        finally:
+            self._follow_engine()
+        if cause := self._engine.cause_of_death:
+            raise EngineDead(f"the vLLM engine is dead: {cause}")
+        return result
 
     def _follow_engine(self) -> None:
         """End this process soon if its engine is dead."""

@@ -35,16 +35,18 @@ def repairer_pool(config: RunConfig, gateway: Gateway, runners: RunnerPool) -> I
         sandbox_tls=gateway.tls,
         sandbox_directory=gateway.directory,
     )
-    actor = ray.remote(RepairActor).options(
-        num_cpus=config.repair.num_cpus,
-        num_gpus=config.repair.num_gpus,
-        resources=role(ROLLOUT, by_role=config.place_by_role),
-        max_restarts=-1,  # `RunnerPool` counts deaths and gives up
-        max_concurrency=1000,
-    )
+    actor = ray.remote(RepairActor)
     run = uuid.uuid4().hex[:6]  # a name is one actor's in the whole namespace
     actors = [
-        actor.options(name=f"repair-{index}-{run}").remote(settings, index) for index in range(config.repair.num_actors)
+        actor.options(
+            name=f"repair-{index}-{run}",
+            num_cpus=config.repair.num_cpus,
+            num_gpus=config.repair.num_gpus,
+            resources=role(ROLLOUT, by_role=config.place_by_role),
+            max_restarts=-1,  # `RunnerPool` counts deaths and gives up
+            max_concurrency=1000,
+        ).remote(settings, index)
+        for index in range(config.repair.num_actors)
     ]
     manager = FaultTolerantActorManager(actors, max_remote_requests_in_flight_per_actor=1000)
     pool = RunnerPool(
