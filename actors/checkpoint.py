@@ -9,6 +9,9 @@ from safetensors import safe_open
 
 from trajectory.weights import WeightUpdate
 
+OUTPUT_LAYERS = ("lm_head.weight", "embed_out.weight", "output.weight")
+"""How output layers' names end."""
+
 
 def tensor_shapes(model: str) -> dict[str, tuple[int, ...]]:
     """Name → shape of every tensor in the folder's safetensors files. Raises ValueError if there are none."""
@@ -28,9 +31,12 @@ def refuse_tied_embeddings(model: str) -> None:
     with the old weights, with no error (vllm 0.32): every logprob after a sync would be wrong by nats.
     """
     config = json.loads((Path(model) / "config.json").read_text())
-    if config.get("tie_word_embeddings", False):
+    tied = (config.get("text_config") or {}).get("tie_word_embeddings", config.get("tie_word_embeddings"))
+    if tied is None:  # then it is the architecture's default, and shows in whether there is an output layer
+        tied = not any(name.endswith(OUTPUT_LAYERS) for name in tensor_shapes(model))
+    if tied:
         raise ValueError(
-            f"engine.model: {model} ties lm_head to the input embedding, and vLLM on CPU can't take new weights for such "
+            f"{model} ties lm_head to the input embedding, and vLLM on CPU can't take new weights for such "
             "a model. Untie it once: load it with transformers, set model.config.tie_word_embeddings = False, "
             "model.lm_head.weight = torch.nn.Parameter(model.get_input_embeddings().weight.detach().clone()), and "
             "save_pretrained to another folder"

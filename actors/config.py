@@ -61,6 +61,11 @@ class EngineConfig(Section):
     update_timeout_s: PositiveFloat = 300.0
     """Longest wait for each step of a weight update."""
 
+    @property
+    def num_gpus(self) -> int:
+        """GPUs that the engine takes."""
+        return self.tensor_parallel_size if self.device == "gpu" else 0
+
     @model_validator(mode="after")
     def _no_contradictions(self) -> "EngineConfig":
         if self.device == "cpu" and self.weight_transfer == "nccl":
@@ -114,7 +119,8 @@ class RolloutConfig(Section):
     """Ray CPUs that each actor reserves."""
 
     num_gpus: NonNegativeInt = 0
-    """Ray GPUs that each actor reserves; `engine.tensor_parallel_size` on GPU."""
+    """Ray GPUs that each actor reserves. A run that doesn't set it takes what its engine needs:
+    `engine.tensor_parallel_size` with `engine.device` = `gpu`, else 0."""
 
     group_size: PositiveInt = 8
     """Trajectories sampled for one question."""
@@ -224,8 +230,7 @@ class RepairConfig(Section):
     @property
     def num_gpus(self) -> int:
         """Ray GPUs of each repair actor."""
-        own = self.engine if self.repairer == "engine" else None
-        return own.tensor_parallel_size if own is not None and own.device == "gpu" else 0
+        return self.engine.num_gpus if self.repairer == "engine" and self.engine is not None else 0
 
     @model_validator(mode="after")
     def _no_contradictions(self) -> "RepairConfig":
@@ -303,18 +308,27 @@ class RolloutSettings(ToolAccess):
 
     @model_validator(mode="after")
     def _fits(self) -> "RolloutSettings":
-        longest = self.episode.max_prompt_tokens + self.episode.max_response_tokens
-        if longest > self.engine.max_model_len:
-            raise ValueError(
-                f"episode.max_prompt_tokens + episode.max_response_tokens = {longest} exceeds "
-                f"engine.max_model_len = {self.engine.max_model_len}"
-            )
-        if self.repair is not None and self.repair.repairer == "policy":
-            _check_room_for_repairs(self.repair, self.engine, self.episode)
-        num_gpus = self.engine.tensor_parallel_size if self.engine.device == "gpu" else 0
-        if self.rollout.num_gpus != num_gpus:
-            raise ValueError(
-                f"rollout.num_gpus = {self.rollout.num_gpus}, but engine.device = {self.engine.device!r} with "
-                f"engine.tensor_parallel_size = {self.engine.tensor_parallel_size} uses {num_gpus}"
-            )
+        check_rollout(self.engine, self.episode, self.rollout, self.repair)
         return self
+
+
+def check_rollout(
+    engine: EngineConfig, episode: EpisodeConfig, rollout: RolloutConfig, repair: RepairConfig | None
+) -> None:
+    """Raise ValueError for sections that contradict each other."""
+    longest = episode.max_prompt_tokens + episode.max_response_tokens
+    if longest > engine.max_model_len:
+        raise ValueError(
+            f"episode.max_prompt_tokens + episode.max_response_tokens = {longest} exceeds engine.max_model_len = "
+            f"{engine.max_model_len}: raise engine.max_model_len or shorten the episode"
+        )
+    if repair is not None and repair.repairer == "policy":
+        _check_room_for_repairs(repair, engine, episode)
+    if repair is not None and repair.repairer == "engine" and repair.engine is not None:
+        _check_room_for_repairs(repair, repair.engine, episode)
+    if rollout.num_gpus != engine.num_gpus:
+        raise ValueError(
+            f"rollout.num_gpus = {rollout.num_gpus}, but engine.device = {engine.device!r} with "
+            f"engine.tensor_parallel_size = {engine.tensor_parallel_size} uses {engine.num_gpus}: leave rollout.num_gpus "
+            "out, or set it to that"
+        )

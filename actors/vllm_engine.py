@@ -69,7 +69,10 @@ class VLLMEngine:
         self._config = self._config.model_copy(update={"model": model})
         self._expected = checkpoint.tensor_shapes(self._config.model)
         if self._config.device == "cpu":
-            checkpoint.refuse_tied_embeddings(self._config.model)
+            try:
+                checkpoint.refuse_tied_embeddings(self._config.model)
+            except ValueError as error:
+                raise ValueError(f"engine.model: {error}") from error
         vllm_setup.set_environment(self._config)
         try:
             # In a thread: loading takes half a minute, and whoever probes this actor meanwhile wants an answer.

@@ -15,7 +15,7 @@ from typing import Any, TypeVar, get_args
 import tomli_w
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from actors.config import EngineConfig, EpisodeConfig, RepairConfig, RewardModelConfig, RolloutConfig
+from actors.config import EngineConfig, EpisodeConfig, RepairConfig, RewardModelConfig, RolloutConfig, check_rollout
 from autotraj.errors import UserError
 from autotraj.stage_config import OnlineRepairConfig, RewardModelStageConfig, SFTConfig, Stage, SynthesisConfig
 from cluster.config import ElasticConfig
@@ -163,16 +163,19 @@ class RunConfig(Section):
                 value = value.get(name) if isinstance(value, dict) else None
             if value is not None:
                 filled[section] = inner | {key: value}
+        engine, rollout = filled.get("engine", {}), filled.get("rollout", {})
+        if isinstance(engine, dict) and isinstance(rollout, dict) and engine.get("device") == "gpu":
+            filled["rollout"] = {"num_gpus": engine.get("tensor_parallel_size", 1)} | rollout
         return filled
 
     @model_validator(mode="after")
     def _no_contradictions(self) -> RunConfig:
-        longest = self.episode.max_prompt_tokens + self.episode.max_response_tokens
-        if longest > self.engine.max_model_len:
-            raise ValueError(
-                f"episode.max_prompt_tokens + episode.max_response_tokens = {longest} exceeds engine.max_model_len = "
-                f"{self.engine.max_model_len}: raise engine.max_model_len or shorten the episode"
-            )
+        check_rollout(self.engine, self.episode, self.rollout, self.repair)
+        if "grpo" in self.stages:
+            try:
+                self.learner.check_call("policy_step")
+            except ValueError as error:
+                raise ValueError(f"learner.{error}") from error
         if self.rollout.group_size < 2:
             raise ValueError("rollout.group_size must be at least 2: an advantage compares siblings")
         elastic = self.elastic

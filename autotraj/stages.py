@@ -110,6 +110,8 @@ def learner_config(
         "warmup_steps": min(round(warmup_ratio * steps), steps - 1),
         "num_minibatches": 1,
         "weight_sync": "host",
+        # A score isn't sampled.
+        **({"temperature": 1.0} if head == "scalar" else {}),
         "lora": lora,
         "head": head,
     }

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autotraj import stages
 from autotraj.benchmark_config import BenchmarkSuite, load_suite
 from autotraj.config import ConfigError, RunConfig, differences, load, load_section, parse, to_toml
 from tool_sandbox.config import SandboxConfig
@@ -278,6 +279,34 @@ def test_a_time_that_nothing_can_wait_for() -> None:
         ConfigError, match=r"^grpo\.step_timeout_s: a time of 1e\+12 s is longer than can be waited for"
     ):
         load(None, ["model=a", "grpo.step_timeout_s=1e12"])
+
+
+def test_an_engine_on_a_gpu_needs_no_second_setting() -> None:
+    assert load(None, ["model=a", "engine.device=gpu"]).rollout.num_gpus == 1
+    assert load(None, ["model=a", "engine.device=gpu", "engine.tensor_parallel_size=4"]).rollout.num_gpus == 4
+    with pytest.raises(ConfigError, match=r"rollout\.num_gpus = 2, but engine\.device = 'gpu'"):
+        load(None, ["model=a", "engine.device=gpu", "rollout.num_gpus=2"])
+    with pytest.raises(ConfigError, match=r"rollout\.num_gpus = 1, but engine\.device = 'cpu'"):
+        load(None, ["model=a", "rollout.num_gpus=1"])
+
+
+def test_what_an_actor_would_refuse_is_refused_here() -> None:
+    with pytest.raises(ConfigError, match="has no room for a repair prompt"):
+        parse(
+            MINIMAL
+            | {"engine": {"max_model_len": 512}, "episode": {"max_prompt_tokens": 256, "max_response_tokens": 256}}
+            | {"repair": {"repairer": "engine", "engine": {"model": "b", "max_model_len": 256}}}
+        )
+    with pytest.raises(ConfigError, match=r"learner\.lora\.dropout=0\.1: engines sample without dropout"):
+        load(None, ["model=a", "learner.lora.dropout=0.1"])
+
+
+def test_a_reward_model_learns_at_any_sampling_temperature() -> None:
+    config = load(None, ["model=a", "episode.temperature=0.7"])
+    made = stages.learner_config(
+        config.learner, model="a", lr=1e-5, steps=9, warmup_ratio=0.1, lora=None, head="scalar"
+    )
+    assert made.temperature == 1.0
 
 
 def test_differences_name_the_keys() -> None:

