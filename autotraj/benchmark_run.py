@@ -13,6 +13,7 @@ from autotraj.benchmark_config import BenchmarkSuite, load_suite
 from autotraj.benchmarks import BenchmarkResult, measure
 from autotraj.comparison import comparison_table
 from autotraj.config import load, with_changes
+from autotraj.endings import explain
 from autotraj.errors import UserError
 from trajectory.tasks import load_tasks
 from trajectory.types import Task
@@ -60,7 +61,9 @@ def evaluate_suite(config_path: str | None, overrides: Sequence[str], suite_path
             result = measure(folder.name, benchmark.name, sampled.groups, verdicts=verdicts, seed=config.seed)
             (folder / f"{benchmark.name}.json").write_text(result.to_json() + "\n")
             results.append(result)
-            console.print(f"{benchmark.name}: done after {sampled.seconds:.0f} s")
+            console.print(f"{benchmark.name}: done after {sampled.seconds:.0f} s", markup=False)
+            for line in explain(sampled.groups):
+                console.print(f"{benchmark.name}: {line}", markup=False, highlight=False, soft_wrap=True)
     console.print(comparison_table([results]))
     console.print(f"figures: {folder}; beside another run's: python -m autotraj compare OTHER {folder}")
     return EXIT_OK

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from autotraj import preflight, stages
 from autotraj.config import RunConfig, load, with_changes
+from autotraj.endings import explain
 from autotraj.errors import UserError
 from autotraj.home import Home
 from autotraj.progress import ProgressView
@@ -85,7 +86,9 @@ def grpo(config_path: str | None, overrides: Sequence[str], *, resume: str | Non
         finally:
             algo.stop()
     if not complete:
-        console.print(f"interrupted; continue with: {folder.go_on}")
+        console.print(
+            f"interrupted, with a checkpoint; policy/ is written when all steps are done. Continue with: {folder.go_on}"
+        )
         return EXIT_INTERRUPTED
     console.print(f"trained policy: {folder.home.place('policy')}")
     return EXIT_OK
@@ -108,6 +111,8 @@ def evaluate(config_path: str | None, overrides: Sequence[str]) -> int:
         f"{result.tool_call_rate:.0%}, mean reward {result.mean_reward:.2f}, {result.num_failed} failed, "
         f"{result.seconds:.0f} s"
     )
+    for line in explain(result.groups):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     return EXIT_OK
 
 

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from autotraj import preflight, stages
 from autotraj.config import RunConfig, with_changes
+from autotraj.endings import explain
 from autotraj.evaluate import EvalResult
 from autotraj.grpo import GRPO
 from autotraj.grpo_config import rollout_timeout_of
@@ -196,6 +197,8 @@ class Pipeline:
             f"tool-call rate {result.tool_call_rate:.0%} ({result.seconds:.0f} s)",
             soft_wrap=True,
         )
+        for line in explain(result.groups):
+            self.console.print(f"{name}: {line}", markup=False, highlight=False, soft_wrap=True)
 
     def write_samples(self, name: str, groups: Sequence[Group]) -> None:
         folder = self.path / "samples"
@@ -317,7 +320,8 @@ def execute_stage(name: str, config: RunConfig, console: Console) -> int:
 
 def _interrupted(pipeline: Pipeline) -> int:
     pipeline.push()
-    pipeline.console.print(f"interrupted; the same command goes on with {pipeline.home}", soft_wrap=True)
+    remaining = stages.remaining(pipeline.config.stages, pipeline.done)
+    pipeline.console.print(f"interrupted; the same command goes on with {pipeline.home}. {remaining}", soft_wrap=True)
     return EXIT_INTERRUPTED
 
 

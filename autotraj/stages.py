@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +51,15 @@ def read_done(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: it can't be read ({error}); restore it, or choose another run_dir") from error
     return done
+
+
+def remaining(wanted: Sequence[str], done: Collection[str]) -> str:
+    """What an interrupted run has and hasn't got, so that nobody takes a half-trained model for a finished one."""
+    ended, open_ = [name for name in wanted if name in done], [name for name in wanted if name not in done]
+    return (
+        f"Done: {', '.join(ended) or 'none of its stages'}; still to do: {', '.join(open_)}. A stage writes its model "
+        "when it is done; what an interrupted one has learnt is in its checkpoint"
+    )
 
 
 def check_inputs(name: str, config: RunConfig) -> None:

@@ -43,6 +43,12 @@ def test_a_stage_without_its_input_says_which_makes_it(tmp_path: Path) -> None:
         stages.require(tmp_path / "sft.jsonl", "synthesize")
 
 
+def test_an_interrupted_run_says_what_it_has_not_got() -> None:
+    said = stages.remaining(["synthesize", "sft", "grpo"], {"base": {}, "synthesize": {}})
+    assert said.startswith("Done: synthesize; still to do: sft, grpo. A stage writes its model when it is done")
+    assert stages.remaining(["sft"], {}).startswith("Done: none of its stages; still to do: sft.")
+
+
 def test_the_learners_of_a_stage_are_the_runs_with_another_objective() -> None:
     base = LearnerConfig(model="policy", num_learners=2, zero_stage=3, lr=1e-6, num_minibatches=4)
     made = stages.learner_config(base, model="base", lr=1e-3, steps=100, warmup_ratio=0.1, lora=None, head="scalar")
