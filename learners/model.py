@@ -20,7 +20,7 @@ _LOGIT_TRANSFORMS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 
 
 def load_model(path: str, config: LearnerConfig, device: torch.device) -> TokenLogprobs | SequenceScores:
-    """A model with `config.head` from a directory or hub name, in the training dtype, without dropout of its own.
+    """A model with `config.head` from a directory, in the training dtype, without dropout of its own.
 
     Fresh parts, a scalar head on a language model and adapters, come from torch's global generator.
 

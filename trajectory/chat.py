@@ -39,7 +39,7 @@ class Tokenizer(Protocol):
 
 
 def load_tokenizer(path: str) -> Tokenizer:
-    """The tokenizer of the model at `path` (a folder, a URI or a hub name)."""
+    """The tokenizer of the model at `path` (a folder or a URI)."""
     from transformers import AutoTokenizer  # seconds to import
 
     tokenizer: Tokenizer = AutoTokenizer.from_pretrained(fetch(path))

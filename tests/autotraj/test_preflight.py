@@ -37,6 +37,11 @@ def test_model_without_weights(tmp_path: Path) -> None:
     assert "holds no *.safetensors" in fails(tmp_path, f'model="{model}"')
 
 
+def test_a_name_on_the_hub_is_told_how_to_fetch_it(tmp_path: Path) -> None:
+    message = fails(tmp_path, "model=Qwen/Qwen2.5-0.5B-Instruct")
+    assert "`hf download Qwen/Qwen2.5-0.5B-Instruct --local-dir models/Qwen2.5-0.5B-Instruct`" in message
+
+
 def copy_of_base(tmp_path: Path) -> Path:
     model = tmp_path / "model"
     shutil.copytree(ROOT / "examples/tiny/base", model)
