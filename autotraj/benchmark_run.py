@@ -40,6 +40,7 @@ def evaluate_suite(config_path: str | None, overrides: Sequence[str], suite_path
     tasks = load_benchmarks(suite)
     preflight.check(config)
     preflight.check_writable("--out", out)
+    preflight.check_prompt(config)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
 

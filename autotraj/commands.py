@@ -33,7 +33,10 @@ def run(config_path: str | None, overrides: Sequence[str]) -> int:
 def run_all(config: RunConfig, console: Console) -> int:
     """Runs, or goes on with, all stages of `config`; returns the exit code."""
     preflight.check(config)
+    preflight.check_prompt(config)
     open_folder(config)
+    if "synthesize" in config.stages:
+        _tell_of_template(config, console)
 
     from autotraj.run import execute
 
@@ -52,10 +55,19 @@ def stage(name: str, config_path: str | None, overrides: Sequence[str]) -> int:
             f"{name} is done in {config.run_dir} ({stages.STAGES_FILE}); to do it again choose another run_dir"
         )
     stages.check_inputs(name, config)
+    preflight.check_prompt(config)
+    console = Console()
+    if name == "synthesize":
+        _tell_of_template(config, console)
 
     from autotraj.run import execute_stage
 
-    return execute_stage(name, config, Console())
+    return execute_stage(name, config, console)
+
+
+def _tell_of_template(config: RunConfig, console: Console) -> None:
+    if note := preflight.template_note(config):
+        console.print(f"note: {note}", soft_wrap=True, markup=False)
 
 
 def grpo(config_path: str | None, overrides: Sequence[str], *, resume: str | None) -> int:
@@ -67,6 +79,7 @@ def grpo(config_path: str | None, overrides: Sequence[str], *, resume: str | Non
         config, checkpoint = load(config_path, overrides), None
     config = with_changes(config, preflight.GRPO_ALONE)
     preflight.check(config)
+    preflight.check_prompt(config)
     if not resume:
         folder = RunFolder.create(config)
     console.print(f"run folder {folder.home}; sampling and training {config.model}; starting the engines …")
@@ -99,6 +112,7 @@ def evaluate(config_path: str | None, overrides: Sequence[str]) -> int:
     console = Console()
     config = load(config_path, overrides)
     _, tasks = preflight.check(config)
+    preflight.check_prompt(config)
 
     from autotraj.launch import engines, measure, parts
 

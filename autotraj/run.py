@@ -129,7 +129,8 @@ class Pipeline:
         (folder / "synthesis.json").write_text(json.dumps(summary, indent=2) + "\n")
         self.console.print(
             f"synthesize: {summary['num_candidates']} candidates of {summary['num_questions']} questions; "
-            f"{summary['num_kept']} kept, {summary['num_repaired']} repaired, {summary['num_hard']} hard "
+            f"{summary['num_kept']} kept, {summary['num_repaired']} repaired, {summary['num_hard']} hard; "
+            f"{summary['num_sft']} distinct to learn from ({summary['num_sft_duplicates']} duplicates left out) "
             f"({summary['seconds']:.0f} s, {summary['tokens_per_second']:.0f} tokens/s)",
             soft_wrap=True,
         )
