@@ -83,6 +83,8 @@ class VLLMEngine:
             raise EngineTimeout(
                 f"vLLM did not come up within engine.start_timeout_s = {self._config.start_timeout_s:g} s"
             ) from None
+        except ValueError as error:  # settings that it refuses
+            raise ValueError(f"vLLM did not come up: {error}") from error
         except Exception as error:
             raise EngineDead(f"vLLM did not come up: {error}") from error
         # The first request starts vLLM's output handler, which `_call` watches.

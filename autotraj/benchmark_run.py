@@ -15,6 +15,7 @@ from autotraj.comparison import comparison_table
 from autotraj.config import load, with_changes
 from autotraj.endings import explain
 from autotraj.errors import UserError
+from autotraj.interrupt import graceful_interrupt
 from trajectory.tasks import load_tasks
 from trajectory.types import Task
 
@@ -40,7 +41,6 @@ def evaluate_suite(config_path: str | None, overrides: Sequence[str], suite_path
     tasks = load_benchmarks(suite)
     preflight.check(config)
     preflight.check_writable("--out", out)
-    preflight.check_prompt(config)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -49,7 +49,7 @@ def evaluate_suite(config_path: str | None, overrides: Sequence[str], suite_path
     from autotraj.launch import measure as sample
 
     results: list[BenchmarkResult] = []
-    with parts(config) as gateway, engines(config, gateway) as pool:
+    with graceful_interrupt(), parts(config) as gateway, engines(config, gateway) as pool:
         for benchmark in suite.benchmarks:
             changed = with_changes(
                 config, {"eval.num_samples": benchmark.num_samples, "eval.temperature": benchmark.temperature}
@@ -77,20 +77,12 @@ def compare(folders: Sequence[str]) -> int:
         files = sorted(Path(folder).glob("*.json"))
         if not files:
             raise UserError(f"{folder}: no results there; `evaluate --benchmarks FILE --out {folder}` writes them")
-        runs.append([_result(file) for file in files])
+        try:
+            runs.append([BenchmarkResult.from_json(file.read_text()) for file in files])
+        except ValueError as error:
+            raise UserError(f"{folder}: {error}") from error
     try:
         Console().print(comparison_table(runs))
     except ValueError as error:
         raise UserError(str(error)) from error
     return EXIT_OK
-
-
-def _result(file: Path) -> BenchmarkResult:
-    try:
-        return BenchmarkResult.from_json(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        is_run = (file.parent / "config.toml").exists()
-        what = f"{file.parent} is the folder of a run, not of results" if is_run else f"{file} is no result: {error}"
-        raise UserError(
-            f"{what}; compare reads what `python -m autotraj evaluate --benchmarks FILE --out FOLDER` writes"
-        ) from error

@@ -16,6 +16,7 @@ from autotraj.config import RunConfig, load, with_changes
 from autotraj.endings import explain
 from autotraj.errors import UserError
 from autotraj.home import Home
+from autotraj.interrupt import graceful_interrupt
 from autotraj.progress import ProgressView
 from autotraj.run_folder import RunFolder
 from autotraj.run_start import open_folder
@@ -33,10 +34,7 @@ def run(config_path: str | None, overrides: Sequence[str]) -> int:
 def run_all(config: RunConfig, console: Console) -> int:
     """Runs, or goes on with, all stages of `config`; returns the exit code."""
     preflight.check(config)
-    preflight.check_prompt(config)
     open_folder(config)
-    if "synthesize" in config.stages:
-        _tell_of_template(config, console)
 
     from autotraj.run import execute
 
@@ -55,19 +53,10 @@ def stage(name: str, config_path: str | None, overrides: Sequence[str]) -> int:
             f"{name} is done in {config.run_dir} ({stages.STAGES_FILE}); to do it again choose another run_dir"
         )
     stages.check_inputs(name, config)
-    preflight.check_prompt(config)
-    console = Console()
-    if name == "synthesize":
-        _tell_of_template(config, console)
 
     from autotraj.run import execute_stage
 
-    return execute_stage(name, config, console)
-
-
-def _tell_of_template(config: RunConfig, console: Console) -> None:
-    if note := preflight.template_note(config):
-        console.print(f"note: {note}", soft_wrap=True, markup=False)
+    return execute_stage(name, config, Console())
 
 
 def grpo(config_path: str | None, overrides: Sequence[str], *, resume: str | None) -> int:
@@ -79,23 +68,22 @@ def grpo(config_path: str | None, overrides: Sequence[str], *, resume: str | Non
         config, checkpoint = load(config_path, overrides), None
     config = with_changes(config, preflight.GRPO_ALONE)
     preflight.check(config)
-    preflight.check_prompt(config)
     if not resume:
         folder = RunFolder.create(config)
     console.print(f"run folder {folder.home}; sampling and training {config.model}; starting the engines …")
 
-    from autotraj.launch import build, parts, train
+    from autotraj.launch import build, export_policy, parts, train
 
-    with folder, parts(config) as gateway:
+    with folder, graceful_interrupt() as interrupt, parts(config) as gateway:
         algo = build(config, gateway, trajectory_log=folder.trajectory_log)
         try:
             if checkpoint:
                 algo.restore_from_path(checkpoint.folder, learners=checkpoint.learners)
                 console.print(f"resumed at step {algo.policy_version} from {folder.home}")
             with ProgressView(config.grpo.num_steps, console=console) as view:
-                complete = train(algo, folder, num_steps=config.grpo.num_steps, on_step=view.step)
+                complete = train(algo, folder, num_steps=config.grpo.num_steps, on_step=view.step, interrupt=interrupt)
             if complete:
-                stages.export(algo.learner_group, folder.home.place("policy"))
+                export_policy(algo, folder)
         finally:
             algo.stop()
     if not complete:
@@ -112,12 +100,11 @@ def evaluate(config_path: str | None, overrides: Sequence[str]) -> int:
     console = Console()
     config = load(config_path, overrides)
     _, tasks = preflight.check(config)
-    preflight.check_prompt(config)
 
     from autotraj.launch import engines, measure, parts
 
     started = time.monotonic()
-    with parts(config) as gateway, engines(config, gateway) as pool:
+    with graceful_interrupt(), parts(config) as gateway, engines(config, gateway) as pool:
         console.print(f"engines up after {time.monotonic() - started:.0f} s; {len(tasks)} problems …")
         result = measure(config.model, pool, config, tasks)
     console.print(

@@ -9,6 +9,10 @@ class RunError(RuntimeError):
     """The run can't go on. It can be resumed from its last checkpoint once the cause is mended."""
 
 
+class OutOfMemory(RunError):
+    """Actors of one kind were ended for memory again after they had been replaced."""
+
+
 class GateError(RunError):
     """After a weight sync the engine and the learner disagree about the probe's logprobs."""
 

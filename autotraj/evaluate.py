@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import statistics
 import time
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 
 from autotraj.config import EvalConfig
+from autotraj.errors import Stalled
+from autotraj.runner_calls import Failed
 from autotraj.runner_pool import RunnerPool
 from autotraj.scoring import score_group
 from autotraj.step_metrics import describe_groups
 from rewards.config import RewardConfig
 from trajectory.types import Group, Task
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 0.25
+MAX_ATTEMPTS = 3
+"""How often a problem whose episodes end in an error is sampled; then the errors stay, and count as failed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +35,7 @@ class EvalResult:
     accuracy_ci95: float  # half-width, normal approximation over problems
     num_problems: int
     num_failed: int  # trajectories that ended in an error or at their deadline
+    num_asked_again: int  # problems sampled once more after an actor was lost or an episode ended in an error
     tool_call_rate: float
     mean_reward: float
     mean_reward_ci95: float  # half-width, as accuracy's
@@ -44,26 +55,64 @@ def evaluate(
     reward: RewardConfig,
     *,
     seed: int,
-    timeout_s: float,
+    max_concurrent_episodes: int,
+    call_timeout_s: float,
+    patience_s: float,
 ) -> EvalResult:
-    """Samples `config.num_samples` trajectories a task, spread over all ready runners, within `timeout_s`."""
-    started = time.monotonic()
-    runner_ids = pool.ready_ids()
-    shards = {
-        runner_id: {
-            "tasks": list(tasks[i :: len(runner_ids)]),
-            "num_samples": config.num_samples,
-            "temperature": config.temperature,
-            "seed": seed,
-        }
-        for i, runner_id in enumerate(runner_ids)
-    }
-    groups = [group for shard in pool.map("evaluate", shards, timeout_s) for group in shard]
-    scored = [score_group(group, reward) for group in groups]
-    return summarize(name, scored, seconds=time.monotonic() - started)
+    """Samples `config.num_samples` trajectories a task on whatever runners are ready, over the loss of runners.
+
+    A problem depends on `seed` and on its place in `tasks`, not on who samples it. What a lost runner owed is asked again;
+    how often a runner may be lost is the pool's to say. `call_timeout_s` bounds the wait for one problem.
+
+    Raises:
+        Stalled: nothing came back for `patience_s`.
+        RunError: the pool gave up.
+    """
+    started = last_progress = time.monotonic()
+    waiting, attempts, found = deque(range(len(tasks))), Counter[int](), dict[int, Group]()
+    # Twice as many in flight as fill a runner: while some wait for tools others sample.
+    per_runner = 2 * max_concurrent_episodes // config.num_samples + 1
+    while len(found) < len(tasks):
+        for _ in range(min(len(waiting), per_runner * pool.num_ready - pool.num_in_flight("evaluate"))):
+            runner_id = pool.idle_slot()
+            assert runner_id is not None, "there is room only on ready runners"
+            index = waiting.popleft()
+            attempts[index] += 1
+            pool.submit(
+                runner_id,
+                str(index),
+                "evaluate",
+                timeout_s=call_timeout_s,
+                tasks=[tasks[index]],
+                num_samples=config.num_samples,
+                temperature=config.temperature,
+                seed=seed + index,
+            )
+        for outcome in pool.poll(POLL_S):
+            if outcome.method != "evaluate":  # of a loop that has ended
+                continue
+            last_progress, index = time.monotonic(), int(outcome.key)
+            if isinstance(outcome, Failed):
+                logger.warning("%s: problem %s is sampled again: %s", name, tasks[index].id, outcome.reason)
+                waiting.append(index)
+                continue
+            (group,) = outcome.value
+            if attempts[index] < MAX_ATTEMPTS and any(t.finish_reason == "error" for t in group.trajectories):
+                waiting.append(index)
+            else:
+                found[index] = group
+        pool.restore()
+        if time.monotonic() - last_progress > patience_s:
+            raise Stalled(
+                f"evaluating {name}: nothing came back for {patience_s:.0f} s, {len(found)} of {len(tasks)} problems are "
+                f"sampled: {pool.describe()}"
+            )
+    scored = [score_group(found[index], reward) for index in range(len(tasks))]
+    num_asked_again = sum(count - 1 for count in attempts.values())
+    return summarize(name, scored, seconds=time.monotonic() - started, num_asked_again=num_asked_again)
 
 
-def summarize(name: str, groups: Sequence[Group], *, seconds: float) -> EvalResult:
+def summarize(name: str, groups: Sequence[Group], *, seconds: float, num_asked_again: int = 0) -> EvalResult:
     """The figures of scored `groups`, one a problem."""
     metrics = describe_groups(groups, policy_version=0)
     per_problem = [sum(r.correct for r in g.rewards) / len(g.rewards) for g in groups]
@@ -74,6 +123,7 @@ def summarize(name: str, groups: Sequence[Group], *, seconds: float) -> EvalResu
         accuracy_ci95=_half_width(per_problem),
         num_problems=len(per_problem),
         num_failed=sum(t.finish_reason in ("error", "deadline") for g in groups for t in g.trajectories),
+        num_asked_again=num_asked_again,
         tool_call_rate=metrics.get("tool_call_rate", 0.0),
         mean_reward=metrics.get("reward_mean", 0.0),
         mean_reward_ci95=_half_width(rewards),

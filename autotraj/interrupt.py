@@ -1,34 +1,100 @@
-"""The first Ctrl-C asks, the second insists."""
+"""Ctrl-C and SIGTERM: where nothing is lost by it they end the command at once; a stage that trains ends after its step."""
 
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import FrameType
+
+from cluster.main_thread import call_handler, is_unwinding
+
+NUMBERS = (signal.SIGINT, signal.SIGTERM)
+REMIND_EVERY_S = 0.5
 
 
 @dataclass(slots=True)
 class Interrupt:
-    """Set by the first Ctrl-C or SIGTERM: finish the step, write a checkpoint, stop. The second one raises."""
+    """The signal handler of `graceful_interrupt`. `requested`: a stage that looks at it finishes its step and stops."""
 
     requested: bool = False
+    _deferred: bool = False
+    _ending: bool = False
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Within the block the first signal only sets `requested`, which the block looks at; the second one raises."""
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
+        if self._ending:
+            if not _is_importing(frame) and not is_unwinding(KeyboardInterrupt):  # the exception was lost
+                raise KeyboardInterrupt
+            return
+        if self._deferred and not self.requested:
+            self.requested = True
+            print("\nstopping after this step, with a checkpoint; again to stop at once", flush=True)
+            return
+        self.requested = self._ending = True
+        print("\nstopping; what was started is ended in order", flush=True)
+        if not _is_importing(frame):
             raise KeyboardInterrupt
-        self.requested = True
-        print("\nstopping after this step, with a checkpoint; again to stop at once", flush=True)
+
+    def remind(self, closed: threading.Event) -> None:
+        """In a thread, until `closed`: has the main thread called again if it was asked to end."""
+        while not closed.wait(REMIND_EVERY_S):
+            if self._ending:
+                call_handler(signal.SIGINT)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    """Whether a module is being imported: torch's C++ ends the process with SIGABRT if something is raised in it then."""
+    while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
+        frame = frame.f_back
+    return frame is not None
 
 
 @contextmanager
 def graceful_interrupt() -> Iterator[Interrupt]:
-    """Turns SIGINT and SIGTERM into a request for the length of the block."""
-    interrupt = Interrupt()
-    previous = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    """Has SIGINT and SIGTERM handled by an `Interrupt` for the length of the block. For the main thread."""
+    interrupt, closed = Interrupt(), threading.Event()
+    previous = {number: signal.signal(number, interrupt) for number in NUMBERS}
+    reminder = threading.Thread(target=interrupt.remind, args=(closed,), name="interrupt-reminder", daemon=True)
+    reminder.start()
     try:
         yield interrupt
     finally:
+        closed.set()
+        reminder.join()
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def taken_down_in_order() -> Iterator[ExitStack]:
+    """A stack whose parts are taken down to the last one, whatever is pressed meanwhile; that takes effect afterwards."""
+    with ExitStack() as outer, ExitStack() as parts:
+        try:
+            yield parts
+        finally:
+            if threading.current_thread() is threading.main_thread():
+                outer.enter_context(_held_back())
+
+
+@contextmanager
+def _held_back() -> Iterator[None]:
+    seen: list[int] = []
+    previous = {number: signal.signal(number, lambda number, _: seen.append(number)) for number in NUMBERS}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        if seen:
+            signal.raise_signal(seen[0])

@@ -10,25 +10,29 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
 
+import ray
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
-from autotraj import preflight
+from autotraj import preflight, stages
 from autotraj.config import RunConfig
-from autotraj.errors import RunError, UserError
+from autotraj.errors import OutOfMemory, RunError, UserError
 from autotraj.evaluate import EvalResult
 from autotraj.evaluate import evaluate as evaluate_policy
 from autotraj.gateway_metrics import watched
 from autotraj.gateway_pool import node_gateways
 from autotraj.grpo import GRPO
-from autotraj.grpo_config import GRPOConfig
+from autotraj.grpo_config import GRPOConfig, rollout_timeout_of
 from autotraj.inspection import announce, watch_pool
-from autotraj.interrupt import Interrupt, graceful_interrupt
-from autotraj.run_folder import RunFolder, newest
-from autotraj.runner_calls import managed
+from autotraj.interrupt import Interrupt, graceful_interrupt, taken_down_in_order
+from autotraj.plan import memory_by_part
+from autotraj.replacement import Replacements
+from autotraj.run_folder import RunFolder
+from autotraj.runner_calls import managed, reason
 from autotraj.runner_pool import RunnerPool
 from autotraj.sandbox import Gateway, sandbox_session
 from cluster.session import ray_session
-from learners.errors import LearnerDied, LearnerError, LearnerTimeout
+from cluster.session_watch import RayDied
+from learners.errors import LearnerError
 from trajectory.storage import Storage
 from trajectory.types import Task
 
@@ -48,7 +52,7 @@ def train(
 
     `interrupt` is the caller's, if it has one that covers more than this."""
     settings = algo.config.run_config.grpo
-    num_restarts = 0
+    replacements = Replacements(algo.config.run_config, folder)
 
     def save(driver: Path, learners: Path | Storage) -> None:
         algo.save_to_path(driver, learners=learners)
@@ -57,7 +61,7 @@ def train(
         with algo.inspection.board.doing("writes a checkpoint"):
             folder.checkpoint(algo.policy_version, save, keep=settings.keep_checkpoints)
 
-    with nullcontext(interrupt) if interrupt else graceful_interrupt() as interrupt:
+    with nullcontext(interrupt) if interrupt else graceful_interrupt() as interrupt, interrupt.deferred():
         while True:
             try:
                 if algo.policy_version >= num_steps or interrupt.requested:
@@ -71,38 +75,41 @@ def train(
                 if step % settings.checkpoint_every == 0:
                     checkpoint()
             except LearnerError as error:
-                num_restarts += 1
-                _replace_learners(algo, folder, error, num_restarts)
+                _replace_learners(algo, folder, error, replacements)
 
 
-def _replace_learners(algo: GRPO, folder: RunFolder, error: LearnerError, num_restarts: int) -> None:
-    """Goes on from the newest checkpoint with new learners. RunError if the learners weren't lost but failed, or were
-    lost too often."""
-    run = algo.config.run_config
-    lost = isinstance(error, LearnerDied | LearnerTimeout) and run.engine.weight_transfer != "nccl"
-    go_on = f"{folder.kept}; go on with {folder.go_on}"
-    if not lost or num_restarts > run.grpo.max_learner_restarts:
-        raise RunError(f"{error}. {go_on}") from error
-    checkpoint = newest(folder.home)
-    step = checkpoint.step if checkpoint else 0
-    logger.warning(
-        "%s; new learners go on from step %d (%d of grpo.max_learner_restarts = %d)",
-        error, step, num_restarts, run.grpo.max_learner_restarts,
-    )  # fmt: skip
-    try:
-        with algo.inspection.board.doing("waits for new learners"):
-            algo.start_over(checkpoint)
-    except LearnerError as again:
-        raise RunError(f"{again}. {go_on}") from again
-    folder.set_back(step)
+def _replace_learners(algo: GRPO, folder: RunFolder, error: LearnerError, replacements: Replacements) -> None:
+    """Goes on from the newest checkpoint with new learners, which may be lost while they come up, too. Raises RunError."""
+    replaceable = algo.config.run_config.engine.weight_transfer != "nccl"
+    while True:
+        checkpoint = replacements.checkpoint_after(error, replaceable=replaceable)
+        try:
+            with algo.inspection.board.doing("waits for new learners"):
+                algo.start_over(checkpoint)
+        except LearnerError as again:
+            error = again
+            continue
+        folder.set_back(checkpoint.step if checkpoint else 0)
+        return
+
+
+def export_policy(algo: GRPO, folder: RunFolder) -> None:
+    """Writes the trained policy beside the checkpoints, over the loss of learners: new ones load the last checkpoint."""
+    replacements = Replacements(algo.config.run_config, folder)
+    while True:
+        try:
+            stages.export(algo.learner_group, folder.home.place("policy"))
+            return
+        except LearnerError as error:
+            _replace_learners(algo, folder, error, replacements)
 
 
 def measure(name: str, algo_or_pool: GRPO | RunnerPool, config: RunConfig, tasks: Sequence[Task]) -> EvalResult:
     """Evaluates what the engines hold now; waits until all of them hold the newest weights."""
     pool = algo_or_pool.runners if isinstance(algo_or_pool, GRPO) else algo_or_pool
     pool.wait_ready()
-    # Every batch of concurrent episodes may take one episode's deadline.
-    rounds = 1 + len(tasks) * config.eval.num_samples // max(1, config.rollout.max_concurrent_episodes * pool.num_ready)
+    # All of a problem's episodes may have to wait for a place, as do those of a rollout.
+    rounds = 1 + config.eval.num_samples // config.rollout.max_concurrent_episodes
     with pool.board.doing(f"evaluates {name}") if pool.board else nullcontext():
         return evaluate_policy(
             name,
@@ -111,14 +118,18 @@ def measure(name: str, algo_or_pool: GRPO | RunnerPool, config: RunConfig, tasks
             config.eval,
             config.reward,
             seed=config.seed,
-            timeout_s=(1 + rounds) * config.episode.deadline_s,
+            max_concurrent_episodes=config.rollout.max_concurrent_episodes,
+            call_timeout_s=rounds * rollout_timeout_of(config),
+            patience_s=config.grpo.step_timeout_s,
         )
 
 
 @contextmanager
 def parts(config: RunConfig, *, sandbox: bool = True) -> Iterator[Gateway]:
-    """The sandbox, if it is needed, and Ray, up for the length of the block."""
-    with ExitStack() as stack:
+    """The sandbox, if it is needed, and Ray, up for the length of the block.
+
+    What ends the run from within Ray is raised as a RunError, in words of our own."""
+    with _in_own_words(config), taken_down_in_order() as stack:
         if config.place_by_role:  # the gateways are actors then
             _join(stack, config)
             yield stack.enter_context(node_gateways(config)) if sandbox else Gateway(address="")
@@ -128,6 +139,18 @@ def parts(config: RunConfig, *, sandbox: bool = True) -> Iterator[Gateway]:
         if sandbox:
             stack.enter_context(watched(gateway.address, gateway.token, config.sandbox.tls))
         yield gateway
+
+
+@contextmanager
+def _in_own_words(config: RunConfig) -> Iterator[None]:
+    try:
+        yield
+    except OutOfMemory as error:
+        raise OutOfMemory(f"{error}\n{memory_by_part(config)}") from error
+    except (RayDied, LearnerError) as error:
+        raise RunError(str(error)) from error
+    except ray.exceptions.RayError as error:
+        raise RunError(f"Ray: {reason(error)}") from error
 
 
 def _join(stack: ExitStack, config: RunConfig) -> None:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from ray.exceptions import RayError
 
 from actors.repairer import RepairRequest, RepairResult
 from autotraj import repair_requests
@@ -155,7 +156,7 @@ class OnlineRepair:
     def _finish_refresh(self, future: futures.Future[Refreshed]) -> None:
         try:
             done = future.result()
-        except (LearnerError, RunError, StorageError) as error:
+        except (LearnerError, RunError, StorageError, RayError) as error:
             # The loop goes on with the model that it has; the metrics show its version standing still.
             logger.warning("refreshing the reward model failed: %s", str(error).splitlines()[0])
             self._counts["refreshes_failed"] += 1
@@ -164,8 +165,17 @@ class OnlineRepair:
         self._accuracy_before = done.accuracy_before
 
     def _refresh(self, pairs: list[Pair], num_new: int) -> Refreshed:
-        """In a thread: trains on the pairs once, in order, exports, and has the service take the result."""
+        """In a thread: trains on the pairs once, in order, exports, and has the service take the result.
+
+        After a failure the next refresh starts new learners from the model that is served: these may be half-trained."""
         trainer = self._ready_trainer()
+        try:
+            return self._train(trainer, pairs, num_new)
+        except BaseException:
+            trainer.shutdown()
+            raise
+
+    def _train(self, trainer: LearnerGroup, pairs: list[Pair], num_new: int) -> Refreshed:
         new = pairs[-num_new:]
         scores = trainer.scores([pair.chosen for pair in new] + [pair.rejected for pair in new])
         before = pair_accuracy(scores[: len(new)], scores[len(new) :]).accuracy

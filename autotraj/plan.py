@@ -5,14 +5,16 @@ Estimates, with their formulas (`model_size`) printed beside them; nothing here 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from actors.config import RewardModelConfig
 from autotraj.config import RunConfig
+from autotraj.errors import UserError
 from autotraj.model_size import Architecture, architecture
-from autotraj.preflight import PROCESS_GIB
 
 GIB = 1 << 30
+PROCESS_GIB = 1.5
+"""Resident memory of one engine or learner process before any weights: Python, PyTorch and vLLM (measured on CPU)."""
 
 GPU_OVERHEAD_BYTES = 2 * GIB
 """Of a process on a GPU: CUDA context, kernels' workspaces, communication buckets, fragmentation. An assumption."""
@@ -70,9 +72,7 @@ def plan(config: RunConfig, *, reward_model: RewardModelConfig | None = None, gp
     """
     shape = architecture(config.model)
     gpu_bytes = int(gpu_gib * GIB)
-    actors = [_rollout(config, shape, gpu_bytes), _learner(config, shape)]
-    if reward_model is not None:
-        actors.append(_reward_model(reward_model, shape))
+    actors = actor_plans(config, reward_model=reward_model, gpu_gib=gpu_gib)
     longest = config.episode.max_prompt_tokens + config.episode.max_response_tokens
     num_trajectories = config.grpo.num_steps * config.grpo.groups_per_step * config.rollout.group_size
     limit = config.eval.data.limit
@@ -110,6 +110,53 @@ def plan(config: RunConfig, *, reward_model: RewardModelConfig | None = None, gp
             "trajectory log": num_trajectories * longest * LOG_BYTES_PER_TOKEN,
         },
         problems=tuple(problems),
+    )
+
+
+def actor_plans(
+    config: RunConfig, *, reward_model: RewardModelConfig | None = None, gpu_gib: float = 80.0
+) -> list[ActorPlan]:
+    """All actors of GRPO, which is a run at its largest; raises UserError as `plan` does. The rollout actors come first.
+
+    With `reward_model` its actor too, and the learners that have it follow the policy if `online_repair` is on.
+    """
+    shape = architecture(config.model)
+    actors = [_rollout(config, shape, int(gpu_gib * GIB)), _learner(config, shape)]
+    if reward_model is not None:
+        actors.append(_reward_model(reward_model, shape))
+        if config.online_repair.enabled:
+            actors.append(_reward_model_learner(config, shape))
+    if config.repair.repairer != "policy":
+        actors.append(_repair(config, int(gpu_gib * GIB)))
+    return actors
+
+
+def host_bytes(config: RunConfig) -> int:
+    """Of this machine's memory that the run needs when all of it runs here: the driver's process, and actors without a GPU.
+
+    The reward model is in it if it has a path."""
+    actors = actor_plans(config, reward_model=config.scorer if config.reward_model.path else None)
+    return int(PROCESS_GIB * GIB) + sum(a.count * a.memory_bytes for a in actors if not a.num_gpus)
+
+
+def memory_by_part(config: RunConfig) -> str:
+    """Which part needs how much, a line each, and what makes it need less."""
+    try:
+        actors = actor_plans(config, reward_model=config.scorer if config.reward_model.path else None)
+    except UserError as error:
+        return f"How much each part needs isn't known: {error}"
+    lines = [
+        f"  {actor.name} × {actor.count}: about {_gib(actor.memory_bytes)} of {'a GPU' if actor.num_gpus else 'memory'} "
+        "each (" + ", ".join(f"{name} {_gib(size)}" for name, size in actor.memory.items()) + ")"
+        for actor in actors
+    ]
+    return "\n".join(
+        [
+            "What the parts need:",
+            *lines,
+            "Lower rollout.num_actors, learner.num_learners, learner.micro_batch_tokens or engine.cpu_kv_cache_gib, train "
+            "with learner.lora or a higher learner.zero_stage, or use nodes with more memory",
+        ]
     )
 
 
@@ -184,7 +231,8 @@ def _learner(config: RunConfig, shape: Architecture) -> ActorPlan:
         "gradients": gradient_bytes * num_trained // (ranks if zero >= 2 else 1),
         "optimizer": _optimizer_bytes(config) * num_trained // (ranks if zero >= 1 else 1),
         "activations": learner.micro_batch_tokens * activation,
-        "logits": 3 * (learner.logit_chunk_mib << 20),
+        # All of a micro-batch's logits where they are less than a chunk of them.
+        "logits": 3 * min(learner.logit_chunk_mib << 20, 4 * learner.micro_batch_tokens * shape.vocab_size),
         "overhead": GPU_OVERHEAD_BYTES if learner.num_gpus_per_learner else int(PROCESS_GIB * GIB),
     }
     formulas = {
@@ -231,6 +279,40 @@ def _reward_model(config: RewardModelConfig, shape: Architecture) -> ActorPlan:
             "overhead": "context and workspaces" if config.num_gpus else "one process",
         },
     )
+
+
+def _reward_model_learner(config: RunConfig, shape: Architecture) -> ActorPlan:
+    """The second gang: as the policy's, with the reward model's adapters and without a reference or an output layer."""
+    changes = {
+        "learner": config.learner.model_copy(update={"lora": config.reward_model.lora}),
+        "loss": config.loss.model_copy(update={"kl_coef": 0.0}),
+    }
+    gang = _learner(config.model_copy(update=changes), shape)
+    memory = {name: size for name, size in gang.memory.items() if name != "logits"}
+    return replace(gang, name="reward-model learner", memory=memory)
+
+
+def _repair(config: RunConfig, gpu_bytes: int) -> ActorPlan:
+    repair = config.repair
+    places = {"num_actors": repair.num_actors, "num_cpus": repair.num_cpus, "num_gpus": repair.num_gpus}
+    if repair.engine is None:
+        return ActorPlan(
+            name="repair",
+            count=repair.num_actors,
+            num_cpus=repair.num_cpus,
+            num_gpus=repair.num_gpus,
+            memory={"overhead": int(PROCESS_GIB * GIB)},
+            formulas={"overhead": "one process"},
+            note="asks an endpoint",
+        )
+    own = config.model_copy(
+        update={
+            "engine": repair.engine,
+            "rollout": config.rollout.model_copy(update=places),
+            "model": repair.engine.model,
+        }
+    )
+    return replace(_rollout(own, architecture(repair.engine.model), gpu_bytes), name="repair")
 
 
 def _num_trained(config: RunConfig, shape: Architecture) -> int:

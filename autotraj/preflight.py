@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 from importlib import metadata
@@ -12,18 +13,15 @@ import psutil
 from autotraj.config import RunConfig
 from autotraj.errors import UserError
 from autotraj.model_check import check_policy, check_weights
+from autotraj.plan import GIB, host_bytes, memory_by_part
 from cluster.roles import LEARNER, ROLLOUT, SANDBOX, Ask, role
 from tool_sandbox import build
-from trajectory.chat import check_append_only, check_template, load_tokenizer
 from trajectory.locations import is_uri
 from trajectory.storage import StorageError, fetch
 from trajectory.tasks import assert_disjoint, load_tasks
 from trajectory.types import Task
 
-GIB = 1 << 30
-PROCESS_GIB = 1.5
-"""Resident memory of one engine or learner process before any weights: Python, PyTorch and vLLM (measured on CPU)."""
-
+logger = logging.getLogger(__name__)
 GPU_DEVICES = ("nvidia[0-9]*", "dxg", "kfd")
 """In /dev, of NVIDIA's driver, Windows' subsystem for Linux and AMD's driver."""
 
@@ -33,11 +31,10 @@ GRPO_ALONE = {"stages": ["grpo"]}
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What a plan asks of the cluster, and of this machine's memory when it runs on CPU."""
+    """What a plan asks of the cluster."""
 
     num_cpus: float
     num_gpus: float
-    memory_bytes: int
 
 
 def check(config: RunConfig, *, sandbox: bool = True) -> tuple[list[Task], list[Task]]:
@@ -60,13 +57,11 @@ def check(config: RunConfig, *, sandbox: bool = True) -> tuple[list[Task], list[
 
 
 def resources(config: RunConfig) -> Resources:
-    """CPUs, GPUs and bytes that the run's actors need together, the reward model's among them if it has a path."""
+    """CPUs and GPUs that the run's actors need together, the reward model's among them if it has a path."""
     rollout, learner = config.rollout, config.learner
-    weights = sum(f.stat().st_size for f in Path(fetched_model(config.model)).glob("*.safetensors"))
     scores = bool(config.reward_model.path)
     num_gangs = 1 + (scores and config.online_repair.enabled)  # the policy's learners, and the reward model's
     repairs = config.repair.repairer != "policy"
-    # fp32 master weights, gradients and two Adam moments on the learners; engines hold one copy.
     return Resources(
         num_cpus=rollout.num_actors * rollout.num_cpus
         + num_gangs * learner.num_learners * learner.num_cpus_per_learner
@@ -76,18 +71,6 @@ def resources(config: RunConfig) -> Resources:
         + num_gangs * learner.num_learners * learner.num_gpus_per_learner
         + scores * config.scorer.num_gpus
         + repairs * config.repair.num_actors * config.repair.num_gpus,
-        memory_bytes=int(
-            (
-                2 * (rollout.num_actors + repairs * config.repair.num_actors)
-                + num_gangs * learner.num_learners
-                + scores
-                + 1
-            )
-            * PROCESS_GIB
-            * GIB
-            + rollout.num_actors * (2 * weights + config.engine.cpu_kv_cache_gib * GIB)
-            + 8 * num_gangs * weights
-        ),
     )
 
 
@@ -194,34 +177,18 @@ def _is_installed(package: str) -> bool:
     return True
 
 
-def check_prompt(config: RunConfig) -> None:
-    """Raises `UserError` for a tokenizer or chat template with which no episode can begin. The last check, as it imports
-    transformers."""
-    try:
-        check_template(load_tokenizer(config.model), config.episode.system_prompt)
-    except (ValueError, OSError) as error:
-        raise UserError(f"model: the tokenizer of {config.model} can't be used: {error}") from error
-
-
-def template_note(config: RunConfig) -> str:
-    """What whoever trains on the records elsewhere has to know of the model's chat template; empty if there is nothing."""
-    try:
-        check_append_only(load_tokenizer(config.model), config.episode.system_prompt)
-    except ValueError as error:
-        return (
-            f"{error}. Here nothing renders a reply; elsewhere, train on `input_ids` and `labels` of sft.jsonl (TRL does by "
-            "itself), or in LLaMA-Factory with `template: empty`, but not on `messages`"
-        )
-    return ""
-
-
 def _check_memory(config: RunConfig) -> None:
-    needs = resources(config)
-    if needs.num_gpus or config.place_by_role:
+    if resources(config).num_gpus or config.place_by_role:
         return  # host memory is not what bounds a GPU run; by role the actors are on other hosts than this
+    model = fetched_model(config.model)
+    try:
+        needed = host_bytes(config.model_copy(update={"model": model}))
+    except UserError as error:  # of another kind than the plan knows
+        logger.warning("how much memory this run needs isn't checked: %s", error)
+        return
     available = psutil.virtual_memory().available
-    if needs.memory_bytes > available:
+    if needed > available:
         raise UserError(
-            f"memory: this run needs about {needs.memory_bytes / GIB:.1f} GiB, {available / GIB:.1f} GiB are free; lower "
-            f"rollout.num_actors, learner.num_learners or engine.cpu_kv_cache_gib"
+            f"memory: this run needs about {needed / GIB:.1f} GiB, {available / GIB:.1f} GiB are free. "
+            f"{memory_by_part(config.model_copy(update={'model': model}))}"
         )

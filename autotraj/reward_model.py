@@ -113,12 +113,12 @@ def train_reward_model(
 
     with folder:
         try:
-            group.start()
             stages.supervised(
                 group,
+                config,
                 folder,
                 checkpoint,
-                stages.batches(len(pairs.train), settings.batch_pairs, settings.epochs, config.seed),
+                list(stages.batches(len(pairs.train), settings.batch_pairs, settings.epochs, config.seed)),
                 lambda indices: group.pair_step([pairs.train[i] for i in indices]),
                 interrupt=interrupt,
                 checkpoint_every=10 * settings.evaluate_every,

@@ -15,13 +15,19 @@ from numpy.typing import NDArray
 
 from actors.config import RewardModelConfig
 from actors.reward_model import RewardModelActor, RewardModelError, RewardModelTimeout, Scores
-from autotraj.errors import RunError
+from autotraj.errors import OutOfMemory, RunError, UserError
+from autotraj.memory import MemoryDeaths
+from autotraj.runner_calls import cause_of, reason
 from cluster.roles import ROLLOUT, role
 
 logger = logging.getLogger(__name__)
 
 SLACK_S = 5.0
 """Beyond the actor's own deadline: the way to it and back."""
+MAX_STARTS = 3
+"""So often the actor may die before it serves for the first time."""
+LOST = (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError, ray.exceptions.NodeDiedError)
+"""What Ray says of an actor whose process is gone."""
 
 
 class RewardModelUnavailable(Exception):
@@ -41,6 +47,8 @@ class RewardModelService:
         self._version = version
         self._actor: Any = None
         self._reviving = threading.Lock()
+        self._memory_deaths = MemoryDeaths()
+        self._noted = -1  # restarts before the death that was looked at last
         self.num_restarts = 0
 
     @property
@@ -53,7 +61,12 @@ class RewardModelService:
         return self._path
 
     def start(self) -> None:
-        """Bring the actor up with the checkpoint; waits. Raises RunError."""
+        """Bring the actor up with the checkpoint; waits.
+
+        Raises:
+            UserError: the checkpoint is no reward model that can be served.
+            RunError: it was not loaded in time, or the actor died again and again.
+        """
         actor = ray.remote(RewardModelActor).options(
             name=f"reward-model-{uuid.uuid4().hex[:6]}",
             num_cpus=self._config.num_cpus,
@@ -63,10 +76,23 @@ class RewardModelService:
             max_concurrency=1000,
         )
         self._actor = actor.remote(self._config)
-        self._load("start", self._path, self._version)
+        for attempt in range(1, MAX_STARTS + 1):
+            try:
+                self._load("start", self._path, self._version)
+                return
+            except RunError as error:
+                if attempt == MAX_STARTS or not isinstance(error.__cause__, LOST):
+                    raise
+                self._note_memory(error.__cause__)
+                logger.warning("%s; it is started again", error)
 
     def score(self, sequences: Sequence[NDArray[np.int32]]) -> Scores:
-        """The scores of one group's sequences. Raises RewardModelUnavailable, at the latest at `scorer.deadline_s`."""
+        """The scores of one group's sequences.
+
+        Raises:
+            RewardModelUnavailable: at the latest at `scorer.deadline_s`.
+            OutOfMemory: the actor was ended for memory once more after it had been replaced.
+        """
         deadline = time.monotonic() + self._config.deadline_s
         while (left := deadline - time.monotonic()) > 0:
             actor, restarts = self._actor, self.num_restarts
@@ -79,9 +105,9 @@ class RewardModelService:
                 raise RewardModelUnavailable(
                     "reward_model_timeout", f"the reward model's actor did not answer within {left:.1f} s"
                 ) from error
-            except (ray.exceptions.RayActorError, RewardModelError) as error:
-                logger.warning("the reward model's actor fails: %s", str(error).splitlines()[0])
-                self._revive(restarts)
+            except (*LOST, RewardModelError) as error:
+                logger.warning("the reward model's actor fails: %s", reason(error))
+                self._revive(restarts, error)
             except ValueError as error:
                 raise RewardModelUnavailable("reward_model_refused", str(error)) from error
         raise RewardModelUnavailable(
@@ -105,16 +131,26 @@ class RewardModelService:
         except ray.exceptions.GetTimeoutError:
             raise RunError(f"the reward model at {path} was not loaded within {limit:g} s") from None
         except (ray.exceptions.RayError, RewardModelError, ValueError) as error:
-            raise RunError(f"the reward model at {path} can't be served: {error}") from error
+            message = f"the reward model at {path} can't be served: {reason(error)}"
+            if method == "start" and self.num_restarts == 0 and isinstance(cause_of(error), ValueError):
+                raise UserError(message) from error
+            raise RunError(message) from error
 
-    def _revive(self, restarts: int) -> None:
+    def _note_memory(self, error: BaseException) -> None:
+        if isinstance(error, Exception) and self._memory_deaths.note(error) and self._memory_deaths.count > 1:
+            raise OutOfMemory(f"the reward model's actor was ended for memory {self._memory_deaths.count} times")
+
+    def _revive(self, restarts: int, error: Exception) -> None:
         """Load the checkpoint again after Ray has restarted the actor; one thread does it for all."""
         with self._reviving:
             if self.num_restarts != restarts:
                 return
+            if self._noted != restarts:  # several threads hear of one death
+                self._noted = restarts
+                self._note_memory(error)
             time.sleep(0.5)  # Ray is at it
             try:
                 self._load("start", self._path, self._version)
                 self.num_restarts += 1
-            except RunError as error:
-                logger.warning("%s", str(error).splitlines()[0])
+            except (RunError, UserError) as failed:
+                logger.warning("%s", failed)

@@ -25,7 +25,7 @@ from autotraj.grpo import GRPO
 from autotraj.grpo_config import rollout_timeout_of
 from autotraj.home import Home, named
 from autotraj.interrupt import Interrupt, graceful_interrupt
-from autotraj.launch import build, engines, measure, parts, train
+from autotraj.launch import build, engines, export_policy, measure, parts, train
 from autotraj.progress import ProgressView
 from autotraj.repairers import repairer_pool
 from autotraj.report import write_report
@@ -129,8 +129,7 @@ class Pipeline:
         (folder / "synthesis.json").write_text(json.dumps(summary, indent=2) + "\n")
         self.console.print(
             f"synthesize: {summary['num_candidates']} candidates of {summary['num_questions']} questions; "
-            f"{summary['num_kept']} kept, {summary['num_repaired']} repaired, {summary['num_hard']} hard; "
-            f"{summary['num_sft']} distinct to learn from ({summary['num_sft_duplicates']} duplicates left out) "
+            f"{summary['num_kept']} kept, {summary['num_repaired']} repaired, {summary['num_hard']} hard "
             f"({summary['seconds']:.0f} s, {summary['tokens_per_second']:.0f} tokens/s)",
             soft_wrap=True,
         )
@@ -180,7 +179,7 @@ class Pipeline:
                     )
                 if not complete:
                     raise stages.Interrupted
-                stages.export(algo.learner_group, folder.home.place("policy"))
+                export_policy(algo, folder)
                 self.evaluate("grpo", algo, seconds=time.monotonic() - started)
             finally:
                 algo.stop()

@@ -188,6 +188,13 @@ class RunFolder:
             return "There is no checkpoint yet"
         return f"The last complete checkpoint is of step {self._last_step}"
 
+    @property
+    def way_on(self) -> str:
+        """For messages: what there is to go on from, and by which command."""
+        if self._last_step is None:
+            return f"{self.kept}; {SAME_COMMAND} starts again"
+        return f"{self.kept}; go on with {self.go_on}"
+
 
 def _resume_command(home: Home) -> str:
     return f"python -m autotraj grpo --resume {home.location}"

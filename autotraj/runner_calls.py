@@ -108,10 +108,22 @@ class Failed:
 Outcome = Finished | Failed
 
 
-def told(error: Exception) -> str:
-    """A remote error with what was raised in front: Ray's text begins with the call and ends with the exception."""
-    text = str(error).strip()
-    return f"{text.splitlines()[-1]}\n{text}"
+def reason(error: BaseException) -> str:
+    """A remote error in one line, without Ray's traceback and addresses."""
+    if isinstance(error, ray.exceptions.OutOfMemoryError):
+        return "Ray's memory monitor ended it"
+    if isinstance(error, ray.exceptions.RayTaskError):
+        cause = cause_of(error)
+        return f"{type(cause).__name__}: {' '.join(str(cause).split())}"
+    # What Ray says of a dead actor ends with how it died; of a constructor that raised, with the exception.
+    lines = str(error).strip().splitlines()
+    return lines[-1].strip() if lines else type(error).__name__
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """What was raised in the actor."""
+    cause = getattr(error, "cause", None)
+    return cause if isinstance(cause, BaseException) else error
 
 
 def gather(refs: Sequence[Any], timeout_s: float, *, what: str, who: Callable[[], str]) -> list[Any]:
@@ -121,4 +133,4 @@ def gather(refs: Sequence[Any], timeout_s: float, *, what: str, who: Callable[[]
     except ray.exceptions.GetTimeoutError:
         raise Stalled(f"{what} not answered within {timeout_s:.0f} s: {who()}") from None
     except ray.exceptions.RayError as error:
-        raise RunError(f"{what} failed: {error}") from error
+        raise RunError(f"{what} failed: {reason(error)}") from error

@@ -25,13 +25,28 @@ from ray.rllib.utils.actor_manager import FaultTolerantActorManager
 from autotraj import gate
 from autotraj.board import StatusBoard
 from autotraj.broadcast import BroadcastSync, LearnerSide
-from autotraj.errors import RunError, Stalled
-from autotraj.runner_calls import Call, CallKind, Failed, Finished, Outcome, Runner, RunnerView, gather, told, views
+from autotraj.errors import OutOfMemory, RunError, Stalled, UserError
+from autotraj.memory import MemoryDeaths
+from autotraj.runner_calls import (
+    Call,
+    CallKind,
+    Failed,
+    Finished,
+    Outcome,
+    Runner,
+    RunnerView,
+    cause_of,
+    gather,
+    reason,
+    views,
+)
 from trajectory.weights import LogprobProbe
 
 logger = logging.getLogger(__name__)
 
 PROBE_TIMEOUT_S = 0.2
+MAX_FIRST_STARTS = 3
+"""So often a runner may raise in `start` while none of the pool has ever come up: what fails then fails every time."""
 
 
 class RunnerPool:
@@ -52,6 +67,8 @@ class RunnerPool:
         self._gate_tolerance = gate_tolerance
         self._max_restarts = max_restarts
         self._role = role
+        self._came_up = False  # one of them did
+        self._memory_deaths = MemoryDeaths()
         self._runners: dict[int, Runner] = {i: Runner(start_timeout_s) for i in self._manager.actor_ids()}
         self._calls: dict[ray.ObjectRef, Call] = {}
         self._update: Any = None  # ObjectRef of the newest WeightUpdate; None while engines hold what they loaded
@@ -265,15 +282,21 @@ class RunnerPool:
     def _handle(self, ref: Any, call: Call) -> list[Outcome]:
         runner = self._runners[call.runner_id]
         runner.in_flight -= 1
+        who = self._name(call.runner_id)
         try:
             value = ray.get(ref, timeout=30.0)
-        except ray.exceptions.RayActorError as error:
-            return self._bury(call, f"{self._name(call.runner_id)} died: {error}")
+        except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError, ray.exceptions.NodeDiedError) as error:
+            self._check_memory(error)
+            return self._bury(call, f"{who} died: {reason(error)}")
         except ray.exceptions.RayError as error:
             # Rollouts return their failures as data: an exception is a defect of the engine or of ours.
-            return self._bury(call, f"{self._name(call.runner_id)} failed in {call.what}: {told(error)}", kill=True)
+            message = f"{who} failed in {call.what}: {reason(error)}"
+            self._check_memory(error)
+            if call.kind == "start" and not self._came_up:
+                self._check_start(runner, cause_of(error), message)
+            return self._bury(call, message, kill=True)
         handler: dict[CallKind, Callable[[Call, Any], list[Outcome] | None]] = {
-            "start": lambda c, _: self._sync(c.runner_id),
+            "start": self._on_started,
             "join": self._on_joined,
             "sync": self._on_synced,
             "probe": self._on_probed,
@@ -285,6 +308,22 @@ class RunnerPool:
             if not runner.in_flight:
                 self._remove(call.runner_id)
         return outcomes
+
+    def _check_start(self, runner: Runner, cause: BaseException, message: str) -> None:
+        """Ends what another start would not mend: settings that an engine refuses, and what fails again and again."""
+        if isinstance(cause, ValueError):
+            raise UserError(message)
+        if runner.deaths + 1 >= MAX_FIRST_STARTS:
+            raise RunError(f"{message}; that was its start number {runner.deaths + 1}")
+
+    def _check_memory(self, error: Exception) -> None:
+        """Raises OutOfMemory at the second death for memory."""
+        if self._memory_deaths.note(error) and self._memory_deaths.count > 1:
+            raise OutOfMemory(f"{self._role}s were ended for memory {self._memory_deaths.count} times")
+
+    def _on_started(self, call: Call, _: Any) -> None:
+        self._came_up = True
+        self._sync(call.runner_id)
 
     def _on_joined(self, call: Call, _: Any) -> None:
         assert self._broadcast is not None
@@ -314,11 +353,11 @@ class RunnerPool:
         """Marks a runner down and fails every call it still owed."""
         runner = self._runners[call.runner_id]
         runner.state, runner.deaths = "down", runner.deaths + 1
-        logger.warning("%s", message.splitlines()[0])
+        logger.warning("%s", message)
         if runner.deaths > self._max_restarts and not runner.added:
             raise RunError(f"{self._name(call.runner_id)} died {runner.deaths} times; last: {message}")
         if self._broadcast is not None:
-            self._broadcast.lost(call.runner_id, message.splitlines()[0])
+            self._broadcast.lost(call.runner_id, message)
         owed = [call, *(c for c in self._calls.values() if c.runner_id == call.runner_id)]
         self._calls = {ref: c for ref, c in self._calls.items() if c.runner_id != call.runner_id}
         runner.in_flight = 0

@@ -21,10 +21,11 @@ from autotraj.config import RunConfig
 from autotraj.errors import RunError, UserError
 from autotraj.home import Home
 from autotraj.interrupt import Interrupt
+from autotraj.replacement import Replacements
 from autotraj.run_folder import Checkpoint, RunFolder
 from learners.config import LearnerConfig, LoraConfig
-from learners.errors import LearnerError
-from trajectory.records import check_preference, check_sft, read_jsonl
+from learners.errors import LearnerDied, LearnerError, LearnerTimeout
+from trajectory.records import read_jsonl
 from trajectory.storage import Storage
 
 if TYPE_CHECKING:
@@ -65,14 +66,14 @@ def remaining(wanted: Sequence[str], done: Collection[str]) -> str:
 def check_inputs(name: str, config: RunConfig) -> None:
     """UserError if what the stage `name` learns from isn't there or isn't what an earlier stage writes."""
     files = {
-        "sft": (SFT_FILE, ["messages"], check_sft),
-        "reward-model": (PREFERENCES_FILE, ["chosen", "rejected", "task_id"], check_preference),
+        "sft": (SFT_FILE, ["messages", "source"]),
+        "reward-model": (PREFERENCES_FILE, ["prompt", "chosen", "rejected", "task_id"]),
     }
     if name in files:
-        file, names, check = files[name]
+        file, names = files[name]
         path = require(config.folder / SYNTHESIS / file, "synthesize")
         try:
-            records = read_jsonl(path, names, check)
+            records = read_jsonl(path, names)
         except (OSError, ValueError) as error:
             raise UserError(str(error)) from error
         if not records:
@@ -131,10 +132,12 @@ def learner_config(
 def export(group: LearnerGroup, path: Path | Storage) -> None:
     """Writes the Hugging Face model whole, or leaves the one that is there; at a URI that one goes before the new comes.
 
-    Raises RunError.
+    Raises RunError; and LearnerDied, LearnerTimeout: nothing is wrong with the place then.
     """
     try:
         _export(group, path)
+    except (LearnerDied, LearnerTimeout):
+        raise
     except (OSError, LearnerError) as error:
         raise RunError(
             f"the model {path} could not be written: {error}; mend that and go on from the last checkpoint"
@@ -154,26 +157,62 @@ def _export(group: LearnerGroup, path: Path | Storage) -> None:
 
 def supervised(
     group: LearnerGroup,
+    config: RunConfig,
     folder: RunFolder,
     checkpoint: Checkpoint | None,
-    plan: Iterator[list[int]],
+    plan: Sequence[list[int]],
     step: Callable[[list[int]], Mapping[str, float]],
     *,
     interrupt: Interrupt,
     checkpoint_every: int,
     on_step: Callable[[int, Mapping[str, float]], bool],
+    finish: Callable[[], None] = lambda: None,
 ) -> None:
-    """Takes the steps of `plan`, from `checkpoint` on if there is one, until the plan or `on_step`'s patience ends.
+    """Starts `group` and takes the steps of `plan`, from `checkpoint` on if there is one, until the plan or `on_step`'s
+    patience ends; then `finish()`.
 
-    `on_step(number, metrics)` returns whether to stop. Raises Interrupted, after writing a checkpoint, if a person asked.
+    Lost learners are replaced: new ones go on from the stage's newest checkpoint, or from the model and the first step.
+    `on_step(number, metrics)`, which returns whether to stop, is called again for the steps that are taken again.
+
+    Raises:
+        Interrupted: a person asked; a checkpoint is written.
+        RunError: the learners failed, or were lost too often.
     """
-    done = 0
-    if checkpoint is not None:
-        group.restore_from_path(checkpoint.learners)
-        done = checkpoint.step
-    for number, indices in enumerate(plan, start=1):
-        if number <= done:
-            continue
+    replacements = Replacements(config, folder)
+    while True:
+        try:
+            group.recreate(checkpoint.learners if checkpoint else None)
+            with interrupt.deferred():
+                _take(
+                    group,
+                    folder,
+                    plan,
+                    checkpoint.step if checkpoint else 0,
+                    step,
+                    interrupt,
+                    checkpoint_every,
+                    on_step,
+                )
+                finish()
+            return
+        except LearnerError as error:
+            checkpoint = replacements.checkpoint_after(error)
+            folder.set_back(checkpoint.step if checkpoint else 0)
+            if interrupt.requested:
+                raise Interrupted from error
+
+
+def _take(
+    group: LearnerGroup,
+    folder: RunFolder,
+    plan: Sequence[list[int]],
+    done: int,
+    step: Callable[[list[int]], Mapping[str, float]],
+    interrupt: Interrupt,
+    checkpoint_every: int,
+    on_step: Callable[[int, Mapping[str, float]], bool],
+) -> None:
+    for number, indices in enumerate(plan[done:], start=done + 1):
         metrics = dict(step(indices))
         folder.write_metrics(number, metrics)
         if on_step(number, metrics):

@@ -10,9 +10,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import ray
+from ray._private import auto_init_hook
 from ray.autoscaler.v2.utils import is_autoscaler_v2
 
 from cluster.roles import Ask, read_node_types, unmet
+from cluster.session_watch import RayDied, SessionWatch
 
 logger = logging.getLogger(__name__)
 
@@ -28,9 +30,10 @@ def ray_session(*, num_cpus: float, num_gpus: float, asks: Sequence[Ask] = ()) -
     leaving. A local one declares as many logical CPUs as the plan needs: on a small machine the actors then share cores.
     A Ray that is already initialised in this process is used as it is and left running.
 
-    Raises ValueError if the cluster hasn't got the resources and no autoscaler could add them. What an autoscaler could add
-    is known from the cluster's file, whose path the head's environment has in AUTOTRAJ_CLUSTER_FILE; it is held against
-    `asks`. An autoscaler whose file isn't known is trusted to find nodes; the actors' own deadlines bound the wait.
+    Raises RayDied when Ray's daemons on this machine end, and ValueError if the cluster hasn't got the resources and no
+    autoscaler could add them. What an autoscaler could add is known from the cluster's file, whose path the head's
+    environment has in AUTOTRAJ_CLUSTER_FILE; it is held against `asks`. An autoscaler whose file isn't known is trusted to
+    find nodes; the actors' own deadlines bound the wait.
     """
     if ray.is_initialized():
         _require(num_cpus, num_gpus, asks)
@@ -43,40 +46,63 @@ def ray_session(*, num_cpus: float, num_gpus: float, asks: Sequence[Ask] = ()) -
     # RLlib hands its actors their configuration by reference, which Ray's core in this process reports as an error at every
     # start (ray#53727); RLlib keeps the reference alive. Real errors come as exceptions.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    if os.environ.get("RAY_ADDRESS"):
-        with _signals_kept():
-            ray.init(logging_level=logging.ERROR)
-        _require(num_cpus, num_gpus, asks)
-    else:
-        cores = os.cpu_count() or 1
-        if num_cpus > cores:
-            logger.warning("the plan asks for %g CPUs, this machine has %d: actors will share cores", num_cpus, cores)
-        with _signals_kept():
-            ray.init(
-                address="local",  # else Ray would join, and refuse to size, a cluster that somebody started on this machine
-                num_cpus=max(cores, int(-(-num_cpus // 1))),
-                include_dashboard=False,
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-            )
-        _require(0, num_gpus, asks)
+    # A thread that asks Ray for something after the end would start another Ray.
+    auto_init_hook.enable_auto_connect = False
+    watch = None
     try:
-        yield
+        if os.environ.get("RAY_ADDRESS"):
+            with _signals_kept():
+                ray.init(logging_level=logging.ERROR)
+            _require(num_cpus, num_gpus, asks)
+        else:
+            cores = os.cpu_count() or 1
+            if num_cpus > cores:
+                logger.warning(
+                    "the plan asks for %g CPUs, this machine has %d: actors will share cores", num_cpus, cores
+                )
+            with _signals_kept():
+                ray.init(
+                    address="local",  # else Ray would join, and refuse to size, a cluster that somebody started here
+                    num_cpus=max(cores, int(-(-num_cpus // 1))),
+                    include_dashboard=False,
+                    logging_level=logging.ERROR,
+                    log_to_driver=False,
+                )
+            _require(0, num_gpus, asks)
+        with SessionWatch() as watch:
+            yield
+    except Exception as error:
+        if watch is not None and watch.died and not isinstance(error, RayDied):
+            raise RayDied(watch.died) from error
+        raise
     finally:
-        ray.shutdown()
+        ray.shutdown(wait_for_processes=True)
+        if watch is not None:
+            watch.end_helpers()
 
 
 @contextmanager
 def _signals_kept() -> Iterator[None]:
-    """Ray's core puts a handler of its own for SIGTERM over ours, with which a stopped job would die on the spot instead of
+    """A signal in the block takes effect at its end: a Ray that is half up can't be taken down, and what is raised in the
+    middle of it may be lost.
+
+    Ray's core puts a handler of its own for SIGTERM over ours, with which a stopped job would die on the spot instead of
     writing its checkpoint (2.60)."""
     if threading.current_thread() is not threading.main_thread():
         yield  # nobody's handlers can be set from here
         return
-    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in kept.items():
-        signal.signal(number, handler)
+    seen: list[int] = []
+    kept = {
+        number: signal.signal(number, lambda number, _: seen.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+    if seen:
+        signal.raise_signal(seen[0])
 
 
 def _require(num_cpus: float, num_gpus: float, asks: Sequence[Ask]) -> None:

@@ -29,11 +29,22 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from learners.batching import Pair, Sample, check_pairs
 from learners.config import LearnerConfig, LossConfig
 from learners.environment import process_environment
-from learners.errors import LearnerDied, LearnerError, LearnerFailed, LearnerTimeout
+from learners.errors import LearnerDied, LearnerError, LearnerFailed, LearnerOutOfMemory, LearnerTimeout
 from trajectory.storage import Storage
 from trajectory.weights import LogprobProbe
 
 T = TypeVar("T")
+
+LOST = (
+    ray.exceptions.RayActorError,
+    ray.exceptions.OutOfMemoryError,
+    ray.exceptions.NodeDiedError,
+    ray.exceptions.WorkerCrashedError,
+)
+"""What Ray says of a rank whose process is gone."""
+
+SLICE_S = 0.5
+"""Ray's waits answer no signal (2.60): long ones are cut, so that Ctrl-C has an effect."""
 
 GRACE_S = 3.0
 """After a first failure, how long to look for a dead rank: its peers' broken connections may be reported earlier."""
@@ -92,7 +103,7 @@ class Pending(Generic[T]):
     def result(self) -> T:
         """Wait until the call's deadline. Raises as `poll` does."""
         while True:
-            value = self.poll(self._deadline - time.monotonic())
+            value = self.poll(SLICE_S)
             if value is not None:
                 return value
 
@@ -211,7 +222,7 @@ class LearnerGroup:
         """Whether there is a gang to call; False after an error or `shutdown`."""
         return bool(self._ranks)
 
-    def recreate(self, checkpoint: str | Path | None = None) -> None:
+    def recreate(self, checkpoint: str | Path | Storage | None = None) -> None:
         """Replace the gang by a new one, restored from `checkpoint` or, without one, from the model."""
         self.shutdown()
         self.policy_version = 0
@@ -248,7 +259,9 @@ class LearnerGroup:
         placement = placement_group([bundle] * config.num_learners, strategy=config.placement_strategy)
         self._placement = placement
         start = time.monotonic()
-        if not placement.wait(config.start_timeout_s):
+        while not placement.wait(SLICE_S):
+            if time.monotonic() < start + config.start_timeout_s:
+                continue
             raise LearnerTimeout(
                 f"no room for {config.num_learners} learners of {bundle} within {config.start_timeout_s:g} s; "
                 f"free in the cluster: {ray.available_resources()}"
@@ -313,7 +326,7 @@ class LearnerGroup:
         errors = {waiting[ref]: error}
         pending = [r for r in waiting if r != ref]
         until = time.monotonic() + GRACE_S
-        while pending and not any(isinstance(e, ray.exceptions.ActorDiedError) for e in errors.values()):
+        while pending and not any(isinstance(e, LOST) for e in errors.values()):
             done, pending = ray.wait(
                 pending, num_returns=1, timeout=max(until - time.monotonic(), 0.0), fetch_local=False
             )
@@ -325,9 +338,13 @@ class LearnerGroup:
                 except Exception as e:  # recorded: it is one of the candidates for the cause
                     errors[waiting[other]] = e
         self._abandon()
+        of = f"of {self.config.num_learners}"
         for rank, found in errors.items():
-            if isinstance(found, ray.exceptions.ActorDiedError | ray.exceptions.ActorUnavailableError):
-                return LearnerDied(f"{what}: rank {rank} of {self.config.num_learners} died")
+            if isinstance(found, ray.exceptions.OutOfMemoryError):
+                return LearnerOutOfMemory(f"{what}: Ray's memory monitor ended rank {rank} {of}")
+        for rank, found in errors.items():
+            if isinstance(found, LOST):
+                return LearnerDied(f"{what}: rank {rank} {of} died")
         rank, first = next(iter(errors.items()))
         cause = getattr(first, "cause", None) or first
         return LearnerFailed(f"{what}: rank {rank} raised {type(cause).__name__}: {cause}")

@@ -12,7 +12,7 @@ import os, signal, time
 from autotraj.interrupt import graceful_interrupt
 from cluster.session import ray_session
 
-with graceful_interrupt() as interrupt, ray_session(num_cpus=1, num_gpus=0):
+with graceful_interrupt() as interrupt, ray_session(num_cpus=1, num_gpus=0), interrupt.deferred():
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(0.2)
     print("asked to stop:", interrupt.requested)
@@ -25,3 +25,29 @@ def test_a_run_that_began_before_ray_may_still_end_in_order() -> None:
     done = subprocess.run([sys.executable, "-c", STOPPED], cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert "asked to stop: True" in done.stdout, done.stdout + done.stderr
     assert done.returncode == 0, done.stderr
+
+
+KILLED = """
+import psutil, ray, sys, time
+from cluster.session import ray_session
+from cluster.session_watch import RayDied
+
+try:
+    with ray_session(num_cpus=1, num_gpus=0):
+        [daemon] = [p for p in psutil.Process().children() if p.name() == sys.argv[1]]
+        daemon.kill()
+        time.sleep(60)
+except RayDied as error:
+    print(error)
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(("daemon", "name"), [("raylet", "raylet"), ("gcs_server", "GCS")])
+def test_the_end_of_ray_is_said_at_once_with_the_way_on(daemon: str, name: str) -> None:
+    """Ray's own library waits for a minute and then ends the process without a word."""
+    command = [sys.executable, "-c", KILLED, daemon]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert f"Ray's {name} (process " in done.stdout
+    assert "go on with the same command, `grpo` with --resume RUN_DIR" in done.stdout

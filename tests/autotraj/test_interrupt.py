@@ -1,0 +1,59 @@
+"""Ctrl-C, as a process gets it: asked once or twice, and where Python drops what a handler raises."""
+
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+START = """
+import os, signal, sys, time
+from autotraj.interrupt import graceful_interrupt, taken_down_in_order
+
+def press():
+    os.kill(os.getpid(), signal.SIGINT)
+"""
+LOST = """
+class Swallows:
+    def __del__(self):
+        press()
+with graceful_interrupt():
+    Swallows()  # Python prints what a destructor raises, and goes on
+    time.sleep(60)
+"""
+TWICE = """
+with graceful_interrupt():
+    try:
+        press()
+        time.sleep(60)
+    finally:
+        press()  # the second one doesn't keep parts from being taken down
+        time.sleep(1.5)  # nor does a reminder
+        print("taken down")
+"""
+DEFERRED = """
+with graceful_interrupt() as interrupt:
+    with interrupt.deferred():
+        press()
+        print("asked to stop:", interrupt.requested)
+        press()
+        time.sleep(60)
+"""
+AT_THE_END = """
+with graceful_interrupt(), taken_down_in_order() as parts:
+    parts.callback(lambda: print("second part down"))
+    parts.callback(press)
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [(LOST, ""), (TWICE, "taken down"), (DEFERRED, "asked to stop: True"), (AT_THE_END, "second part down")],
+    ids=["lost", "twice", "deferred", "at the end"],
+)
+def test_a_request_to_stop_takes_effect(code: str, said: str) -> None:
+    code = START + "try:\n" + "".join(f"    {line}\n" for line in code.strip().splitlines())
+    code += "except KeyboardInterrupt:\n    sys.exit(130)\n"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 130, done.stderr
+    assert said in done.stdout

@@ -1,0 +1,117 @@
+"""The pool over the loss of its actors, which are real Ray actors without an engine: they answer, die and come back."""
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+from ray.rllib.utils.actor_manager import FaultTolerantActorManager
+
+from autotraj.config import EvalConfig
+from autotraj.errors import UserError
+from autotraj.evaluate import evaluate
+from autotraj.runner_pool import RunnerPool
+from rewards.config import RewardConfig
+from trajectory.types import Group, Task, Trajectory
+
+pytestmark = pytest.mark.ray
+
+TASKS = [Task(id=f"task-{i}", question=f"{i} + 0?", golds=(str(i),)) for i in range(30)]
+
+
+class Stand:
+    """In the place of a rollout actor."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = Path(folder)
+
+    async def start(self) -> None:
+        """Raises ValueError where the test left a file `refuse`."""
+        with (self._folder / "starts").open("a") as file:
+            file.write("x")
+        if (self._folder / "refuse").exists():
+            raise ValueError("engine.model: no such model")
+
+    async def evaluate(self, tasks: list[Task], num_samples: int, temperature: float, seed: int) -> list[Group]:
+        (task,) = tasks
+        with (self._folder / task.id).open("a") as file:
+            file.write(f"{seed}\n")
+        if task.id == "task-7" and not (self._folder / "killed").exists():
+            (self._folder / "killed").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        trajectory = Trajectory(
+            task_id=task.id,
+            index=0,
+            prompt_ids=np.array([1], np.int32),
+            response_ids=np.array([2], np.int32),
+            loss_mask=np.ones(1, np.bool_),
+            logprobs=np.zeros(1, np.float32),
+            segments=(),
+            turns=(),
+            text="x",
+            finish_reason="answer",
+            duration_s=1.0,
+        )
+        return [Group(lease_id=f"eval/{task.id}", task=task, trajectories=(trajectory,))]
+
+    def ping(self) -> str:
+        return "pong"
+
+    def apply(self, func: object) -> object:
+        return func(self)  # type: ignore[operator]
+
+
+@pytest.fixture(scope="module")
+def ray_cluster() -> Iterator[None]:
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers can't import a test
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+def pool_of(folder: Path) -> RunnerPool:
+    actors = [
+        ray.remote(Stand).options(num_cpus=1, max_restarts=-1, max_concurrency=100).remote(str(folder))
+        for _ in range(2)
+    ]
+    return RunnerPool(
+        FaultTolerantActorManager(actors, max_remote_requests_in_flight_per_actor=1000),
+        start_timeout_s=60.0,
+        sync_timeout_s=60.0,
+        gate_tolerance=1.0,
+    )
+
+
+def test_an_evaluation_outlives_an_actor_and_samples_every_problem_once(ray_cluster: None, tmp_path: Path) -> None:
+    pool = pool_of(tmp_path)
+    pool.start()
+    pool.wait_ready()
+    result = evaluate(
+        "policy",
+        pool,
+        TASKS,
+        EvalConfig(num_samples=1),
+        RewardConfig(),
+        seed=100,
+        max_concurrent_episodes=8,
+        call_timeout_s=60.0,
+        patience_s=60.0,
+    )
+    assert [group.task.id for group in result.groups] == [task.id for task in TASKS]
+    assert result.num_asked_again >= 1
+    assert pool.num_restarts == 1
+    for index, task in enumerate(TASKS):  # a problem's seed is its own, whoever samples it and however often
+        assert set((tmp_path / task.id).read_text().split()) == {str(100 + index)}
+
+
+def test_a_start_that_can_not_succeed_is_said_at_once(ray_cluster: None, tmp_path: Path) -> None:
+    (tmp_path / "refuse").touch()
+    pool = pool_of(tmp_path)
+    pool.start()
+    with pytest.raises(UserError, match=r"^rollout actor \d failed in start: ValueError: engine.model: no such model$"):
+        pool.wait_ready()
+    assert len((tmp_path / "starts").read_text()) <= 2, "no actor was started twice"
