@@ -99,6 +99,28 @@ class GRPOConfig(AlgorithmConfig):
         )
         return self
 
+    def build_algo(self, *args: Any, **kwargs: Any) -> Any:
+        """RLlib's own. Raises ValueError without a run to build from."""
+        if not hasattr(self, "run_config"):
+            raise ValueError("GRPOConfig has no run to build from: call run(run_config, sandbox_address=...) first")
+        return super().build_algo(*args, **kwargs)
+
+    def training(self, **settings: Any) -> GRPOConfig:
+        """Nothing of RLlib's is read here. Raises ValueError for any setting."""
+        return self._refuse("training", settings, "the sections learner, loss and grpo of the RunConfig given to run()")
+
+    def environment(self, env: Any = None, **settings: Any) -> GRPOConfig:
+        """As `training`."""
+        given = settings if env is None else settings | {"env": env}
+        return self._refuse("environment", given, "the sections data and episode of the RunConfig given to run()")
+
+    def _refuse(self, setter: str, settings: dict[str, Any], ours: str) -> GRPOConfig:
+        if settings:
+            raise ValueError(
+                f"GRPOConfig.{setter}({', '.join(settings)}) would be ignored: GRPO is configured by {ours}"
+            )
+        return self
+
     @property
     def gate_tolerance(self) -> float:
         configured = self.run_config.grpo.gate_tolerance
