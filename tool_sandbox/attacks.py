@@ -152,12 +152,11 @@ print("end")
         "every kind of socket, to the outside, the host, the hypervisor and the neighbours; abstract names",
         """
 import socket
-for name in ("AF_INET", "AF_INET6", "AF_UNIX", "AF_NETLINK", "AF_PACKET", "AF_VSOCK", "AF_ALG"):
+for name in ("AF_INET", "AF_INET6", "AF_NETLINK", "AF_PACKET", "AF_VSOCK", "AF_ALG"):
     for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_RAW):
         attempt(f"{name} {kind}", lambda: socket.socket(getattr(socket, name), kind))
-def listen():
-    s = socket.socket(socket.AF_UNIX); s.bind("\\0attack"); s.listen(); return s
-attempt("abstract name", listen)
+        attempt(f"pair of {name} {kind}", lambda: socket.socketpair(getattr(socket, name), kind))
+attempt("terminal", lambda: os.open("/dev/ptmx", os.O_RDWR))
 attempt("loopback", lambda: socket.create_server(("127.0.0.1", 0)))
 attempt("outside", lambda: socket.create_connection(("192.0.2.1", 53), timeout=1))
 a, b = socket.socketpair()  # which Python's own parts need

@@ -50,7 +50,12 @@ def docker_command(name: str, config: SandboxConfig, user_ids: range) -> list[st
     command += ["--security-opt", "no-new-privileges"]
     command += ["--pids-limit", str(config.slots_per_container * config.max_processes + SPARE_PROCESSES)]
     command += ["--memory", f"{memory_mib}m", "--memory-swap", f"{memory_mib}m", "--cpus", str(cpus)]
-    command += ["--ulimit", "nofile=4096", "--ulimit", "core=0"]
+    command += [
+        "--ulimit",
+        "nofile=4096",
+        "--ulimit",
+        "core=1",
+    ]  # 0 would still start a crash handler: image/syscalls.py
     # No System V or message-queue objects: they would outlive the call that made them.
     for setting in ("kernel.shmmni=0", "kernel.msgmni=0", "kernel.sem=0 0 0 0", "fs.mqueue.queues_max=0"):
         command += ["--sysctl", setting]

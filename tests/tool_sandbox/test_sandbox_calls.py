@@ -16,8 +16,17 @@ def test_ok(client: SandboxClient) -> None:
     assert 0 < result.duration_s < 5
 
 
-def test_the_last_expression_is_not_printed(client: SandboxClient) -> None:
-    assert client.call("python", "2 + 2").output == ""
+def test_the_last_expression_is_shown(client: SandboxClient) -> None:
+    assert client.call("python", "2 + 2").output == "4\n"
+
+
+def test_streams_have_their_names(client: SandboxClient) -> None:
+    assert client.call("python", "open('/dev/stdout', 'w').write('x')").output == "x"
+
+
+def test_twenty_threads(client: SandboxClient) -> None:
+    code = "import threading as t\ne = t.Event()\nfor _ in range(20): t.Thread(target=e.wait).start()\ne.set(); print('all')"
+    assert client.call("python", code, timeout_s=20).output == "all\n"
 
 
 def test_warm_libraries(client: SandboxClient) -> None:

@@ -133,7 +133,17 @@ for family, address in ((socket.AF_INET, ("192.0.2.1", 53)), (socket.AF_INET, ("
 def test_the_environment_tells_nothing(strict: SandboxClient) -> None:
     names = set(eval(run(strict, "import os; print(sorted(os.environ))")))
     assert names <= {
-        *("HOME", "LANG", "LC_CTYPE", "LOGNAME", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "PATH", "PWD"),
+        *(
+            "HOME",
+            "LANG",
+            "LC_CTYPE",
+            "LOGNAME",
+            "MALLOC_ARENA_MAX",
+            "OMP_NUM_THREADS",
+            "OPENBLAS_NUM_THREADS",
+            "PATH",
+            "PWD",
+        ),
         *("PYTHONDONTWRITEBYTECODE", "PYTHONPATH", "TMPDIR", "USER"),
     }
 

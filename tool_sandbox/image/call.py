@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import atexit
+import builtins
+import inspect
 import io
 import linecache
+import multiprocessing.context
 import os
 import random
 import resource
@@ -15,7 +18,7 @@ import threading
 import traceback
 import types
 
-from tool_sandbox.image import syscalls
+from tool_sandbox.image import source, syscalls
 from tool_sandbox.image.cleaning import become, close_all_but, home_of
 
 EXIT_MEMORY = 77
@@ -25,6 +28,12 @@ NICENESS = 10
 """Of code against the runner: however many processes spin, the calls of others are forked, and theirs is ended."""
 
 MAX_FRAMES = 8
+
+PARSES = ("compile(", "eval(", "exec(", "parse(")
+"""What a line calls at which Python's parser, and not the memory limit, raised MemoryError."""
+
+RESERVE = [bytearray(4 << 20)]
+"""Address space that is given back when a call has used up its own, so that what happened can be told."""
 
 
 class DeadlineInterrupt(KeyboardInterrupt):
@@ -58,7 +67,12 @@ def run(slot: int, session: bool, fds: list[int], limits: dict[str, int]) -> int
     sys.stdout = sys.__stdout__ = stream(1)  # type: ignore[misc]
     sys.stderr = sys.__stderr__ = stream(2)  # type: ignore[misc]
     module = types.ModuleType("__main__")
+    module.__file__ = os.path.join(home, "main.py")
     sys.modules["__main__"] = module
+    sys.displayhook = display
+    # A new interpreter would find neither the file nor what earlier cells defined, and a pool of those would wait for ever.
+    contexts = multiprocessing.context._concrete_contexts  # type: ignore[attr-defined]
+    contexts["spawn"] = contexts["forkserver"] = contexts["fork"]
     signal.signal(signal.SIGINT, on_interrupt)
     syscalls.restrict()
     if control is None:
@@ -66,10 +80,7 @@ def run(slot: int, session: bool, fds: list[int], limits: dict[str, int]) -> int
     cell = 0
     while True:
         cell += 1
-        try:
-            status = execute(take(code_fd), f"cell_{cell}.py", module.__dict__)
-        except SystemExit as end:
-            return leave(exit_code(end))
+        status = execute(take(code_fd), f"cell_{cell}.py", module.__dict__)
         sys.stdout.flush()
         control.send(bytes([status]))
         _, cells, _, _ = socket.recv_fds(control, 1, 1)
@@ -94,7 +105,7 @@ def limit(limits: dict[str, int]) -> None:
         (resource.RLIMIT_FSIZE, limits["scratch_bytes"]),
         (resource.RLIMIT_NPROC, limits["max_processes"]),
         (resource.RLIMIT_NOFILE, 256),
-        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_CORE, 1),  # none, and no crash handler of the machine is started either: syscalls.py
     ):
         resource.setrlimit(name, (value, value))
 
@@ -116,25 +127,69 @@ def take(fd: int) -> str:
 
 
 def execute(code: str, filename: str, namespace: dict[str, object]) -> int:
-    """Run `code` as `python filename` would; 0, 1 or EXIT_MEMORY. SystemExit passes."""
-    linecache.cache[filename] = (len(code), None, code.splitlines(keepends=True), filename)
+    """Run `code` as `python filename` would, or a notebook: image/source.py. 0, 1, EXIT_MEMORY, or what `sys.exit` said."""
+    remember(code, filename, namespace)
     try:
-        exec(compile(code, filename, "exec", dont_inherit=True), namespace)
-    except SystemExit:
-        if filename == "main.py":
-            return exit_code(sys.exc_info()[1])
-        raise
+        program = source.prepare(code, filename, call_solution=filename == "main.py")
+    except (RecursionError, MemoryError):
+        print("SyntaxError: the source is nested too deeply for Python's parser", file=sys.stderr)
+        return 1
+    except Exception as error:
+        show(error, filename)
+        return 1
+    remember(program.text, filename, namespace)
+    try:
+        run_parts(program, namespace)
+    except SystemExit as end:
+        return exit_code(end)
     except DeadlineInterrupt:
         sys.stdout.flush()  # what it printed without a line's end; the status says the rest
         return 1
-    except MemoryError:
-        print("MemoryError: the memory limit of a call was reached", file=sys.stderr)
-        return EXIT_MEMORY
+    except MemoryError as error:
+        RESERVE.clear()
+        sys.stdout.flush()
+        show(error, filename)
+        return 1 if is_of_parser(error) else EXIT_MEMORY
     except BaseException as error:
         sys.stdout.flush()
         show(error, filename)
         return 1
     return 0
+
+
+def remember(text: str, filename: str, namespace: dict[str, object]) -> None:
+    """For tracebacks, and for `inspect`, which looks for a class by its module's file."""
+    for name in (filename, str(namespace["__file__"])):
+        linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
+
+
+def run_parts(program: source.Program, namespace: dict[str, object]) -> None:
+    coroutines = [part for part in program.parts if part.co_flags & inspect.CO_COROUTINE]
+    if not coroutines:
+        for part in program.parts:
+            exec(part, namespace)
+        return
+    import asyncio  # late, as it takes longer than most calls
+
+    with asyncio.Runner() as runner:
+        for part in program.parts:
+            result = eval(part, namespace)
+            if part in coroutines:
+                runner.run(result)
+
+
+def display(value: object) -> None:
+    """As a notebook shows a value, unless it says nothing: None, and what a command without captured output returns."""
+    if value is None or (type(value).__name__ == "CompletedProcess" and getattr(value, "stdout", None) is None):
+        return
+    builtins._ = value  # type: ignore[attr-defined]
+    print(repr(value))
+
+
+def is_of_parser(error: MemoryError) -> bool:
+    """Python's parser raises MemoryError, without a word, for what is nested too deeply."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return not error.args and bool(frames) and any(name in (frames[-1].line or "") for name in PARSES)
 
 
 def exit_code(end: BaseException | None) -> int:
@@ -150,8 +205,11 @@ def show(error: BaseException, filename: str) -> None:
     trace = error.__traceback__
     while trace is not None and trace.tb_frame.f_code.co_filename != filename:
         trace = trace.tb_next
-    lines = traceback.format_exception(type(error), error, trace, limit=-MAX_FRAMES)
-    sys.stderr.write("".join(lines))
+    try:
+        text = "".join(traceback.format_exception(type(error), error, trace, limit=-MAX_FRAMES))
+    except MemoryError:
+        text = "MemoryError: the memory limit of a call was reached\n"
+    sys.stderr.write(text)
 
 
 def leave(code: int) -> int:

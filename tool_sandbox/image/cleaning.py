@@ -46,17 +46,24 @@ def interrupt(slot: int, limits: dict[str, int]) -> int:
     return 0
 
 
+def signal_all(slot: int, limits: dict[str, int], number: signal.Signals) -> None:
+    """A signal to all that runs under the slot's uid, from the zygote itself: see `is_clean`."""
+    uid = limits["uid_base"] + slot
+    os.setresuid(uid + limits["num_slots"], uid, 0)
+    try:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(-1, number)
+    finally:
+        os.setresuid(0, 0, 0)
+
+
 def is_clean(slot: int, limits: dict[str, int]) -> bool:
     """Kill all that runs under the slot's uid; True if nothing of it is left, and `clean` need not look.
 
     For the zygote itself, which has the guard's uids while it kills, and root's saved, so that nobody may signal it and it
     can come back. What a slot's owner may do to a process with his effective uid, the system call filter takes away."""
     uid = limits["uid_base"] + slot
-    os.setresuid(uid + limits["num_slots"], uid, 0)
-    try:
-        kill_all()
-    finally:
-        os.setresuid(0, 0, 0)
+    signal_all(slot, limits, signal.SIGKILL)
     return not alive(uid) and not any(owned(directory, uid) for directory in directories_of(slot))
 
 

@@ -29,7 +29,15 @@ PROTOCOL = 2
 """Told when ready: the gateway's side must be of the same. Raise it with every change of a frame."""
 
 MAX_FRAME_BYTES = 8 * 1024 * 1024
-KEPT_ENVIRONMENT = ("PATH", "LANG", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
+KEPT_ENVIRONMENT = (
+    "PATH",
+    "LANG",
+    "PYTHONPATH",
+    "PYTHONDONTWRITEBYTECODE",
+    "OPENBLAS_NUM_THREADS",
+    "OMP_NUM_THREADS",
+    "MALLOC_ARENA_MAX",
+)
 """All that code may see of the container's environment, where Docker may have put a proxy's password."""
 
 CLEAN_DEADLINE_S = 10.0
@@ -161,6 +169,7 @@ class Runner:
             if slot.control is None:
                 self.begin(slot, str(frame["kind"]), bool(frame["session"]), code_fd)
             else:
+                self.order(slot, "continue")
                 with contextlib.suppress(OSError):  # its process has just died: the status is on the way
                     socket.send_fds(slot.control, [b"c"], [code_fd])
 
@@ -168,6 +177,8 @@ class Runner:
         slot.kind, slot.verdict, slot.exited = kind, "", False
         slot.output_fd, write_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         os.set_blocking(write_fd, True)
+        # For `/dev/stdout`, which opens the pipe anew: by a process's own link only, and never to read from it.
+        os.fchmod(write_fd, 0o222)
         with contextlib.suppress(OSError):  # the kernel bounds it for all containers together: slower, no more
             fcntl.fcntl(write_fd, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         fds = [code_fd, write_fd]
@@ -253,6 +264,8 @@ class Runner:
             self.kill(slot, slot.verdict)  # interrupted: the status of its process answers
             return
         self.answer(slot, status, "the memory limit of a call was reached" if status == "memory" else "")
+        # Nothing of it runs on until the next cell, also if it lied about its end.
+        self.order(slot, "stop")
 
     def answer(self, slot: Slot, status: str, message: str) -> None:
         if slot.call_id is None:
@@ -277,8 +290,15 @@ class Runner:
         self.send(op="free", slot=slot.number)
 
 
+def close_terminals() -> None:
+    """The machine has a few thousand pseudo-terminals, for all containers: a call gets none. Root owns the file here."""
+    with contextlib.suppress(FileNotFoundError):
+        os.chmod("/dev/pts/ptmx", 0)
+
+
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    close_terminals()
     with contextlib.suppress(BrokenPipeError):
         Runner(json.loads(sys.argv[1])).run()
 

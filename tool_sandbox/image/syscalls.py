@@ -2,9 +2,13 @@
 
 It takes away what a call never needs and what would let it out of its accounts, out of its slot or near the kernel's newest
 code: memory files (charged to the container, to no process), io_uring, tracing, namespaces, mounts, keys; priorities and
-affinities, as the process that cleans a slot has the slot's uid for a moment, and would keep what a call made of it; and
-every kind of socket, as the slots of a container share one network namespace, and AF_VSOCK has none. `socketpair` works, so
-asyncio does.
+affinities, as the process that cleans a slot has the slot's uid for a moment, and would keep what a call made of it.
+
+It also takes away what belongs to the whole machine and has no limit for each container: contexts for asynchronous I/O
+(`fs.aio-max-nr`), reserved huge pages, the memory for compiled BPF programs (filters of sockets and of system calls: when
+it is used up, Docker starts no container), the crash handler that `kernel.core_pattern` names, and `sync` of all disks.
+
+Of sockets only AF_UNIX remains, which Python's own parts need; `socketpair` would create those of any family.
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ DENIED = {
     "fsmount": (432, 432),
     "fsopen": (430, 430),
     "fspick": (433, 433),
+    "io_setup": (206, 0),
     "io_uring_enter": (426, 426),
     "io_uring_register": (427, 427),
     "io_uring_setup": (425, 425),
@@ -50,23 +55,34 @@ DENIED = {
     "sched_setattr": (314, 274),
     "sched_setparam": (142, 118),
     "sched_setscheduler": (144, 119),
+    "seccomp": (317, 277),
     "setns": (308, 268),
     "setpriority": (141, 140),
     "umount2": (166, 39),
     "unshare": (272, 97),
     "userfaultfd": (323, 282),
 }
+IGNORED = {"sync": (162, 81), "syncfs": (306, 267)}
+"""They say that they worked: nothing that a call writes is on a disk."""
+
 MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column above, and AUDIT_ARCH of linux/audit.h
-CLONE, SOCKET = (56, 220), (41, 198)
+CLONE, MMAP, PRCTL, SETSOCKOPT = (56, 220), (9, 222), (157, 167), (54, 208)
+SOCKET, SOCKETPAIR = (41, 198), (53, 199)
+PRLIMIT, SETRLIMIT = (302, 261), (160, 164)
 CLONE_NEW = 0x7E020000  # all CLONE_NEW… flags that clone takes
-AF_INET, AF_INET6 = 2, 10
+MAP_HUGETLB = 0x40000
+AF_UNIX, AF_INET, AF_INET6 = 1, 2, 10
+SOL_SOCKET = 1
+ATTACHES = (26, 50, 51, 52)  # SO_ATTACH_FILTER, SO_ATTACH_BPF, SO_ATTACH_REUSEPORT_CBPF and …_EBPF
+RLIMIT_CORE = 4
 X32_BIT = 0x40000000  # x86_64's other numbering; no system call of aarch64 has a number so high
 
 # Fields of struct seccomp_data, and the instructions of linux/bpf_common.h that are used here.
-NUMBER, ARCH, FIRST_ARGUMENT = 0, 4, 16
+NUMBER, ARCH, FIRST_ARGUMENT, ARGUMENT_BYTES = 0, 4, 16, 8
 LOAD, JUMP_EQUAL, JUMP_GREATER_EQUAL, JUMP_ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 ALLOW, FAIL_WITH = 0x7FFF0000, 0x00050000
 PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 38, 22, 2
+ANY = 0xFFFFFFFF
 
 
 class Program(ctypes.Structure):
@@ -75,44 +91,67 @@ class Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p))
 
 
+def instruction(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
+    """One of BPF's, 8 bytes; the jumps count instructions."""
+    return struct.pack("=HBBI", code, if_true, if_false, value)
+
+
+def fail(number: int) -> list[bytes]:
+    return [instruction(RETURN, FAIL_WITH | number)]
+
+
+def argument(index: int, *, high: bool = False) -> bytes:
+    """Load the low, or the high, 32 bits of a system call's argument."""
+    return instruction(LOAD, FIRST_ARGUMENT + ARGUMENT_BYTES * index + (4 if high else 0))
+
+
+def when(test: int, value: int, then: list[bytes]) -> list[bytes]:
+    """`then`, which must return, if what is loaded passes the test."""
+    return [instruction(test, value, if_false=len(then)), *then]
+
+
 def assemble(machine: str) -> bytes:
     """The filter for `machine`, as `os.uname` names it."""
     if machine not in MACHINES:
         raise OSError(errno.ENOSYS, f"no system call table for {machine}; there is one for {' and '.join(MACHINES)}")
     column, arch = MACHINES[machine]
-
-    def instruction(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
-        return struct.pack("=HBBI", code, if_true, if_false, value)
-
-    def fail(number: int) -> bytes:
-        return instruction(RETURN, FAIL_WITH | number)
-
+    allow = [instruction(RETURN, ALLOW)]
+    # Of the network: as without a route, which is what code that asks for it knows how to report.
+    only_unix = [
+        argument(0),
+        *when(JUMP_EQUAL, AF_UNIX, allow),
+        *when(JUMP_EQUAL, AF_INET, fail(errno.ENETUNREACH)),
+        *when(JUMP_EQUAL, AF_INET6, fail(errno.ENETUNREACH)),
+        *fail(errno.EACCES),
+    ]
+    attaches = [part for option in ATTACHES for part in when(JUMP_EQUAL, option, fail(errno.EPERM))]
+    # A crash handler is started for a limit of 0, too (core(5)); for the limit of 1 that a call has, it isn't.
+    sets_limit = [
+        *(argument(2), *when(JUMP_ANY_BIT, ANY, fail(errno.EPERM))),
+        *(argument(2, high=True), *when(JUMP_ANY_BIT, ANY, fail(errno.EPERM))),
+    ]
+    rules: list[tuple[tuple[int, int], list[bytes]]] = [
+        *((numbers, fail(errno.ENOSYS)) for numbers in DENIED.values()),
+        *((numbers, fail(0)) for numbers in IGNORED.values()),
+        (CLONE, [argument(0), *when(JUMP_ANY_BIT, CLONE_NEW, fail(errno.EPERM)), *allow]),
+        (MMAP, [argument(3), *when(JUMP_ANY_BIT, MAP_HUGETLB, fail(errno.ENOMEM)), *allow]),
+        (PRCTL, [argument(0), *when(JUMP_EQUAL, PR_SET_SECCOMP, fail(errno.EPERM)), *allow]),
+        (SETSOCKOPT, [argument(1), *when(JUMP_EQUAL, SOL_SOCKET, [argument(2), *attaches, *allow]), *allow]),
+        (SETRLIMIT, [argument(0), *when(JUMP_EQUAL, RLIMIT_CORE, fail(errno.EPERM)), *allow]),
+        (PRLIMIT, [argument(1), *when(JUMP_EQUAL, RLIMIT_CORE, [*sets_limit, *allow]), *allow]),
+        (SOCKET, only_unix),
+        (SOCKETPAIR, only_unix),
+    ]
     program = [
         instruction(LOAD, ARCH),
         instruction(JUMP_EQUAL, arch, if_true=1),
-        fail(errno.ENOSYS),
+        *fail(errno.ENOSYS),
         instruction(LOAD, NUMBER),
-        instruction(JUMP_GREATER_EQUAL, X32_BIT, if_false=1),
-        fail(errno.ENOSYS),
+        *when(JUMP_GREATER_EQUAL, X32_BIT, fail(errno.ENOSYS)),
     ]
-    for numbers in DENIED.values():
-        program += [instruction(JUMP_EQUAL, numbers[column], if_false=1), fail(errno.ENOSYS)]
-    program += [
-        instruction(JUMP_EQUAL, CLONE[column], if_false=4),
-        instruction(LOAD, FIRST_ARGUMENT),
-        instruction(JUMP_ANY_BIT, CLONE_NEW, if_false=1),
-        fail(errno.EPERM),
-        instruction(RETURN, ALLOW),
-        # As without a route, which is what code that asks for the network knows how to report.
-        instruction(JUMP_EQUAL, SOCKET[column], if_false=5),
-        instruction(LOAD, FIRST_ARGUMENT),
-        instruction(JUMP_EQUAL, AF_INET, if_true=1),
-        instruction(JUMP_EQUAL, AF_INET6, if_false=1),
-        fail(errno.ENETUNREACH),
-        fail(errno.EACCES),
-        instruction(RETURN, ALLOW),
-    ]
-    return b"".join(program)
+    for numbers, then in rules:
+        program += when(JUMP_EQUAL, numbers[column], then)
+    return b"".join([*program, *allow])
 
 
 @cache

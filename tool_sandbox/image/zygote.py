@@ -3,6 +3,8 @@
 The supervisor (`runner.py`) talks to it over one SOCK_SEQPACKET socket; all orders carry descriptors or a slot only:
 
     {"op": "run", "slot": 0, "session": false} + [code, output(, control)]   fork, drop to the slot's uid, run the code
+    {"op": "stop", "slot": 0}       SIGSTOP to everything that has the slot's uid, between the cells of a session, and
+    {"op": "continue", "slot": 0}   SIGCONT; neither is answered
     {"op": "interrupt", "slot": 0}  fork, send SIGINT to everything that has the slot's uid
     {"op": "clean", "slot": 0}      kill everything that has the slot's uid; if that isn't all there is to do, fork, become
                                     the slot's uid, empty its directories
@@ -114,6 +116,9 @@ def obey(
     op, slot = str(order["op"]), int(str(order["slot"]))
     if op == "clean" and cleaning.is_clean(slot, limits):
         orders.send(json.dumps({"op": op, "slot": slot, "status": 0}).encode())
+        return
+    if op in ("stop", "continue"):
+        cleaning.signal_all(slot, limits, signal.SIGSTOP if op == "stop" else signal.SIGCONT)
         return
     try:
         pid = os.fork()

@@ -1,0 +1,54 @@
+"""What a model wrote becomes a program: what is mended, what is shown, and that lines keep their numbers."""
+
+import sys
+
+import pytest
+
+from tool_sandbox.image.source import prepare
+
+
+def shown(text: str, monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    values: list[object] = []
+    monkeypatch.setattr(sys, "displayhook", values.append)
+    for part in prepare(text, "main.py", call_solution=True).parts:
+        exec(part, {})
+    return values
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("6 * 7", 42),
+        ("```python\n6 * 7\n```", 42),
+        ("Here it is:\n```py\n6 * 7\n```\nDone.", 42),
+        ("6 * 7\n```", 42),
+        ("  6 * 7 ", 42),
+        ("x = 6\n    x * 7", 42),
+        ("x\u00a0=\u00a042\nx", 42),
+        ("\ufeff42", 42),
+        ("%matplotlib inline\n42", 42),
+        ("!pip install sympy\n42", 42),
+        ("def solution():\n    return 42", 42),
+    ],
+)
+def test_the_value_is_shown(text: str, value: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert shown(text, monkeypatch) == [value]
+
+
+@pytest.mark.parametrize("text", ["42;", "x = 42", "import sys\nsys.stderr.write('')"])
+def test_no_value_is_shown(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert shown(text, monkeypatch) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "reason"),
+    [
+        ("x = 1\n!ls", 2, "not IPython"),
+        ("```python\nx = (\n```", 2, "never closed"),
+        ("for i in x\n    i", 1, "expected ':'"),
+    ],
+)
+def test_what_cannot_be_mended(text: str, line: int, reason: str) -> None:
+    with pytest.raises(SyntaxError, match=reason) as error:
+        prepare(text, "main.py")
+    assert error.value.lineno == line
