@@ -10,8 +10,9 @@ from tool_sandbox.image.source import prepare
 def shown(text: str, monkeypatch: pytest.MonkeyPatch) -> list[object]:
     values: list[object] = []
     monkeypatch.setattr(sys, "displayhook", values.append)
+    namespace: dict[str, object] = {}
     for part in prepare(text, "main.py", call_solution=True).parts:
-        exec(part, {})
+        exec(part, namespace)
     return values
 
 
