@@ -159,7 +159,7 @@ print("end")
         "environment",
         "secrets that the engine or the gateway may have left in the environment or on the command line",
         """
-known = {"HOME", "LANG", "LC_CTYPE", "LOGNAME", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "PATH", "PWD",
+known = {"HOME", "LANG", "LC_CTYPE", "LOGNAME", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MALLOC_ARENA_MAX", "PATH", "PWD",
          "PYTHONDONTWRITEBYTECODE", "PYTHONPATH", "TMPDIR", "USER"}
 if set(os.environ) - known:
     print("BREACH", sorted(set(os.environ) - known))
