@@ -97,14 +97,12 @@ class RewardModelActor:
         """Put the checkpoint at `path` in the present one's place; calls go on meanwhile and keep their place.
 
         Both models are in memory for a moment. If this fails, the present one goes on serving. Raises ValueError for a
-        checkpoint that is no reward model or a version older than the present one, `RewardModelTimeout` after
-        `load_timeout_s`, and `RewardModelError` if it can't be read.
+        checkpoint that is no reward model, `RewardModelTimeout` after `load_timeout_s`, and `RewardModelError` if it
+        can't be read. Of versions the caller knows: a run that is set back serves an older one again.
         """
         limit = self._config.load_timeout_s
         try:
             async with asyncio.timeout(limit), self._loading:
-                if self._scorer is not None and version < self._version:
-                    raise ValueError(f"{self!r} was asked to load version {version} but serves {self._version} already")
                 scorer = await asyncio.to_thread(self._read, path)
                 self._counts["swaps"] += self._scorer is not None
                 self._scorer, self._version = scorer, version

@@ -18,6 +18,7 @@ from autotraj.errors import UserError
 from autotraj.home import Home
 from autotraj.interrupt import graceful_interrupt
 from autotraj.progress import ProgressView
+from autotraj.refreshed_models import require_reward_model
 from autotraj.run_folder import RunFolder
 from autotraj.run_start import open_folder
 from trajectory.locations import is_uri
@@ -68,7 +69,9 @@ def grpo(config_path: str | None, overrides: Sequence[str], *, resume: str | Non
         config, checkpoint = load(config_path, overrides), None
     config = with_changes(config, preflight.GRPO_ALONE)
     preflight.check(config)
-    if not resume:
+    if checkpoint:
+        require_reward_model(config, checkpoint)
+    else:
         folder = RunFolder.create(config)
     console.print(f"run folder {folder.home}; sampling and training {config.model}; starting the engines …")
 

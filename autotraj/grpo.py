@@ -30,6 +30,7 @@ from autotraj.errors import Stalled
 from autotraj.grpo_config import GRPOConfig
 from autotraj.inspection import Inspection
 from autotraj.online_repair import OnlineRepair
+from autotraj.refreshed_models import RefreshedModels
 from autotraj.reward_service import RewardModelService, RewardModelUnavailable
 from autotraj.run_folder import LEARNERS, Checkpoint
 from autotraj.runner_calls import Failed, Outcome, managed
@@ -66,6 +67,7 @@ class GRPO(Algorithm):
     def setup(self, config: GRPOConfig) -> None:
         run = config.run_config
         self._tasks: list[Task] = load_tasks(run.data)
+        self.models = RefreshedModels(run)
         self._begin()
         self._scoring = ScoringThreads(self._score)
         self._pending: tuple[Pending[StepResult], TrainingBatch, float] | None = None
@@ -118,7 +120,7 @@ class GRPO(Algorithm):
         required = run.reward_model.when_unavailable == "drop"
         self._scorer = Scorer(run.reward, self._service, mask_results=run.scorer.mask_results, required=required)
         if run.online_repair.enabled:
-            self._repair = OnlineRepair(run, self.runners, self._service)
+            self._repair = OnlineRepair(run, self.runners, self._service, self.models)
 
     def _publish(self) -> None:
         """Gives the learners' weights to the engines and waits for the first to have them."""
@@ -310,6 +312,8 @@ class GRPO(Algorithm):
         # RLlib takes a path without a scheme for a broken URI.
         target: str = super().save_to_path(str(Path(path).absolute()) if path else None, **kwargs)
         loop_state.write(self, Path(target))
+        if self._repair and not self.models.is_counted(Path(target)):
+            self._repair.pin()
         self.learner_group.save_to_path(learners or Path(target) / LEARNERS)
         return target
 
@@ -335,6 +339,7 @@ class GRPO(Algorithm):
             self.restore_from_path(checkpoint.folder, learners=checkpoint.learners)
             return
         self._begin()
+        loop_state.set_back_scoring(self, None, None)
         self._publish()
 
     def cleanup(self) -> None:

@@ -126,9 +126,7 @@ class GRPOConfig(AlgorithmConfig):
         configured = self.run_config.grpo.gate_tolerance
         if configured is not None:
             return configured
-        learner = self.run_config.learner
-        in_bfloat16 = learner.dtype == "bfloat16" or (learner.dtype == "auto" and learner.num_gpus_per_learner > 0)
-        return GATE_TOLERANCE["bfloat16" if in_bfloat16 else "float32"]
+        return GATE_TOLERANCE["bfloat16" if self.run_config.learner.in_bfloat16 else "float32"]
 
     @property
     def rollout_timeout_s(self) -> float:

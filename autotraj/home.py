@@ -12,7 +12,6 @@ So another machine, whose working folder is empty, can go on from the home alone
 from __future__ import annotations
 
 import errno
-import fnmatch
 import shutil
 import time
 from collections.abc import Mapping
@@ -65,15 +64,6 @@ class Home:
             return "config.json" in self.storage.at(*names).entries()
         except StorageError as error:
             raise UserError(f"run_dir: {error}") from error
-
-    def prune(self, pattern: str, *, keep: int) -> None:
-        """Of the models whose names match, all go but the last `keep`. Raises StorageError."""
-        for old in sorted(self.path.glob(pattern))[:-keep]:
-            shutil.rmtree(old)
-        if self.storage:
-            names = {name.partition("/")[0] for name in self.storage.entries() if "/" in name}
-            for name in sorted(fnmatch.filter(names, pattern))[:-keep]:
-                self.storage.at(name).clear()
 
     def check(self) -> None:
         """UserError if nothing can be written there: said before anything is started."""

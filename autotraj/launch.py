@@ -89,7 +89,7 @@ def _replace_learners(algo: GRPO, folder: RunFolder, error: LearnerError, replac
         except LearnerError as again:
             error = again
             continue
-        folder.set_back(checkpoint.step if checkpoint else 0)
+        folder.set_back(checkpoint)
         return
 
 

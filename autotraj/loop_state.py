@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgpack
 
@@ -13,6 +13,14 @@ if TYPE_CHECKING:
     from autotraj.grpo import GRPO
 
 STATE_FILE = "autotraj_state.msgpack"
+FIRST_VERSION = 1
+"""Of the reward model that a run is configured with; each refresh makes the next."""
+
+
+def reward_model(data: bytes) -> tuple[int, str]:
+    """Of a state's bytes: the version of the reward model that scored, 1 without one, and where it was."""
+    scorer = msgpack.unpackb(data, strict_map_key=False)["scorer"]
+    return (scorer["version"], scorer["path"]) if scorer else (FIRST_VERSION, "")
 
 
 def write(algo: GRPO, folder: Path) -> None:
@@ -27,13 +35,19 @@ def write(algo: GRPO, folder: Path) -> None:
 
 
 def read(algo: GRPO, folder: Path) -> None:
-    """Tasks that were in flight are leased again."""
+    """Tasks that were in flight are leased again. Raises UserError if the reward model of then is gone, or RunError."""
     state = msgpack.unpackb((folder / STATE_FILE).read_bytes(), strict_map_key=False)
     algo._buffer = [decode_group(data) for data in state["buffer"]]
     algo._ledger.restore(state["ledger"], held=[group.lease_id for group in algo._buffer])
     # Never back: seeds come from it, and what is sampled again shall be another sample.
     algo._num_leases = max(algo._num_leases, state["num_leases"])
-    if algo._scorer and state["scorer"]:
-        algo._scorer.restore(state["scorer"])
-    if algo._repair and state["repair"]:
-        algo._repair.restore(state["repair"])
+    set_back_scoring(algo, state["scorer"], state["repair"])
+
+
+def set_back_scoring(algo: GRPO, scorer: dict[str, Any] | None, repair: dict[str, Any] | None) -> None:
+    """To those states; None: as at the start. Repair first: it may be about to give the service a newer model."""
+    if algo._repair:
+        algo._repair.restore(repair)
+    if algo._scorer:
+        version = scorer["version"] if scorer else FIRST_VERSION
+        algo._scorer.restore(scorer, algo.models.find(version, scorer["path"] if scorer else ""))

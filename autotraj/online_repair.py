@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from collections import Counter, deque
 from concurrent import futures
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from autotraj.config import RunConfig
 from autotraj.errors import RunError
 from autotraj.home import Home
 from autotraj.pairs import pair_accuracy
+from autotraj.refreshed_models import RefreshedModels
 from autotraj.reward_service import RewardModelService
 from autotraj.runner_calls import Failed, Outcome
 from autotraj.runner_pool import RunnerPool
@@ -41,8 +43,6 @@ from trajectory.types import Group
 
 logger = logging.getLogger(__name__)
 
-KEEP_MODELS = 2
-
 
 @dataclass(frozen=True, slots=True)
 class Refreshed:
@@ -54,26 +54,36 @@ class Refreshed:
     accuracy_before: float  # on pairs that the model had not seen: how far it lagged behind the policy
 
 
+class _Undone(Exception):
+    """The run was set back while this refresh was under way."""
+
+
 class OnlineRepair:
     """Owned by the loop's thread; only `_refresh` runs beside it."""
 
-    def __init__(self, config: RunConfig, repairers: RunnerPool, service: RewardModelService) -> None:
+    def __init__(
+        self, config: RunConfig, repairers: RunnerPool, service: RewardModelService, models: RefreshedModels
+    ) -> None:
         self._config = config
         self._settings = config.online_repair
         self._repairers = repairers
         self._service = service
-        self._home = Home.of(config, "online_repair")
+        self._models = models
+        self._pinned: set[int] = set()
         self._pairs: deque[Pair] = deque(maxlen=self._settings.num_pairs)
         self._num_new = 0  # pairs since the last refresh
         self._requests: dict[str, list[RepairRequest]] = {}
         self._counts: Counter[str] = Counter()
         self._reasons: Counter[str] = Counter()
         self._accuracy_before: float | None = None
-        self._trainer: LearnerGroup | None = None
         self._thread = futures.ThreadPoolExecutor(1, thread_name_prefix="refresh")
         self._refreshing: futures.Future[Refreshed] | None = None
-        self._home.path.mkdir(parents=True, exist_ok=True)
-        self._file = (self._home.path / "pairs.jsonl").open("a", buffering=1)
+        self._lock = threading.Lock()  # of the two below, and of who may give the service a model
+        self._num_set_backs = 0
+        self._trainer: LearnerGroup | None = None
+        folder = Home.of(config, "online_repair").path
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = (folder / "pairs.jsonl").open("a", buffering=1)
 
     # --- repairs ----------------------------------------------------------------------------------------------------
 
@@ -151,7 +161,7 @@ class OnlineRepair:
             self._counts["refreshes_put_off"] += 1
             return
         pairs, num_new, self._num_new = list(self._pairs), self._num_new, 0
-        self._refreshing = self._thread.submit(self._refresh, pairs, min(num_new, len(pairs)))
+        self._refreshing = self._thread.submit(self._refresh, pairs, min(num_new, len(pairs)), self._num_set_backs)
 
     def _finish_refresh(self, future: futures.Future[Refreshed]) -> None:
         try:
@@ -163,19 +173,23 @@ class OnlineRepair:
             return
         self._counts["refreshes"] += 1
         self._accuracy_before = done.accuracy_before
+        try:
+            self._models.prune(serving=self._service.version, pinned=self._pinned)
+        except (OSError, StorageError) as error:
+            logger.warning("old reward models could not be removed, the next refresh tries again: %s", error)
 
-    def _refresh(self, pairs: list[Pair], num_new: int) -> Refreshed:
+    def _refresh(self, pairs: list[Pair], num_new: int, num_set_backs: int) -> Refreshed:
         """In a thread: trains on the pairs once, in order, exports, and has the service take the result.
 
         After a failure the next refresh starts new learners from the model that is served: these may be half-trained."""
-        trainer = self._ready_trainer()
+        trainer = self._ready_trainer(num_set_backs)
         try:
-            return self._train(trainer, pairs, num_new)
+            return self._train(trainer, pairs, num_new, num_set_backs)
         except BaseException:
             trainer.shutdown()
             raise
 
-    def _train(self, trainer: LearnerGroup, pairs: list[Pair], num_new: int) -> Refreshed:
+    def _train(self, trainer: LearnerGroup, pairs: list[Pair], num_new: int, num_set_backs: int) -> Refreshed:
         new = pairs[-num_new:]
         scores = trainer.scores([pair.chosen for pair in new] + [pair.rejected for pair in new])
         before = pair_accuracy(scores[: len(new)], scores[len(new) :]).accuracy
@@ -183,16 +197,25 @@ class OnlineRepair:
         for start in range(0, len(pairs), size):
             trainer.pair_step(pairs[start : start + size])
         version = self._service.version + 1
-        name = f"reward-model-{version:06d}"
-        export(trainer, self._home.place(name))
-        self._service.replace(self._home.model(name), version)
-        self._home.prune("reward-model-*", keep=KEEP_MODELS)
-        return Refreshed(self._home.model(name), version, len(pairs), before)
+        export(trainer, self._models.place(version))
+        path = self._models.location(version)
+        with self._lock:
+            self._check(num_set_backs)
+            self._service.replace(path, version)
+        return Refreshed(path, version, len(pairs), before)
 
-    def _ready_trainer(self) -> LearnerGroup:
-        if self._trainer is None or not self._trainer.alive:
+    def _check(self, num_set_backs: int) -> None:
+        if num_set_backs != self._num_set_backs:
+            raise _Undone
+
+    def _ready_trainer(self, num_set_backs: int) -> LearnerGroup:
+        """A gang that holds the model that is served, or what it has made of it since."""
+        with self._lock:
+            self._check(num_set_backs)
+            if self._trainer is not None and self._trainer.alive:
+                return self._trainer
             changes = {
-                "model": self._service.path,
+                "model": self._service.served.path,
                 "head": "scalar",
                 "lr": self._settings.lr,
                 "lora": self._config.reward_model.lora,
@@ -202,9 +225,10 @@ class OnlineRepair:
                 "num_minibatches": 1,
                 "weight_sync": "host",
             }
-            self._trainer = LearnerGroup(LearnerConfig.model_validate(self._config.learner.model_dump() | changes))
-            self._trainer.start()
-        return self._trainer
+            trainer = LearnerGroup(LearnerConfig.model_validate(self._config.learner.model_dump() | changes))
+            self._trainer = trainer
+        trainer.start()
+        return trainer
 
     # --- what the loop reports and keeps ----------------------------------------------------------------------------
 
@@ -217,7 +241,7 @@ class OnlineRepair:
         }
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint: the newest pairs. The model's own path is the service's."""
+        """For a checkpoint: the newest pairs. Which model scores is the scorer's."""
         return {
             "pairs": [[p.chosen.tolist(), p.rejected.tolist(), p.margin] for p in self._pairs],
             "num_new": self._num_new,
@@ -225,7 +249,23 @@ class OnlineRepair:
             "reasons": dict(self._reasons),
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def pin(self) -> None:
+        """Keeps the model that is served as long as this object lives: a checkpoint elsewhere than in the run names it."""
+        self._pinned.add(self._service.version)
+
+    def restore(self, state: dict[str, Any] | None) -> None:
+        """As it was (None: as at the start). What is under way since then is undone: repairs, and a refresh, which could
+        give the service a newer model afterwards. Waits at most while the service loads one."""
+        with self._lock:
+            self._num_set_backs += 1
+            trainer, self._trainer = self._trainer, None  # it holds weights of later refreshes
+        if trainer is not None:
+            trainer.shutdown()
+        self._refreshing = None
+        self._repairers.forget("repair")
+        self._requests.clear()
+        self._accuracy_before = None
+        state = state or {"pairs": [], "num_new": 0, "counts": {}, "reasons": {}}
         self._pairs.clear()
         self._pairs.extend(
             Pair(chosen=np.array(c, np.int32), rejected=np.array(r, np.int32), margin=m) for c, r, m in state["pairs"]

@@ -7,6 +7,7 @@ import threading
 import time
 import uuid
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from actors.config import RewardModelConfig
 from actors.reward_model import RewardModelActor, RewardModelError, RewardModelTimeout, Scores
 from autotraj.errors import OutOfMemory, RunError, UserError
+from autotraj.loop_state import FIRST_VERSION
 from autotraj.memory import MemoryDeaths
 from autotraj.runner_calls import cause_of, reason
 from cluster.roles import ROLLOUT, role
@@ -38,27 +40,33 @@ class RewardModelUnavailable(Exception):
         self.reason = reason
 
 
-class RewardModelService:
-    """One `RewardModelActor`. `score` may be called from several threads."""
+@dataclass(frozen=True, slots=True)
+class Served:
+    """The checkpoint that is served."""
 
-    def __init__(self, config: RewardModelConfig, path: str, *, version: int = 1) -> None:
+    path: str
+    version: int
+
+
+class RewardModelService:
+    """One `RewardModelActor`. `score` and `replace` may be called from several threads."""
+
+    def __init__(self, config: RewardModelConfig, path: str, *, version: int = FIRST_VERSION) -> None:
         self._config = config
-        self._path = path
-        self._version = version
+        self._served = Served(path, version)
         self._actor: Any = None
-        self._reviving = threading.Lock()
+        self._loading = threading.Lock()  # one load at a time: the last one asked for is the one that is served
         self._memory_deaths = MemoryDeaths()
         self._noted = -1  # restarts before the death that was looked at last
         self.num_restarts = 0
 
     @property
-    def version(self) -> int:
-        return self._version
+    def served(self) -> Served:
+        return self._served
 
     @property
-    def path(self) -> str:
-        """The checkpoint that is served."""
-        return self._path
+    def version(self) -> int:
+        return self._served.version
 
     def start(self) -> None:
         """Bring the actor up with the checkpoint; waits.
@@ -76,15 +84,7 @@ class RewardModelService:
             max_concurrency=1000,
         )
         self._actor = actor.remote(self._config)
-        for attempt in range(1, MAX_STARTS + 1):
-            try:
-                self._load("start", self._path, self._version)
-                return
-            except RunError as error:
-                if attempt == MAX_STARTS or not isinstance(error.__cause__, LOST):
-                    raise
-                self._note_memory(error.__cause__)
-                logger.warning("%s; it is started again", error)
+        self._bring_up(self._served)
 
     def score(self, sequences: Sequence[NDArray[np.int32]]) -> Scores:
         """The scores of one group's sequences.
@@ -115,24 +115,39 @@ class RewardModelService:
         )
 
     def replace(self, path: str, version: int) -> None:
-        """Serve another checkpoint from now on; calls under way get the score of the one before. Raises RunError."""
-        self._load("load", path, version)
-        self._path, self._version = path, version
+        """Serve another checkpoint from now on, newer or, after a set-back, older; calls under way get the score of the
+        one before. Raises RunError."""
+        with self._loading:
+            served = Served(path, version)
+            self._bring_up(served)
+            self._served = served
 
     def stop(self) -> None:
         if self._actor is not None:
             ray.kill(self._actor)
             self._actor = None
 
-    def _load(self, method: str, path: str, version: int) -> None:
-        limit = self._config.load_timeout_s
+    def _bring_up(self, served: Served) -> None:
+        """Load `served` in the actor, over the death of its process; waits. Raises RunError, UserError, OutOfMemory."""
+        for attempt in range(1, MAX_STARTS + 1):
+            try:
+                self._load(served)
+                return
+            except RunError as error:
+                if attempt == MAX_STARTS or not isinstance(error.__cause__, LOST):
+                    raise
+                self._note_memory(error.__cause__)
+                logger.warning("%s; it is started again", error)
+
+    def _load(self, served: Served) -> None:
+        path, limit = served.path, self._config.load_timeout_s
         try:
-            ray.get(getattr(self._actor, method).remote(path, version), timeout=limit + SLACK_S)
+            ray.get(self._actor.start.remote(path, served.version), timeout=limit + SLACK_S)
         except ray.exceptions.GetTimeoutError:
             raise RunError(f"the reward model at {path} was not loaded within {limit:g} s") from None
         except (ray.exceptions.RayError, RewardModelError, ValueError) as error:
             message = f"the reward model at {path} can't be served: {reason(error)}"
-            if method == "start" and self.num_restarts == 0 and isinstance(cause_of(error), ValueError):
+            if self._served is served and self.num_restarts == 0 and isinstance(cause_of(error), ValueError):
                 raise UserError(message) from error
             raise RunError(message) from error
 
@@ -142,7 +157,7 @@ class RewardModelService:
 
     def _revive(self, restarts: int, error: Exception) -> None:
         """Load the checkpoint again after Ray has restarted the actor; one thread does it for all."""
-        with self._reviving:
+        with self._loading:
             if self.num_restarts != restarts:
                 return
             if self._noted != restarts:  # several threads hear of one death
@@ -150,7 +165,7 @@ class RewardModelService:
                 self._note_memory(error)
             time.sleep(0.5)  # Ray is at it
             try:
-                self._load("start", self._path, self._version)
+                self._load(self._served)
                 self.num_restarts += 1
             except (RunError, UserError) as failed:
                 logger.warning("%s", failed)

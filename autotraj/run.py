@@ -27,6 +27,7 @@ from autotraj.home import Home, named
 from autotraj.interrupt import Interrupt, graceful_interrupt
 from autotraj.launch import build, engines, export_policy, measure, parts, train
 from autotraj.progress import ProgressView
+from autotraj.refreshed_models import require_reward_model
 from autotraj.repairers import repairer_pool
 from autotraj.report import write_report
 from autotraj.reward_model import train_reward_model
@@ -165,6 +166,8 @@ class Pipeline:
         )
         folder, checkpoint = RunFolder.stage(self.config, stages.GRPO)
         with folder:
+            if checkpoint is not None:
+                require_reward_model(config, checkpoint)
             algo = build(config, self.gateway, trajectory_log=folder.trajectory_log)
             try:
                 if checkpoint is None and "sft" in self.config.stages and "evaluate-sft" not in self.done:

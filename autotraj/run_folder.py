@@ -5,6 +5,7 @@ metrics.jsonl        one line a step
 tensorboard/         the same for TensorBoard
 trajectories.log     every scored group (`trajectory.store`)
 checkpoints/step-N   complete or absent: written beside and renamed; at a URI with a marker, see `home`
+  …/log_sizes.json   how long the logs were then: what was written after it is undone when a run goes on from it
 policy/              the trained model, Hugging Face format
 """
 
@@ -12,9 +13,12 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import re
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -32,6 +36,10 @@ logger = logging.getLogger(__name__)
 LEARNERS = "learner_group"
 """The learner ranks' part of a checkpoint."""
 SAME_COMMAND = "the same command"
+LOG_SIZES = "log_sizes.json"
+LOGS = ("trajectories.log", "online_repair/pairs.jsonl")
+"""Append-only files of a run, which a set-back shortens to what they were."""
+CHECKPOINT = re.compile(r"step-(\d+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +61,7 @@ class RunFolder:
         self._last_step = saved.step if saved else None
         self._metrics = (self.path / "metrics.jsonl").open("a", buffering=1)
         self._board = Scalars(self.path / "tensorboard")
+        self._board.forget_after(saved.step if saved else 0)
 
     @classmethod
     def create(cls, config: RunConfig) -> RunFolder:
@@ -70,6 +79,7 @@ class RunFolder:
                 "run_dir"
             )
         home.path.mkdir(parents=True, exist_ok=True)
+        _undo_after(home.path, None)  # of a run that ended before its first checkpoint
         (home.path / "config.toml").write_text(to_toml(config), encoding="utf-8")
         home.push()
         return cls(home, go_on=_resume_command(home))
@@ -84,7 +94,7 @@ class RunFolder:
         if checkpoint is None or not (home.path / "config.toml").is_file():
             raise UserError(f"--resume {location}: no run with a checkpoint there; start one with --config")
         config = with_changes(load(home.path / "config.toml"), {"run_dir": location})
-        drop_metrics_after(home.path, checkpoint.step)
+        _undo_after(home.path, checkpoint)
         home = Home.of(config)
         return cls(home, saved=checkpoint, go_on=_resume_command(home)), config, checkpoint
 
@@ -112,17 +122,18 @@ class RunFolder:
         home = Home.of(config, name)
         home.path.mkdir(parents=True, exist_ok=True)
         checkpoint = newest(home)
-        drop_metrics_after(home.path, checkpoint.step if checkpoint else 0)
+        _undo_after(home.path, checkpoint)
         return cls(home, saved=checkpoint), checkpoint
 
     @property
     def trajectory_log(self) -> str:
         return str((self.path / "trajectories.log").resolve())
 
-    def set_back(self, step: int) -> None:
-        """Forgets the metrics of later steps, which will be taken again."""
+    def set_back(self, checkpoint: Checkpoint | None) -> None:
+        """Forgets the metrics and logs of steps after the checkpoint (None: of all), which will be taken again."""
         self._metrics.close()
-        drop_metrics_after(self.path, step)
+        self._board.forget_after(checkpoint.step if checkpoint else 0)
+        _undo_after(self.path, checkpoint)
         self._metrics = (self.path / "metrics.jsonl").open("a", buffering=1)
 
     def write_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -152,6 +163,11 @@ class RunFolder:
         """
         name = f"step-{step:06d}"
         partial = self.path / CHECKPOINTS / f".{name}.partial"
+
+        def save_all(folder: Path, learners: Path | Storage) -> None:
+            save(folder, learners)
+            (folder / LOG_SIZES).write_text(json.dumps(_log_sizes(self.path)))
+
         shutil.rmtree(partial, ignore_errors=True)
         failed = f"the checkpoint of step {step} could not be written"
         try:
@@ -160,9 +176,9 @@ class RunFolder:
                 return
             partial.mkdir(parents=True)
             if self.home.storage:
-                _upload_checkpoint(self.home, name, partial, save)
+                _upload_checkpoint(self.home, name, partial, save_all)
             else:
-                save(partial.resolve(), partial.resolve() / LEARNERS)
+                save_all(partial.resolve(), partial.resolve() / LEARNERS)
                 target = partial.with_name(name)
                 shutil.rmtree(target, ignore_errors=True)
                 partial.rename(target)
@@ -201,8 +217,9 @@ def _resume_command(home: Home) -> str:
 
 
 def _sealed(storage: Storage) -> list[str]:
+    """As `_in_order`."""
     try:
-        return storage.at(CHECKPOINTS).sealed()
+        return _in_order(storage.at(CHECKPOINTS).sealed())
     except StorageError as error:
         raise UserError(f"run_dir: {error}") from error
 
@@ -220,15 +237,34 @@ def _upload_checkpoint(home: Home, name: str, partial: Path, save: Callable[[Pat
 
 def _prune(home: Home, keep: int) -> None:
     """All but the newest `keep` checkpoints go, and what attempts that failed have left."""
-    for old in sorted((home.path / CHECKPOINTS).glob("step-*"))[:-keep]:
+    for old in _complete(home.path)[:-keep]:
         shutil.rmtree(old)
     if home.storage:
         checkpoints = home.storage.at(CHECKPOINTS)
-        whole = checkpoints.sealed()
+        whole = _in_order(checkpoints.sealed())
         for old_name in whole[:-keep]:
             checkpoints.unseal(old_name)
-        for torn in {entry.partition("/")[0] for entry in checkpoints.entries() if "/" in entry} - set(whole):
+        for torn in set(_in_order(entry.partition("/")[0] for entry in checkpoints.entries() if "/" in entry)) - set(
+            whole
+        ):
             checkpoints.at(torn).clear()
+
+
+def _undo_after(path: Path, checkpoint: Checkpoint | None) -> None:
+    """Metrics and logs as they were at the checkpoint, or none. One of an earlier version doesn't know how long the logs
+    were, and leaves them."""
+    drop_metrics_after(path, checkpoint.step if checkpoint else 0)
+    sizes: dict[str, int] = {}
+    if checkpoint is not None:
+        saved = checkpoint.folder / LOG_SIZES
+        sizes = json.loads(saved.read_text()) if saved.is_file() else _log_sizes(path)
+    for name, size in _log_sizes(path).items():
+        if size > sizes.get(name, 0):
+            os.truncate(path / name, sizes.get(name, 0))
+
+
+def _log_sizes(path: Path) -> dict[str, int]:
+    return {name: (path / name).stat().st_size for name in LOGS if (path / name).is_file()}
 
 
 def drop_metrics_after(path: Path, step: int) -> None:
@@ -267,10 +303,35 @@ def newest(home: Home) -> Checkpoint | None:
     return Checkpoint(_checkpoint_step(names[-1]), folder, checkpoints.at(names[-1], LEARNERS))
 
 
-def _checkpoint_step(name: str) -> int:
-    return int(name.removeprefix("step-"))
+def files_of_checkpoints(home: Home, name: str) -> Iterator[bytes]:
+    """That file of the driver's part of every complete checkpoint of a run, where it is. Raises StorageError."""
+    if home.storage is None:
+        for folder in _complete(home.path):
+            if (folder / name).is_file():
+                yield (folder / name).read_bytes()
+        return
+    checkpoints = home.storage.at(CHECKPOINTS)
+    for folder_name in _in_order(checkpoints.sealed()):
+        with suppress(FileNotFoundError):
+            yield checkpoints.at(folder_name).read(name)
 
 
 def latest_checkpoint(run_dir: Path) -> Path | None:
     """The newest complete checkpoint below a local `run_dir`."""
-    return max((run_dir / CHECKPOINTS).glob("step-*"), default=None)
+    return next(reversed(_complete(run_dir)), None)
+
+
+def _complete(run_dir: Path) -> list[Path]:
+    """The complete checkpoints below a local `run_dir`, the oldest first."""
+    folder = run_dir / CHECKPOINTS
+    names = [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+    return [folder / name for name in _in_order(names)]
+
+
+def _in_order(names: Iterable[str]) -> list[str]:
+    """Those that are checkpoints', by their steps: as text, step-1000000 would come before step-999950."""
+    return sorted((name for name in names if CHECKPOINT.fullmatch(name)), key=_checkpoint_step)
+
+
+def _checkpoint_step(name: str) -> int:
+    return int(name.removeprefix("step-"))

@@ -20,6 +20,14 @@ class Scalars:
         folder.mkdir(parents=True, exist_ok=True)
         self._events = EventsWriter(str(folder / "events"))
 
+    def forget_after(self, step: int) -> None:
+        """Has TensorBoard leave out what was written of later steps, here or in another file of the folder."""
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        start = SessionLog(status=SessionLog.START)  # its own mark of a restarted run
+        self._events.write_event(Event(wall_time=time.time(), step=step + 1, session_log=start))
+        self._events.flush()
+
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.proto.summary_pb2 import Summary

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from actors.reward_model import Scores
+from autotraj.loop_state import FIRST_VERSION
 from autotraj.reward_service import RewardModelService, RewardModelUnavailable
 from rewards import combine
 from rewards.config import RewardConfig
@@ -82,14 +83,19 @@ class Scorer:
         """For a checkpoint: which model scores, and what its scores are measured by."""
         with self._lock:
             norm = self._norm.state()
-        return {"norm": norm, "version": self._service.version, "path": self._service.path}
+            norm_version = self._norm_version
+        served = self._service.served
+        return {"norm": norm, "norm_version": norm_version, "version": served.version, "path": served.path}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Raises RunError if the model that scored then is no longer there."""
-        if state["version"] != self._service.version:
-            self._service.replace(state["path"], state["version"])
-        self._norm.restore(state["norm"])
-        self._norm_version = state["version"]
+    def restore(self, state: dict[str, Any] | None, path: str) -> None:
+        """As it was (None: as at the start), with that model, which is now at `path`. Raises RunError."""
+        version = state["version"] if state else FIRST_VERSION
+        if version != self._service.version:
+            self._service.replace(path, version)
+        with self._lock:
+            self._norm, self._norm_version = RunningNorm(clip=self._config.trajectory_clip), version
+            if state and state.get("norm_version", version) == version:
+                self._norm.restore(state["norm"])
 
     def _measured(self, scores: Scores) -> list[float]:
         """What `combine.score` takes: raw with preset `paper`, else by the mean and deviation of this model's scores."""
@@ -97,9 +103,10 @@ class Scorer:
         if self._config.preset == "paper":
             return values
         with self._lock:
-            if scores.version > self._norm_version:  # another model, another scale
+            if scores.version == self._service.version != self._norm_version:  # another model, another scale
                 self._norm, self._norm_version = RunningNorm(clip=self._config.trajectory_clip), scores.version
-            self._norm.update(values)
+            if scores.version == self._norm_version:  # else a call that was under way when the model was replaced
+                self._norm.update(values)
             return [self._norm.normalise(value) for value in values]
 
     def _without(self, group: Group, why: str) -> Group:

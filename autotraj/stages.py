@@ -197,7 +197,7 @@ def supervised(
             return
         except LearnerError as error:
             checkpoint = replacements.checkpoint_after(error)
-            folder.set_back(checkpoint.step if checkpoint else 0)
+            folder.set_back(checkpoint)
             if interrupt.requested:
                 raise Interrupted from error
 

@@ -24,6 +24,7 @@ from typing import Any
 import msgpack
 import psutil
 
+from autotraj.run_folder import latest_checkpoint
 from cluster.fake import ROOT, FakeCluster, fake_cluster
 
 PATIENCE_S = 1200.0
@@ -76,7 +77,8 @@ def engines(cluster: FakeCluster) -> int:
 
 def check_ledger(run_dir: Path, groups_per_step: int, num_tasks: int) -> str:
     """Of the newest checkpoint: where every prompt of every epoch is."""
-    checkpoint = max((run_dir / "checkpoints").glob("step-*"))
+    checkpoint = latest_checkpoint(run_dir)
+    assert checkpoint is not None
     (file,) = checkpoint.rglob("autotraj_state.msgpack")
     ledger = msgpack.unpackb(file.read_bytes(), strict_map_key=False)["ledger"]
     step = int(checkpoint.name.removeprefix("step-"))

@@ -14,12 +14,17 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
+from learners import checkpoint_format
+from learners.checkpoint_format import META_FILE
+from learners.config import LearnerConfig
+
 TAG = "shards"
 UNIVERSAL_TAG = "universal"
-META_FILE = "learner.json"
+SETTINGS = ("betas", "eps", "weight_decay")
+"""Of AdamW's parameter groups; the learning rate is set before every step."""
 
 
-def save(engine: Any, path: Path, counters: Mapping[str, int], *, zero_stage: int) -> None:
+def save(engine: Any, path: Path, counters: Mapping[str, int], config: LearnerConfig) -> None:
     """Write below `path`, on all ranks; `learner.json` comes last and marks the checkpoint as complete.
 
     Frozen parameters are left out: with adapters they are those of the model that training started from.
@@ -34,8 +39,7 @@ def save(engine: Any, path: Path, counters: Mapping[str, int], *, zero_stage: in
         meta = {
             "counters": dict(counters),
             "world_size": dist.get_world_size(),
-            "zero_stage": zero_stage,
-            "adapters_only": _has_frozen(engine),
+            **checkpoint_format.kind(config),
         }
         temporary = path / f"{META_FILE}.tmp"
         temporary.write_text(json.dumps(meta))
@@ -43,27 +47,26 @@ def save(engine: Any, path: Path, counters: Mapping[str, int], *, zero_stage: in
     dist.barrier()
 
 
-def load(engine: Any, path: Path, *, zero_stage: int, leads: bool) -> dict[str, int]:
-    """Restore weights and optimizer on all ranks; returns the counters saved with them.
+def load(engine: Any, path: Path, config: LearnerConfig, *, leads: bool) -> dict[str, int]:
+    """Restore weights and the optimizer's moments on all ranks; returns the counters saved with them. The optimizer's
+    settings stay those of `config`.
 
     One rank of those that share `path` leads.
 
     Shards that another number of ranks (or another ZeRO stage) wrote go through DeepSpeed's universal checkpoint.
 
     Raises:
-        ValueError: no complete checkpoint there, or it can't be converted to this ZeRO stage.
+        ValueError: no complete checkpoint there, or this learner can't load it.
     """
     if not (path / META_FILE).is_file():
         raise ValueError(f"no complete learner checkpoint at {path}: {META_FILE} is missing")
     meta = json.loads((path / META_FILE).read_text())
-    if meta.get("adapters_only", False) != _has_frozen(engine):
-        theirs, ours = ("adapters", "all weights") if meta.get("adapters_only", False) else ("all weights", "adapters")
-        raise ValueError(f"{path} holds {theirs} and this learner trains {ours}: its lora setting is another one")
-    same_stage = meta["zero_stage"] == zero_stage
-    if not same_stage and 0 in (meta["zero_stage"], zero_stage):
-        raise ValueError(f"{path} was written with zero_stage={meta['zero_stage']}, which {zero_stage} can't load")
+    checkpoint_format.check(meta, config, str(path))
+    configured = [{name: group[name] for name in SETTINGS} for group in engine.optimizer.param_groups]
     # Stage 0 replicates everything, so its one file fits any number of ranks.
-    if same_stage and (meta["world_size"] == dist.get_world_size() or zero_stage == 0):
+    if meta["zero_stage"] == config.zero_stage and (
+        meta["world_size"] == dist.get_world_size() or config.zero_stage == 0
+    ):
         _load_tag(engine, path, TAG)
     else:
         if leads:
@@ -76,6 +79,8 @@ def load(engine: Any, path: Path, *, zero_stage: int, leads: bool) -> dict[str, 
         if leads:
             shutil.rmtree(path / UNIVERSAL_TAG)
             (path / f"latest_{UNIVERSAL_TAG}").unlink()
+    for group, settings in zip(engine.optimizer.param_groups, configured, strict=True):
+        group.update(settings)  # torch loads those of then over them
     counters: dict[str, int] = meta["counters"]
     return counters
 

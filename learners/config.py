@@ -226,6 +226,11 @@ class LearnerConfig(Section):
                     raise ValueError(f"{name}={getattr(self, name)!r} has no effect with head='scalar'")
         return self
 
+    @property
+    def in_bfloat16(self) -> bool:
+        """What `dtype` comes to."""
+        return self.dtype == "bfloat16" or (self.dtype == "auto" and self.num_gpus_per_learner > 0)
+
     def check_loss(self, loss: LossConfig) -> None:
         """Raise ValueError for a policy objective that contradicts these settings."""
         if self.head == "scalar" and loss.kl_coef > 0:

@@ -230,13 +230,13 @@ class DeepSpeedEngine:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write weights, optimizer and counters below `path`; a resumed run may have another number of ranks."""
         counters = {"num_steps": self.num_steps, "policy_version": self.policy_version}
-        checkpoint.save(self._deepspeed, Path(path), counters, zero_stage=self.config.zero_stage)
+        checkpoint.save(self._deepspeed, Path(path), counters, self.config)
 
     def load(self, path: str | os.PathLike[str], *, leads: bool | None = None) -> None:
         """Restore what `save` wrote, whatever the number of ranks then. `leads`: whether this rank converts shards for
         those that see the same `path`; None: all see it."""
         leads = self.rank == 0 if leads is None else leads
-        counters = checkpoint.load(self._deepspeed, Path(path), zero_stage=self.config.zero_stage, leads=leads)
+        counters = checkpoint.load(self._deepspeed, Path(path), self.config, leads=leads)
         self.num_steps, self.policy_version = counters["num_steps"], counters["policy_version"]
 
     # -- inside --------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from learners.batching import Pair, Sample
-from learners.checkpoint import META_FILE
+from learners.checkpoint_format import META_FILE
 from learners.config import LearnerConfig, LossConfig
 from learners.engine import DeepSpeedEngine
 from learners.weight_sync import NCCLBroadcast, host_update, nccl_update

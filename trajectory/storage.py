@@ -170,7 +170,7 @@ class Storage:
     # --- folders that are whole or absent ---------------------------------------------------------------------------
 
     def sealed(self) -> list[str]:
-        """The names of the whole folders below, in order."""
+        """The names of the whole folders below, sorted as text."""
 
         def list_markers(fs: Any, root: str) -> list[str]:
             from pyarrow.fs import FileSelector

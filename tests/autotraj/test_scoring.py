@@ -8,7 +8,7 @@ import pytest
 from test_synthesis_record import TASK, trajectory
 
 from actors.reward_model import Scores
-from autotraj.reward_service import RewardModelUnavailable
+from autotraj.reward_service import RewardModelUnavailable, Served
 from autotraj.scoring import VERSION_METRIC, Scorer
 from rewards.config import RewardConfig
 from trajectory.types import Group
@@ -24,12 +24,17 @@ class Service:
     def __init__(self, values: Sequence[float], version: int = 1) -> None:
         self.values, self.version, self.path, self.num_restarts = values, version, "model", 0
         self.down = False
+        self.answers_as: int | None = None
+
+    @property
+    def served(self) -> Served:
+        return Served(self.path, self.version)
 
     def score(self, sequences: Sequence[Any]) -> Scores:
         if self.down:
             raise RewardModelUnavailable("reward_model_timeout", "a caller waited 60 s for RewardModelActor(0)")
         assert [len(ids) for ids in sequences] == [4] * 4  # prompt 2 + the model's own 2 of 3
-        return Scores(values=np.array(self.values, np.float32), version=self.version)
+        return Scores(values=np.array(self.values, np.float32), version=self.answers_as or self.version)
 
     def replace(self, path: str, version: int) -> None:
         self.path, self.version = path, version
@@ -79,8 +84,40 @@ def test_a_resumed_scorer_goes_on_with_the_same_model_and_scale() -> None:
     state = one.state()
     fresh_service = Service([1.5, 1.5, 1.5, 1.5])
     fresh = scorer(fresh_service)
-    fresh.restore(state)
-    assert fresh_service.version == 3
+    fresh.restore(state, "where it is now")
+    assert fresh_service.served == Served("where it is now", 3)
     expected = one._norm.normalise(1.5)
     service.values = fresh_service.values = [1.5] * 4
     assert fresh._norm.normalise(1.5) == pytest.approx(expected)
+
+
+def test_a_scorer_that_is_set_back_serves_the_older_model_and_measures_by_its_scale() -> None:
+    service = Service([0.0, 1.0, 2.0, 3.0], version=3)
+    one = scorer(service)
+    before = one.score(GROUP)
+    state = one.state()
+    service.values, service.version = [1000.0, 1001.0, 1002.0, 1003.0], 4
+    one.score(GROUP)
+    one.restore(state, "three")
+    assert service.served == Served("three", 3)
+    service.values, service.answers_as = [5000.0] * 4, 4  # a call that was under way
+    one.score(GROUP)
+    service.values, service.answers_as = [0.0, 1.0, 2.0, 3.0], None
+    assert [r.parts["trajectory"] for r in one.score(GROUP).rewards] == pytest.approx(
+        [r.parts["trajectory"] for r in before.rewards], rel=0.2
+    )
+    one.restore(None, "configured")
+    assert service.served == Served("configured", 1)
+
+
+def test_a_checkpoint_between_a_refresh_and_its_first_score_keeps_no_scale_of_the_model_before() -> None:
+    service = Service([0.0, 1.0, 2.0, 3.0])
+    one = scorer(service)
+    one.score(GROUP)
+    service.replace("two", 2)
+    state = one.state()
+    fresh_service = Service([1000.0, 1001.0, 1002.0, 1003.0])
+    fresh = scorer(fresh_service)
+    fresh.restore(state, "two")
+    parts = [reward.parts["trajectory"] for reward in fresh.score(GROUP).rewards]
+    assert parts[0] < parts[1] < parts[2]  # measured by the first model's they would all be clipped to the same

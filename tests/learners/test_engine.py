@@ -176,3 +176,43 @@ def test_learning_rate_by_hand() -> None:
     settings = LearnerConfig(model="m", lr=8.0, schedule="cosine", warmup_steps=2, total_steps=6)
     assert [learning_rate(s, settings) for s in (0, 1, 2, 4, 6, 9)] == pytest.approx([4, 8, 8, 4, 0, 0])
     assert learning_rate(7, LearnerConfig(model="m", lr=8.0)) == 8.0
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_a_resumed_optimizer_has_the_settings_of_now(
+    tiny_model: Path, samples: list[Sample], tmp_path: Path, zero_stage: int
+) -> None:
+    engine = DeepSpeedEngine(config(tiny_model, zero_stage=zero_stage, betas=(0.5, 0.6), weight_decay=0.5))
+    engine.policy_step(samples)
+    engine.save(tmp_path / "checkpoint")
+    now = config(tiny_model, zero_stage=zero_stage, betas=(0.8, 0.9), weight_decay=0.1)
+    resumed = DeepSpeedEngine(now.model_copy(update={"lr": 1e-9}))
+    resumed.load(tmp_path / "checkpoint")
+    groups = resumed._deepspeed.optimizer.param_groups
+    assert [(group["betas"], group["weight_decay"]) for group in groups] == [((0.8, 0.9), 0.1), ((0.8, 0.9), 0.0)]
+    assert resumed.policy_step(samples)["lr"] == 1e-9
+
+
+@pytest.mark.parametrize(("then", "now"), [(1, 2), (2, 1)])
+def test_stages_1_and_2_are_converted_into_each_other(
+    tiny_model: Path, samples: list[Sample], tmp_path: Path, then: int, now: int
+) -> None:
+    engine = DeepSpeedEngine(config(tiny_model, zero_stage=then))
+    engine.policy_step(samples)
+    engine.save(tmp_path / "checkpoint")
+    engine.policy_step(samples)
+    resumed = DeepSpeedEngine(config(tiny_model, zero_stage=now))
+    resumed.load(tmp_path / "checkpoint")
+    resumed.policy_step(samples)
+    assert_same_weights(weights(resumed), weights(engine), atol=1e-6)
+
+
+def test_a_checkpoint_of_stage_3_is_refused_by_stage_1_by_name(
+    tiny_model: Path, samples: list[Sample], tmp_path: Path
+) -> None:
+    engine = DeepSpeedEngine(config(tiny_model, zero_stage=3))
+    engine.policy_step(samples)
+    engine.save(tmp_path / "checkpoint")
+    other = DeepSpeedEngine(config(tiny_model, zero_stage=1))
+    with pytest.raises(ValueError, match=r"was written with zero_stage=3, which zero_stage=1 can't load"):
+        other.load(tmp_path / "checkpoint")
