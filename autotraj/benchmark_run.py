@@ -16,6 +16,7 @@ from autotraj.config import load, with_changes
 from autotraj.endings import explain
 from autotraj.errors import UserError
 from autotraj.interrupt import graceful_interrupt
+from autotraj.run_lock import locked
 from trajectory.tasks import load_tasks
 from trajectory.types import Task
 
@@ -42,14 +43,18 @@ def evaluate_suite(config_path: str | None, overrides: Sequence[str], suite_path
     preflight.check(config)
     preflight.check_writable("--out", out)
     folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
 
     from autotraj.judge import judge
     from autotraj.launch import engines, parts
     from autotraj.launch import measure as sample
 
     results: list[BenchmarkResult] = []
-    with graceful_interrupt(), parts(config) as gateway, engines(config, gateway) as pool:
+    with (
+        locked(folder, called="--out"),
+        graceful_interrupt(),
+        parts(config) as gateway,
+        engines(config, gateway) as pool,
+    ):
         for benchmark in suite.benchmarks:
             changed = with_changes(
                 config, {"eval.num_samples": benchmark.num_samples, "eval.temperature": benchmark.temperature}

@@ -19,7 +19,8 @@ from autotraj.home import Home
 from autotraj.interrupt import graceful_interrupt
 from autotraj.progress import ProgressView
 from autotraj.refreshed_models import require_reward_model
-from autotraj.run_folder import RunFolder
+from autotraj.run_folder import Checkpoint, RunFolder
+from autotraj.run_lock import locked
 from autotraj.run_start import open_folder
 from trajectory.locations import is_uri
 from trajectory.storage import RETRY_S, scratch
@@ -35,11 +36,12 @@ def run(config_path: str | None, overrides: Sequence[str]) -> int:
 def run_all(config: RunConfig, console: Console) -> int:
     """Runs, or goes on with, all stages of `config`; returns the exit code."""
     preflight.check(config)
-    open_folder(config)
+    with locked(Home.of(config).path):
+        open_folder(config)
 
-    from autotraj.run import execute
+        from autotraj.run import execute
 
-    return execute(config, console)
+        return execute(config, console)
 
 
 def stage(name: str, config_path: str | None, overrides: Sequence[str]) -> int:
@@ -48,31 +50,52 @@ def stage(name: str, config_path: str | None, overrides: Sequence[str]) -> int:
     if name not in config.stages:
         raise UserError(f"stages = {list(config.stages)} leaves {name!r} out; add it")
     preflight.check(config, sandbox=name == "synthesize")
-    folder = open_folder(config)
-    if name in stages.read_done(folder):
-        raise UserError(
-            f"{name} is done in {config.run_dir} ({stages.STAGES_FILE}); to do it again choose another run_dir"
-        )
-    stages.check_inputs(name, config)
+    with locked(Home.of(config).path):
+        folder = open_folder(config)
+        if name in stages.read_done(folder):
+            raise UserError(
+                f"{name} is done in {config.run_dir} ({stages.STAGES_FILE}); to do it again choose another run_dir"
+            )
+        stages.check_inputs(name, config)
 
-    from autotraj.run import execute_stage
+        from autotraj.run import execute_stage
 
-    return execute_stage(name, config, Console())
+        return execute_stage(name, config, Console())
 
 
 def grpo(config_path: str | None, overrides: Sequence[str], *, resume: str | None) -> int:
     """`python -m autotraj grpo`."""
-    console = Console()
     if resume:
-        folder, config, checkpoint = RunFolder.resume(resume)
-    else:
-        config, checkpoint = load(config_path, overrides), None
-    config = with_changes(config, preflight.GRPO_ALONE)
+        if config_path:
+            raise UserError(
+                "--resume takes the run's own config.toml: leave --config out, and give what changes as key=value"
+            )
+        home = Home(resume, retry_s=RETRY_S)
+        if not home.storage and not home.path.is_dir():
+            raise UserError(f"--resume {resume}: there is no such folder; start a run with --config")
+        with locked(home.path):
+            folder, config, checkpoint = RunFolder.resume(resume, overrides)
+            return _grpo(config, folder, checkpoint)
+    config = with_changes(load(config_path, overrides), preflight.GRPO_ALONE)
     preflight.check(config)
+    with locked(Home.of(config).path):
+        return _grpo(config, RunFolder.create(config), None)
+
+
+def _grpo(config: RunConfig, folder: RunFolder, checkpoint: Checkpoint | None) -> int:
+    """From the start, or from `checkpoint` on."""
+    console = Console()
+    config = with_changes(config, preflight.GRPO_ALONE)
     if checkpoint:
+        if checkpoint.step >= config.grpo.num_steps and folder.home.has_model("policy"):
+            console.print(
+                f"already complete: step {checkpoint.step} of grpo.num_steps = {config.grpo.num_steps}; the trained policy "
+                f"is {folder.home.place('policy')}. For more steps, give a larger number: {folder.go_on} grpo.num_steps=N",
+                soft_wrap=True,
+            )
+            return EXIT_OK
+        preflight.check(config)
         require_reward_model(config, checkpoint)
-    else:
-        folder = RunFolder.create(config)
     console.print(f"run folder {folder.home}; sampling and training {config.model}; starting the engines …")
 
     from autotraj.launch import build, export_policy, parts, train

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from rich.text import Text
 
 from autotraj.commands import EXIT_OK, run_all
 from autotraj.config import load
+from autotraj.run_lock import clear, locked
 from trajectory.store import read_log
 from trajectory.types import Group, Reward, Trajectory
 
@@ -24,7 +24,8 @@ def main(*, seed: int, run_dir: str) -> int:
     """Runs the pipeline anew and shows what came of it: a repair, a trajectory won and one lost, and the figures."""
     console = Console()
     config = load(CONFIG, [f"seed={seed}", f'run_dir="{run_dir}"'])
-    shutil.rmtree(config.folder, ignore_errors=True)  # a demo starts over
+    with locked(config.folder):
+        clear(config.folder)  # a demo starts over
     code = run_all(config, console)
     if code == EXIT_OK:
         show(console, config.folder)

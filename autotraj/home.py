@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 
 from autotraj.config import RunConfig
 from autotraj.errors import RunError, UserError
+from autotraj.run_lock import clear
 from trajectory.locations import is_uri, join, local_path
 from trajectory.storage import STAMP, Storage, StorageError, files_of
 
@@ -79,8 +80,8 @@ class Home:
             return
         try:
             names = _without_models(self.storage.entries())
-            shutil.rmtree(self.path, ignore_errors=True)
-            self.path.mkdir(parents=True)
+            clear(self.path)
+            self.path.mkdir(parents=True, exist_ok=True)
             self.storage.download(self.path, names)
         except StorageError as error:
             raise UserError(f"run_dir: {error}") from error

@@ -17,16 +17,17 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from autotraj.config import RunConfig, load, to_toml, with_changes
+from autotraj.config import RunConfig, differences, load, to_toml, with_changes
 from autotraj.errors import UserError
 from autotraj.home import CHECKPOINTS, Home, named
+from autotraj.run_lock import clear
 from autotraj.scalars import Scalars
 from learners.errors import LearnerDied, LearnerTimeout
 from trajectory.storage import RETRY_S, Storage, StorageError, files_of
@@ -39,6 +40,18 @@ SAME_COMMAND = "the same command"
 LOG_SIZES = "log_sizes.json"
 LOGS = ("trajectories.log", "online_repair/pairs.jsonl")
 """Append-only files of a run, which a set-back shortens to what they were."""
+FIXED = (
+    "model ",
+    "run_dir ",
+    "seed ",
+    "data.",
+    "learner.lora",
+    "learner.dtype ",
+    "learner.head ",
+    "reward_model.path ",
+)
+"""How changes of settings begin that a run can't be resumed with: its weights, its optimizer's state, its ledger and its
+folder are of them."""
 CHECKPOINT = re.compile(r"step-(\d+)")
 
 
@@ -70,7 +83,7 @@ class RunFolder:
         home.check()
         if home.storage:
             held = bool(_sealed(home.storage))
-            shutil.rmtree(home.path, ignore_errors=True)
+            clear(home.path)
         else:
             held = latest_checkpoint(home.path) is not None
         if held:
@@ -85,15 +98,25 @@ class RunFolder:
         return cls(home, go_on=_resume_command(home))
 
     @classmethod
-    def resume(cls, location: str) -> tuple[RunFolder, RunConfig, Checkpoint]:
-        """An earlier run, its configuration and its newest checkpoint."""
+    def resume(cls, location: str, overrides: Sequence[str] = ()) -> tuple[RunFolder, RunConfig, Checkpoint]:
+        """An earlier run, its configuration with `overrides`, and its newest checkpoint.
+
+        What changes is written to the run's config.toml. Raises UserError, among others for a setting that the checkpoint
+        depends on."""
         home = Home(location, retry_s=RETRY_S)
         home.check()
         home.pull()
         checkpoint = newest(home)
         if checkpoint is None or not (home.path / "config.toml").is_file():
             raise UserError(f"--resume {location}: no run with a checkpoint there; start one with --config")
-        config = with_changes(load(home.path / "config.toml"), {"run_dir": location})
+        saved = with_changes(load(home.path / "config.toml"), {"run_dir": location})
+        config = load(home.path / "config.toml", [f"run_dir={json.dumps(location)}", *overrides])
+        if fixed := [change for change in differences(saved, config) if change.startswith(FIXED)]:
+            raise UserError(
+                f"--resume {location}: the checkpoint was made with {'; '.join(fixed[:4])}. These settings can't change "
+                "within a run: leave them out, or start a new run"
+            )
+        (home.path / "config.toml").write_text(to_toml(config), encoding="utf-8")
         _undo_after(home.path, checkpoint)
         home = Home.of(config)
         return cls(home, saved=checkpoint, go_on=_resume_command(home)), config, checkpoint
