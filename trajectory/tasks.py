@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import string
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
 from trajectory import task_fields, word_problems
+from trajectory.question_key import question_key
 from trajectory.task_config import TaskConfig
 from trajectory.types import Task
-
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def load_tasks(config: TaskConfig) -> list[Task]:
@@ -40,19 +38,15 @@ def load_tasks(config: TaskConfig) -> list[Task]:
 
 
 def assert_disjoint(train: Iterable[Task], held_out: Iterable[Task]) -> None:
-    """Raises ValueError if a training question is also an evaluation question, capitals and punctuation aside."""
-    evaluated = {_normalised(task.question): task for task in held_out}
-    shared = [(task, evaluated[key]) for task in train if (key := _normalised(task.question)) in evaluated]
+    """Raises ValueError if a training question is also an evaluation question, however it is written (`question_key`)."""
+    evaluated = {question_key(task.question): task for task in held_out}
+    shared = [(task, evaluated[key]) for task in train if (key := question_key(task.question)) in evaluated]
     if shared:
         named = "; ".join(f"{a.id} = {b.id}: {a.question[:80]!r}" for a, b in shared[:3])
         raise ValueError(
             f"{len(shared)} training tasks are in the evaluation set, so its scores would mean nothing ({named}); "
             "set data.source or eval.data.source to data (or a split) that share no question"
         )
-
-
-def _normalised(question: str) -> str:
-    return " ".join(question.lower().translate(_PUNCTUATION).split())
 
 
 def _generate(config: TaskConfig) -> list[Task]:

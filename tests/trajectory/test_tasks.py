@@ -114,7 +114,7 @@ def test_sources_that_are_none(tmp_path):
 
 def test_a_shared_question_is_refused_however_it_is_written():
     train = [Task(id="1", question="What is 2 + 3?", golds=("5",)), Task(id="2", question="Other", golds=("5",))]
-    held_out = [Task(id="e", question="  what IS 2 3", golds=("5",))]
+    held_out = [Task(id="e", question="  what IS 2+3", golds=("5",))]
     with pytest.raises(ValueError, match=r"1 training tasks are in the evaluation set.*1 = e"):
         assert_disjoint(train, held_out)
     assert_disjoint(train[1:], held_out)
