@@ -72,6 +72,8 @@ OWN_REPAIRER = [
 
 PATIENCE_S = 420.0
 """Longest time without anything new in the run's folder or its output."""
+SHARE_HASTY = 0.25
+"""Of the kills, those that another one may follow before the run has got ahead again."""
 LEFTOVERS_S = 60.0
 """How long after a run's end its processes may still be there."""
 MAX_COMMANDS = 25
@@ -223,11 +225,14 @@ def containers_of(pids: set[int]) -> list[str]:
 def drive(run: Run, moments: list[Moment]) -> None:
     """Gives the run's command, again after each end that a kill caused, and kills at `moments`, in their order."""
     driver = run.start()
-    waiting, due, pending = list(moments), None, None  # pending: the last kill, until its consequences are known
-    last, last_change, killed_at = run.progress(), time.monotonic(), 0.0
+    waiting, due, pending = list(moments), None, None  # pending: the last kill, until the run gets ahead again
+    hasty = False  # whether the next kill may come before that
+    last, last_change, killed_at, listed = run.progress(), time.monotonic(), 0.0, 0.0
     while True:
-        run.processes(driver) if int(time.monotonic() * 10) % 10 == 0 else None
         now = time.monotonic()
+        if now - listed > 1.0:
+            run.processes(driver)
+            listed = now
         if (progress := run.progress()) != last:
             last, last_change = progress, now
             if pending is not None:
@@ -256,7 +261,7 @@ def drive(run: Run, moments: list[Moment]) -> None:
         while waiting and waiting[0].over in done(run.path):
             waiting.pop(0)  # it went by unseen
             due = None
-        if waiting and due is None and waiting[0].now(run.path):
+        if waiting and due is None and (pending is None or hasty) and waiting[0].now(run.path):
             due = now + run.rng.uniform(0.0, waiting[0].spread_s)
         if waiting and due is not None and now >= due:
             found = victims(run, driver)
@@ -264,6 +269,7 @@ def drive(run: Run, moments: list[Moment]) -> None:
             with contextlib.suppress(psutil.NoSuchProcess, subprocess.CalledProcessError):
                 found[part]()
                 pending, killed_at, last_change = Kill(waiting[0].name, part), time.monotonic(), now
+                hasty = run.rng.random() < SHARE_HASTY
                 run.kills.append(pending)
                 print(f"  {time.strftime('%H:%M:%S')} {waiting[0].name}: {part}", flush=True)
             waiting.pop(0)
@@ -416,7 +422,7 @@ def main() -> None:
         while (killed := sum(len(run.kills) for run in runs)) < args.kills:
             folder = root / f"run-{len(runs)}"
             folder.mkdir(parents=True)
-            extra = OWN_REPAIRER if len(runs) % 2 else []
+            extra = OWN_REPAIRER if len(runs) % 2 == 0 else []
             run = Run(folder, [*SETTINGS, f"seed={len(runs)}", f"sandbox.search.index={folder}/corpus", *extra], rng)
             runs.append(run)
             count = min(args.per_run, args.kills - killed)
