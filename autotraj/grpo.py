@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from autotraj.grpo_config import GRPOConfig
 from autotraj.inspection import Inspection
 from autotraj.online_repair import OnlineRepair
 from autotraj.refreshed_models import RefreshedModels
+from autotraj.repairers import repairer_pool
 from autotraj.reward_service import RewardModelService, RewardModelUnavailable
 from autotraj.run_folder import LEARNERS, Checkpoint
 from autotraj.runner_calls import Failed, Outcome, managed
@@ -74,6 +76,7 @@ class GRPO(Algorithm):
         self._service: RewardModelService | None = None
         self._scorer: Scorer | None = None
         self._repair: OnlineRepair | None = None
+        self._ends_with_the_run = ExitStack()
         self._num_leases = 0
         self._tokens_since_step = 0
         self._last_step_at = time.monotonic()
@@ -97,6 +100,7 @@ class GRPO(Algorithm):
         self._elastic: ElasticRunners | None = None
         if run.elastic.max_actors:
             self._elastic = ElasticRunners(run.elastic, self.env_runner_group, self.runners, run.folder)
+        self.repairers = self.runners  # until there are others
         self.inspection = Inspection(self)
         self.inspection.board.now_does("brings up learners and engines")
         self.runners.start()  # in the background, while the learners come up
@@ -120,7 +124,9 @@ class GRPO(Algorithm):
         required = run.reward_model.when_unavailable == "drop"
         self._scorer = Scorer(run.reward, self._service, mask_results=run.scorer.mask_results, required=required)
         if run.online_repair.enabled:
-            self._repair = OnlineRepair(run, self.runners, self._service, self.models)
+            repairers = repairer_pool(run, config.rollout_settings, self.runners)
+            self.repairers = self._ends_with_the_run.enter_context(repairers)
+            self._repair = OnlineRepair(run, self.repairers, self._service, self.models)
 
     def _publish(self) -> None:
         """Gives the learners' weights to the engines and waits for the first to have them."""
@@ -138,7 +144,10 @@ class GRPO(Algorithm):
             self._elastic.watch(learners_wait=self._pending is None)
         self._admit()
         self._begin_step()
-        for outcome in self.runners.poll(POLL_S, self._pending[0].refs if self._pending else []):
+        outcomes = self.runners.poll(POLL_S, self._pending[0].refs if self._pending else [])
+        if self.repairers is not self.runners:
+            outcomes += self.repairers.poll(0.0)
+        for outcome in outcomes:
             self._take(outcome)
         self._collect_scored()
         if self._pending and (result := self._pending[0].poll()) is not None:
@@ -292,6 +301,8 @@ class GRPO(Algorithm):
 
     def restore_env_runners(self, env_runner_group: EnvRunnerGroup) -> list[int]:
         # RLlib's own asks a learner for an RLModule state that ours doesn't have; weights come with our push.
+        if self.repairers is not self.runners:
+            self.repairers.restore()
         return self.runners.restore()
 
     # --- checkpoints ------------------------------------------------------------------------------------------------
@@ -347,6 +358,7 @@ class GRPO(Algorithm):
         self._scoring.close()
         if self._repair:
             self._repair.close()
+        self._ends_with_the_run.close()
         if self._service:
             self._service.stop()
         if self._log:

@@ -102,7 +102,7 @@ class Inspection:
                 trains=algo._pending is not None,
                 broadcasts=algo.runners.broadcasting,
                 uses_reward_model=algo._service is not None,
-                num_repairs=algo.runners.num_in_flight("repair") if algo._repair else None,
+                num_repairs=algo.repairers.num_in_flight("repair") if algo._repair else None,
                 runners=algo.runners.views(),
             )
         )

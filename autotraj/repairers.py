@@ -7,20 +7,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import ray
-from pydantic import SecretStr
 from ray.rllib.utils.actor_manager import FaultTolerantActorManager
 
-from actors.config import RepairSettings
+from actors.config import RepairSettings, ToolAccess
 from actors.repair import RepairActor
 from autotraj.config import RunConfig
 from autotraj.runner_pool import RunnerPool
-from autotraj.sandbox import Gateway
 from cluster.roles import ROLLOUT, role
 
 
 @contextmanager
-def repairer_pool(config: RunConfig, gateway: Gateway, runners: RunnerPool) -> Iterator[RunnerPool]:
-    """The pool to submit `repair` to: `runners` itself if the policy repairs, else actors for the length of the block."""
+def repairer_pool(config: RunConfig, access: ToolAccess, runners: RunnerPool) -> Iterator[RunnerPool]:
+    """The pool to submit `repair` to: `runners` itself if the policy repairs, else actors for the length of the block.
+
+    These begin to start; `wait_ready` or `poll` sees them come up."""
     if config.repair.repairer == "policy":
         yield runners
         return
@@ -30,10 +30,7 @@ def repairer_pool(config: RunConfig, gateway: Gateway, runners: RunnerPool) -> I
         episode=config.episode,
         quality=config.quality,
         reward=config.reward,
-        sandbox_address=gateway.address,
-        sandbox_token=SecretStr(gateway.token) if gateway.token else None,
-        sandbox_tls=gateway.tls,
-        sandbox_directory=gateway.directory,
+        **{name: getattr(access, name) for name in ToolAccess.model_fields},
     )
     actor = ray.remote(RepairActor)
     run = uuid.uuid4().hex[:6]  # a name is one actor's in the whole namespace
@@ -58,7 +55,6 @@ def repairer_pool(config: RunConfig, gateway: Gateway, runners: RunnerPool) -> I
     )
     try:
         pool.start()
-        pool.wait_ready(everyone=False)
         yield pool
     finally:
         for one in actors:

@@ -9,6 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pydantic import SecretStr
+
+from actors.config import ToolAccess
 from autotraj.config import RunConfig, load_section
 from autotraj.errors import UserError
 from tool_sandbox import bench as sandbox_bench
@@ -35,6 +38,16 @@ class Gateway:
     """Name of the Ray actor that knows all gateways; empty: there is one only, at `address`."""
     wait: Callable[[], None] = field(default=lambda: None, repr=False)
     """Blocks until tools can be called, so that what else takes long can be started before. Raises UserError."""
+
+    @property
+    def access(self) -> ToolAccess:
+        """The same for actors."""
+        return ToolAccess(
+            sandbox_address=self.address,
+            sandbox_token=SecretStr(self.token) if self.token else None,
+            sandbox_tls=self.tls,
+            sandbox_directory=self.directory,
+        )
 
 
 @contextmanager

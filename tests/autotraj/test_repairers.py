@@ -4,10 +4,10 @@ import pytest
 import ray
 from conftest import ROOT
 
+from actors.config import ToolAccess
 from autotraj.config import load
 from autotraj.repairers import repairer_pool
 from autotraj.runner_pool import RunnerPool
-from autotraj.sandbox import Gateway
 
 pytestmark = pytest.mark.ray
 
@@ -28,7 +28,7 @@ def test_actors_of_their_own_come_up_and_are_ended() -> None:
     )
     try:
         policy: RunnerPool = None  # type: ignore[assignment]  # stands for the rollout actors, which don't repair here
-        with repairer_pool(config, Gateway(address="127.0.0.1:1"), policy) as pool:
+        with repairer_pool(config, ToolAccess(sandbox_address="127.0.0.1:1"), policy) as pool:
             pool.wait_ready()
             assert pool.num_ready == 2
     finally:
