@@ -45,14 +45,16 @@ async def run(
     call_tool: CallTool,
     encode: Encode,
     config: EpisodeConfig,
+    opening: str = "",
 ) -> Trajectory:
     """Sample the trajectory `index` of `task`.
 
     It always returns one: errors and the deadline end it with what was sampled so far, named in `Trajectory.error`.
-    Only cancellation is raised.
+    Only cancellation is raised. `opening` is what the prompt has already of the reply (see `chat.prompt_opening`); the
+    trajectory's text begins with it.
     """
     started = time.monotonic()
-    response = _Response()
+    response = _Response(text=opening)
     error = ""
     try:
         async with asyncio.timeout(config.deadline_s):

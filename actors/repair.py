@@ -127,6 +127,8 @@ class RepairActor:
         settings, config = self._settings, self._settings.repair
         policy_tokenizer = await asyncio.to_thread(load_tokenizer, settings.model)
         self._tools = Tools(settings)
+        if config.engine is None or config.engine.model != settings.model:
+            self._encode = lambda text: encode(policy_tokenizer, text)
         if config.repairer == "endpoint":
             assert config.endpoint is not None
             self._endpoint = Endpoint(config.endpoint)
@@ -151,8 +153,6 @@ class RepairActor:
         )
         limit = config.prompt_limit(config.engine, settings.episode)
         self._attempt = on_engine(self._sampler, tokenizer, settings.episode, limit)
-        if config.engine.model != settings.model:
-            self._encode = lambda text: encode(policy_tokenizer, text)
 
     async def _call_tool(self, call: ToolCall, timeout_s: float) -> ToolResult:
         assert self._tools is not None, "connected by start()"

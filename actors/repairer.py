@@ -25,7 +25,7 @@ from rewards import format, outcome, quality
 from rewards.config import QualityConfig, RewardConfig
 from rewards.quality import Quality
 from trajectory import markup
-from trajectory.chat import Tokenizer, render_prompt
+from trajectory.chat import Tokenizer, render_prompt, without_opening
 from trajectory.records import split_response
 from trajectory.types import Task, Trajectory, Turn
 
@@ -169,7 +169,7 @@ async def repair(
 ) -> RepairResult:
     """Attempts at `config.temperatures` until one is accepted, within `config.deadline_s`.
 
-    `encode` is the policy's tokenizer where the repairer has another; None: the attempt's own token ids are the policy's.
+    `encode` is the policy's tokenizer where another model repairs; None: the attempt is in the policy's tokens already.
     """
     prompt = render(request, config)
     attempts: list[Attempt] = []
@@ -253,6 +253,8 @@ def _why_not(trajectory: Trajectory, request: RepairRequest, config: RepairConfi
         return limit
     if (broken := _broken_markup(trajectory)) is not None:
         return broken
+    if request.trajectory.opening and not trajectory.text.lstrip().startswith("<think>"):
+        return "unparseable"  # the policy's prompt has the tag already, and goes on inside it
     results = [turn.tool_result for turn in trajectory.turns if turn.tool_result is not None]
     if any(result.status == "unavailable" for result in results):
         return "tool_unavailable"
@@ -274,7 +276,7 @@ def _broken_markup(trajectory: Trajectory) -> Reason | None:
 def as_answer(repaired: Trajectory, original: Trajectory, encode: Encode | None) -> Trajectory:
     """An accepted repair as an answer to the original's prompt: no policy sampled it there, so it has no logprobs."""
     if encode is not None:
-        repaired = _retokenised(repaired, encode)
+        repaired = _retokenised(repaired, original.opening, encode)
     return replace(
         repaired,
         task_id=original.task_id,
@@ -285,23 +287,26 @@ def as_answer(repaired: Trajectory, original: Trajectory, encode: Encode | None)
     )
 
 
-def _retokenised(trajectory: Trajectory, encode: Encode) -> Trajectory:
-    """The same text in another tokenizer's tokens, piece by piece, as an episode makes them."""
+def _retokenised(trajectory: Trajectory, opening: str, encode: Encode) -> Trajectory:
+    """The same text in another tokenizer's tokens, piece by piece, as an episode makes them on a prompt that ends with
+    `opening`."""
     ids: list[int] = []
     mask: list[bool] = []
     turns: list[Turn] = []
-    for text, by_model in split_response(trajectory.text):
+    reply = without_opening(trajectory.text, opening)
+    for text, by_model in split_response(reply):
         start, piece = len(ids), encode(text)
         ids += piece
         mask += [by_model] * len(piece)
         if by_model:
             turn = trajectory.turns[len(turns)]
-            assert turn.text == text, "an accepted trajectory has one piece a turn"
-            turns.append(replace(turn, start=start, end=len(ids), result_end=len(ids)))
+            assert not turns or turn.text == text, "an accepted trajectory has one piece a turn"
+            turns.append(replace(turn, text=text, start=start, end=len(ids), result_end=len(ids)))
         else:
             turns[-1] = replace(turns[-1], result_end=len(ids))
     return replace(
         trajectory,
+        text=opening + reply,
         response_ids=np.array(ids, np.int32),
         loss_mask=np.array(mask, np.bool_),
         turns=tuple(turns),

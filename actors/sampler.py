@@ -12,7 +12,7 @@ import numpy as np
 from actors import episode
 from actors.config import EpisodeConfig
 from actors.engine import Engine, Generation, Sampling
-from trajectory.chat import Tokenizer, encode, render_prompt
+from trajectory.chat import Tokenizer, encode, prompt_opening, render_prompt
 from trajectory.markup import STOP_STRINGS
 from trajectory.types import Group, Task, Trajectory
 
@@ -31,6 +31,7 @@ class Sampler:
     ) -> None:
         self._engine = engine
         self._tokenizer = tokenizer
+        self._opening = prompt_opening(tokenizer, config.system_prompt)
         self._call_tool = call_tool
         self._config = config
         self._places = asyncio.Semaphore(max_concurrent_episodes)
@@ -119,6 +120,7 @@ class Sampler:
                     call_tool=self._call_tool,
                     encode=lambda text: encode(self._tokenizer, text),
                     config=config,
+                    opening=self._opening,
                 )
             finally:
                 self.num_episodes_in_flight -= 1

@@ -42,6 +42,7 @@ def evaluate_suite(config_path: str | None, overrides: Sequence[str], suite_path
     tasks = load_benchmarks(suite)
     preflight.check(config)
     preflight.check_writable("--out", out)
+    preflight.check_prompt(config)
     folder = Path(out)
 
     from autotraj.judge import judge
@@ -82,12 +83,20 @@ def compare(folders: Sequence[str]) -> int:
         files = sorted(Path(folder).glob("*.json"))
         if not files:
             raise UserError(f"{folder}: no results there; `evaluate --benchmarks FILE --out {folder}` writes them")
-        try:
-            runs.append([BenchmarkResult.from_json(file.read_text()) for file in files])
-        except ValueError as error:
-            raise UserError(f"{folder}: {error}") from error
+        runs.append([_result(file) for file in files])
     try:
         Console().print(comparison_table(runs))
     except ValueError as error:
         raise UserError(str(error)) from error
     return EXIT_OK
+
+
+def _result(file: Path) -> BenchmarkResult:
+    try:
+        return BenchmarkResult.from_json(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        is_run = (file.parent / "config.toml").exists()
+        what = f"{file.parent} is the folder of a run, not of results" if is_run else f"{file} is no result: {error}"
+        raise UserError(
+            f"{what}; compare reads what `python -m autotraj evaluate --benchmarks FILE --out FOLDER` writes"
+        ) from error

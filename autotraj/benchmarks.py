@@ -6,7 +6,8 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from autotraj.intervals import Estimate, bootstrap_mean, pass_at_k, wilson
 from rewards import outcome
@@ -45,17 +46,17 @@ class BenchmarkResult:
     def from_json(cls, text: str) -> BenchmarkResult:
         """What `to_json` wrote. Raises ValueError if it isn't that."""
         try:
-            data: dict[str, Any] = json.loads(text)
-            return cls(
-                **data
-                | {
-                    "metrics": {name: Estimate(**estimate) for name, estimate in data["metrics"].items()},
-                    "problem_ids": tuple(data["problem_ids"]),
-                    "per_problem": {name: tuple(values) for name, values in data["per_problem"].items()},
-                }
+            found = TypeAdapter(cls).validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise ValueError(f"{where}: {first['msg']}" if where else first["msg"]) from None
+        num_ids = {name: len(values) for name, values in found.per_problem.items()}
+        if wrong := [name for name, count in num_ids.items() if count != len(found.problem_ids)]:
+            raise ValueError(
+                f"per_problem.{wrong[0]} has {num_ids[wrong[0]]} values for {len(found.problem_ids)} problems"
             )
-        except (TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"not a benchmark result: {error!r}") from error
+        return found
 
 
 def measure(

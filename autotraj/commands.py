@@ -36,8 +36,11 @@ def run(config_path: str | None, overrides: Sequence[str]) -> int:
 def run_all(config: RunConfig, console: Console) -> int:
     """Runs, or goes on with, all stages of `config`; returns the exit code."""
     preflight.check(config)
+    preflight.check_prompt(config)
     with locked(Home.of(config).path):
         open_folder(config)
+        if "synthesize" in config.stages:
+            _tell_of_template(config, console)
 
         from autotraj.run import execute
 
@@ -50,6 +53,7 @@ def stage(name: str, config_path: str | None, overrides: Sequence[str]) -> int:
     if name not in config.stages:
         raise UserError(f"stages = {list(config.stages)} leaves {name!r} out; add it")
     preflight.check(config, sandbox=name == "synthesize")
+    console = Console()
     with locked(Home.of(config).path):
         folder = open_folder(config)
         if name in stages.read_done(folder):
@@ -57,10 +61,18 @@ def stage(name: str, config_path: str | None, overrides: Sequence[str]) -> int:
                 f"{name} is done in {config.run_dir} ({stages.STAGES_FILE}); to do it again choose another run_dir"
             )
         stages.check_inputs(name, config)
+        preflight.check_prompt(config)
+        if name == "synthesize":
+            _tell_of_template(config, console)
 
         from autotraj.run import execute_stage
 
-        return execute_stage(name, config, Console())
+        return execute_stage(name, config, console)
+
+
+def _tell_of_template(config: RunConfig, console: Console) -> None:
+    if note := preflight.template_note(config):
+        console.print(f"note: {note}", soft_wrap=True, markup=False)
 
 
 def grpo(config_path: str | None, overrides: Sequence[str], *, resume: str | None) -> int:
@@ -78,6 +90,7 @@ def grpo(config_path: str | None, overrides: Sequence[str], *, resume: str | Non
             return _grpo(config, folder, checkpoint)
     config = with_changes(load(config_path, overrides), preflight.GRPO_ALONE)
     preflight.check(config)
+    preflight.check_prompt(config)
     with locked(Home.of(config).path):
         return _grpo(config, RunFolder.create(config), None)
 
@@ -95,6 +108,7 @@ def _grpo(config: RunConfig, folder: RunFolder, checkpoint: Checkpoint | None) -
             )
             return EXIT_OK
         preflight.check(config)
+        preflight.check_prompt(config)
         require_reward_model(config, checkpoint)
     console.print(f"run folder {folder.home}; sampling and training {config.model}; starting the engines …")
 
@@ -126,6 +140,7 @@ def evaluate(config_path: str | None, overrides: Sequence[str]) -> int:
     console = Console()
     config = load(config_path, overrides)
     _, tasks = preflight.check(config)
+    preflight.check_prompt(config)
 
     from autotraj.launch import engines, measure, parts
 

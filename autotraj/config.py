@@ -93,8 +93,8 @@ class RunConfig(Section):
     """Everything a run needs."""
 
     model: str = Field(min_length=1)
-    """The Hugging Face checkpoint to start from: a directory, a URI, or a name on the Hugging Face hub such as
-    `Qwen/Qwen2.5-0.5B-Instruct`. Of the last two every node fetches a copy."""
+    """Directory of the Hugging Face checkpoint to start from, or its URI, of which every node fetches a copy. A name on the
+    Hugging Face hub is refused with the command that downloads it."""
     run_dir: str = Field(default="runs/grpo", min_length=1)
     """Where the resolved configuration, metrics, trajectories and checkpoints go: a path that all learners' nodes share, or
     a URI (`s3://bucket/runs/mine`, `gs://…`, whatever pyarrow or fsspec knows), which needs no shared file system. See

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from safetensors import SafetensorError, safe_open
 from actors import checkpoint
 from autotraj.errors import UserError
 
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+"""`owner/name`."""
 LFS_POINTER = b"version https://git-lfs"
 
 
@@ -44,6 +47,11 @@ def check_weights(key: str, folder: Path) -> dict[str, Any]:
         raise UserError(
             f"{key}: {folder} holds adapters without their model; merge them first (peft: "
             "AutoPeftModelForCausalLM.from_pretrained(…).merge_and_unload().save_pretrained(…))"
+        )
+    if not folder.exists() and HUB_NAME.fullmatch(str(folder)):
+        raise UserError(
+            f"{key}: there is no folder {folder} here. If it is a model of the Hugging Face hub, download it with "
+            f"`hf download {folder} --local-dir models/{folder.name}` and set {key}=models/{folder.name}"
         )
     if not (folder / "config.json").is_file():
         raise UserError(

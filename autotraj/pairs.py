@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from learners.batching import Pair
 from trajectory.chat import Tokenizer
-from trajectory.records import encode_conversation, read_jsonl
+from trajectory.records import check_preference, encode_conversation, preference_sides, read_jsonl
 from trajectory.reward_input import joined
 
 
@@ -37,15 +37,13 @@ class PairAccuracy:
 def load_pairs(
     path: Path, tokenizer: Tokenizer, *, margin: float, mask_results: bool, held_out: float, max_tokens: int
 ) -> PairSet:
-    """The records of a `preferences.jsonl`, split by question. Raises ValueError for a file that doesn't hold them."""
+    """The records of a `preferences.jsonl`, split by question. Raises ValueError, with the line, for a file
+    that doesn't hold them."""
     train: list[Pair] = []
     kept_out: list[Pair] = []
     num_too_long = num_alike = 0
-    for record in read_jsonl(path, ["prompt", "chosen", "rejected", "task_id"]):
-        sides = [
-            encode_sides(tokenizer, [*record["prompt"], *record[side]], mask_results=mask_results)
-            for side in ("chosen", "rejected")
-        ]
+    for record in read_jsonl(path, ["chosen", "rejected", "task_id"], check_preference):
+        sides = [encode_side(tokenizer, side, mask_results=mask_results) for side in preference_sides(record)]
         pair = Pair(chosen=sides[0], rejected=sides[1], margin=margin)
         if len(pair) > max_tokens:
             num_too_long += 1
@@ -57,7 +55,7 @@ def load_pairs(
     return PairSet(tuple(train), tuple(kept_out), num_too_long, num_alike)
 
 
-def encode_sides(tokenizer: Tokenizer, messages: Sequence[dict[str, str]], *, mask_results: bool) -> NDArray[np.int32]:
+def encode_side(tokenizer: Tokenizer, messages: Sequence[dict[str, str]], *, mask_results: bool) -> NDArray[np.int32]:
     """What the reward model reads of a trajectory: prompt and response, the environment's tokens left out if masked."""
     encoded = encode_conversation(tokenizer, messages)
     return joined(encoded.prompt_ids, encoded.response_ids, encoded.mask, mask_results=mask_results)

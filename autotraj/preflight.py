@@ -16,6 +16,7 @@ from autotraj.model_check import check_policy, check_weights
 from autotraj.plan import GIB, host_bytes, memory_by_part
 from cluster.roles import LEARNER, ROLLOUT, SANDBOX, Ask, role
 from tool_sandbox import build
+from trajectory.chat import check_append_only, check_template, load_tokenizer
 from trajectory.locations import is_uri
 from trajectory.storage import StorageError, fetch
 from trajectory.tasks import assert_disjoint, load_tasks
@@ -175,6 +176,27 @@ def _is_installed(package: str) -> bool:
     except metadata.PackageNotFoundError:
         return False
     return True
+
+
+def check_prompt(config: RunConfig) -> None:
+    """Raises `UserError` for a tokenizer or chat template with which no episode can begin. The last check, as it imports
+    transformers."""
+    try:
+        check_template(load_tokenizer(config.model), config.episode.system_prompt)
+    except (ValueError, OSError) as error:
+        raise UserError(f"model: the tokenizer of {config.model} can't be used: {error}") from error
+
+
+def template_note(config: RunConfig) -> str:
+    """What whoever trains on the records elsewhere has to know of the model's chat template; empty if there is nothing."""
+    try:
+        check_append_only(load_tokenizer(config.model), config.episode.system_prompt)
+    except ValueError as error:
+        return (
+            f"{error}. Here nothing renders a reply; elsewhere, train on `input_ids` and `labels` of sft.jsonl (TRL does by "
+            "itself), or in LLaMA-Factory with `template: empty`, but not on `messages`"
+        )
+    return ""
 
 
 def _check_memory(config: RunConfig) -> None:

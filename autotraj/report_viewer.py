@@ -164,8 +164,8 @@ def trajectory_blocks(trajectory: Trajectory) -> Iterator[Block]:
     """The blocks of a trajectory: of each turn what the model wrote, then what its tool returned."""
     if not trajectory.turns:
         yield from text_blocks(trajectory.text)
-    for turn in trajectory.turns:
-        for block in text_blocks(turn.text):
+    for number, turn in enumerate(trajectory.turns):
+        for block in text_blocks(turn.text if number else trajectory.opening + turn.text):
             # Inside a turn there is only what the model wrote.
             yield Block("result", "Result that the model made up", block.text) if block.kind == "result" else block
         yield from _result_block(turn)

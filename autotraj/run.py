@@ -109,8 +109,9 @@ class Pipeline:
         folder.mkdir(parents=True, exist_ok=True)
         with (
             StageView("synthesize", "questions", self.console) as view,
-            repairer_pool(config, self.gateway, pool) as repairers,
+            repairer_pool(config, self.gateway.access, pool) as repairers,
         ):
+            repairers.wait_ready(everyone=False)
 
             def on_progress(progress: Progress) -> None:
                 view.update(progress.num_done, progress.num_questions, _synthesis_note(progress))
@@ -130,7 +131,8 @@ class Pipeline:
         (folder / "synthesis.json").write_text(json.dumps(summary, indent=2) + "\n")
         self.console.print(
             f"synthesize: {summary['num_candidates']} candidates of {summary['num_questions']} questions; "
-            f"{summary['num_kept']} kept, {summary['num_repaired']} repaired, {summary['num_hard']} hard "
+            f"{summary['num_kept']} kept, {summary['num_repaired']} repaired, {summary['num_hard']} hard; "
+            f"{summary['num_sft']} distinct to learn from ({summary['num_sft_duplicates']} duplicates left out) "
             f"({summary['seconds']:.0f} s, {summary['tokens_per_second']:.0f} tokens/s)",
             soft_wrap=True,
         )

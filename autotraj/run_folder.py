@@ -45,13 +45,17 @@ FIXED = (
     "run_dir ",
     "seed ",
     "data.",
+    "episode.temperature ",
+    "rollout.group_size ",
+    "grpo.groups_per_step ",
     "learner.lora",
     "learner.dtype ",
     "learner.head ",
     "reward_model.path ",
+    "scorer.mask_results ",
 )
-"""How changes of settings begin that a run can't be resumed with: its weights, its optimizer's state, its ledger and its
-folder are of them."""
+"""How changes of settings begin that a run can't be resumed with: its weights, optimizer, ledger, saved groups and folder
+are of them."""
 CHECKPOINT = re.compile(r"step-(\d+)")
 
 

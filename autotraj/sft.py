@@ -16,14 +16,14 @@ from autotraj.run_folder import RunFolder
 from learners.batching import Sample
 from learners.group import LearnerGroup
 from trajectory.chat import Tokenizer, load_tokenizer
-from trajectory.records import encode_conversation, read_jsonl
+from trajectory.records import check_sft, encode_conversation, read_jsonl
 
 
 def load_samples(path: Path, tokenizer: Tokenizer, eos_id: int | None, *, include_repaired: bool) -> list[Sample]:
-    """The records of an `sft.jsonl` as samples. Raises ValueError for a file that doesn't hold them."""
+    """The records of an `sft.jsonl` as samples. Raises ValueError, with the line, for a file that doesn't hold them."""
     samples = []
-    for record in read_jsonl(path, ["messages", "source"]):
-        if record["source"] == "repaired" and not include_repaired:
+    for record in read_jsonl(path, ["messages"], check_sft):
+        if record.get("source") == "repaired" and not include_repaired:
             continue
         encoded = encode_conversation(tokenizer, record["messages"], eos_id=eos_id)
         ids = np.concatenate([encoded.prompt_ids, encoded.response_ids])
@@ -42,7 +42,10 @@ def sft(
     source = stages.require(config.folder / stages.SYNTHESIS / stages.SFT_FILE, "synthesize")
     tokenizer = load_tokenizer(config.model)
     eos_id = getattr(tokenizer, "eos_token_id", None)
-    samples = load_samples(source, tokenizer, eos_id, include_repaired=settings.include_repaired)
+    try:
+        samples = load_samples(source, tokenizer, eos_id, include_repaired=settings.include_repaired)
+    except ValueError as error:
+        raise UserError(str(error)) from error
     if not samples:
         raise UserError(f"{source} holds no trajectory to learn from; synthesise with more questions or candidates")
     limit = config.learner.micro_batch_tokens

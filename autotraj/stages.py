@@ -25,7 +25,7 @@ from autotraj.replacement import Replacements
 from autotraj.run_folder import Checkpoint, RunFolder
 from learners.config import LearnerConfig, LoraConfig
 from learners.errors import LearnerDied, LearnerError, LearnerTimeout
-from trajectory.records import read_jsonl
+from trajectory.records import check_preference, check_sft, read_jsonl
 from trajectory.storage import Storage
 
 if TYPE_CHECKING:
@@ -66,14 +66,14 @@ def remaining(wanted: Sequence[str], done: Collection[str]) -> str:
 def check_inputs(name: str, config: RunConfig) -> None:
     """UserError if what the stage `name` learns from isn't there or isn't what an earlier stage writes."""
     files = {
-        "sft": (SFT_FILE, ["messages", "source"]),
-        "reward-model": (PREFERENCES_FILE, ["prompt", "chosen", "rejected", "task_id"]),
+        "sft": (SFT_FILE, ["messages"], check_sft),
+        "reward-model": (PREFERENCES_FILE, ["chosen", "rejected", "task_id"], check_preference),
     }
     if name in files:
-        file, names = files[name]
+        file, names, check = files[name]
         path = require(config.folder / SYNTHESIS / file, "synthesize")
         try:
-            records = read_jsonl(path, names)
+            records = read_jsonl(path, names, check)
         except (OSError, ValueError) as error:
             raise UserError(str(error)) from error
         if not records:

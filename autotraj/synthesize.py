@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.repairer import Attempt, RepairRequest, RepairResult
-from autotraj import repair_requests, synthesis_record
+from autotraj import preflight, repair_requests, synthesis_record
 from autotraj.config import RunConfig
 from autotraj.errors import Stalled, UserError
 from autotraj.interrupt import Interrupt
@@ -28,9 +28,11 @@ from autotraj.runner_pool import RunnerPool
 from autotraj.scoring import score_group
 from autotraj.stages import PREFERENCES_FILE, SFT_FILE, Interrupted
 from autotraj.synthesis_record import QuestionRecord
+from trajectory.chat import load_tokenizer
 from trajectory.ledger import Ledger
-from trajectory.records import dataset_info, write_jsonl
+from trajectory.records import distinct, write_jsonl
 from trajectory.store import RecordLog, read_records
+from trajectory.trainer_columns import dataset_info, preference_columns, sft_columns
 from trajectory.types import Group, Task
 
 POLL_S = 0.25
@@ -254,13 +256,22 @@ class Synthesis:
         """Everything that later stages and people read, from the journal alone."""
         records = sorted(read_journal(self.folder), key=lambda record: record.group.task.id)
         prompt = self.config.episode.system_prompt
-        write_jsonl(self.folder / SFT_FILE, [r for q in records for r in synthesis_record.sft_records(q, prompt)])
+        tokenizer = load_tokenizer(self.config.model)
+        sft = [r for q in records for r in synthesis_record.sft_records(q, prompt)]
+        pairs = [r for q in records for r in synthesis_record.preference_records(q, prompt)]
+        distinct_sft, distinct_pairs = distinct(sft, ["messages"]), distinct(pairs, ["messages", "chosen", "rejected"])
+        write_jsonl(self.folder / SFT_FILE, [sft_columns(record, tokenizer) for record in distinct_sft])
         write_jsonl(
-            self.folder / PREFERENCES_FILE, [r for q in records for r in synthesis_record.preference_records(q, prompt)]
+            self.folder / PREFERENCES_FILE, [preference_columns(record, tokenizer) for record in distinct_pairs]
         )
         write_jsonl(self.folder / "hard.jsonl", [r for q in records for r in synthesis_record.hard_records(q, prompt)])
         write_jsonl(self.folder / "repairs.jsonl", [r for q in records for r in synthesis_record.repair_records(q)])
         summary = synthesis_record.describe(records) | {
+            "num_sft": len(distinct_sft),
+            "num_sft_duplicates": len(sft) - len(distinct_sft),
+            "num_pairs": len(distinct_pairs),
+            "num_pair_duplicates": len(pairs) - len(distinct_pairs),
+            "template_note": preflight.template_note(self.config),
             "num_dropped": progress.num_dropped,
             "drop_reasons": drop_reasons,
             "seconds": round(progress.seconds, 1),

@@ -124,7 +124,7 @@ class LearnerConfig(Section):
     """The gang of training processes and its optimizer."""
 
     model: str
-    """Hugging Face model directory or hub name: what training starts from, and the frozen reference of a KL penalty."""
+    """Directory of a Hugging Face model, or its URI: what training starts from, and the frozen reference of a KL penalty."""
 
     head: Literal["lm", "scalar"] = "lm"
     """`lm`: a language model. `scalar`: one score a sequence, read at its last token (Hugging Face's

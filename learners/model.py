@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -12,21 +13,23 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from learners import adapters
 from learners.config import LearnerConfig
-from models import attention, scalar
+from models import attention, scalar, separation
 from models.forward import hidden_at
+
+logger = logging.getLogger(__name__)
 
 # Models that do something to the logits after the output layer; TokenLogprobs would leave it out.
 _LOGIT_TRANSFORMS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 
 
 def load_model(path: str, config: LearnerConfig, device: torch.device) -> TokenLogprobs | SequenceScores:
-    """A model with `config.head` from a directory or hub name, in the training dtype, without dropout of its own.
+    """A model with `config.head` from a directory, in the training dtype, without dropout of its own.
 
     Fresh parts, a scalar head on a language model and adapters, come from torch's global generator.
 
     Raises:
-        ValueError: the model post-processes its logits, has no padding token (scalar head), or `config.attention` or
-            `config.lora.targets` aren't available for it here.
+        ValueError: the model post-processes its logits, has no padding token (scalar head), `config.attention` or
+            `config.lora.targets` aren't available for it here, or it doesn't keep the sequences of a batch apart.
     """
     hf_config = AutoConfig.from_pretrained(path)
     for name in _LOGIT_TRANSFORMS:
@@ -45,8 +48,11 @@ def load_model(path: str, config: LearnerConfig, device: torch.device) -> TokenL
         path,
         config=hf_config,
         dtype=training_dtype(config, device),
-        attn_implementation=attention.NAME if varlen else "sdpa",
-    )
+        attn_implementation="sdpa",
+    ).to(device)
+    varlen = varlen and _packs(lm, path, config)
+    if not varlen and (fault := separation.fault(lm, packed=False)):
+        raise ValueError(f"{path}: {type(lm).__name__} can't be trained on batches of padded sequences: {fault}")
     if config.head == "scalar":
         scalar.use_float32_head(lm)
     if config.lora is not None:
@@ -84,6 +90,21 @@ def _use_varlen(config: LearnerConfig, hf_config: Any, device: torch.device) -> 
     if config.attention == "varlen" and not available:
         raise ValueError("attention='varlen': this GPU has no such kernel for this model and dtype; set 'auto'")
     return available
+
+
+def _packs(lm: Any, path: str, config: LearnerConfig) -> bool:
+    """Whether `lm` keeps packed sequences apart; it is then left with that attention.
+
+    Layers with a state of their own (linear attention, Mamba, convolutions) often carry it over the borders."""
+    fault = separation.fault(lm, packed=True)
+    if fault is None:
+        return True
+    if config.attention == "varlen":
+        raise ValueError(f"{path}: attention='varlen' would mix up packed sequences ({fault}); set 'auto' or 'sdpa'")
+    logger.warning(
+        "%s: sequences are padded, not packed, as %s doesn't keep them apart: %s", path, type(lm).__name__, fault
+    )
+    return False
 
 
 class _Headless(nn.Module):

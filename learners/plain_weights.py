@@ -24,6 +24,8 @@ class PlainWeight:
     @property
     def sources(self) -> tuple[Any, ...]:
         """All parameters that must be whole for `tensor`."""
+        if not isinstance(self.parameter, nn.Parameter):
+            return ()  # a buffer, which ZeRO doesn't partition
         return (self.parameter, *(() if self.adapted is None else adapters.parts(self.adapted)))
 
     def tensor(self) -> Tensor:
@@ -32,9 +34,12 @@ class PlainWeight:
 
 
 def plain_weights(lm: nn.Module, *, has_adapters: bool) -> list[PlainWeight]:
-    """In model order; tied weights once."""
+    """In model order, tied weights once; then the buffers that checkpoints hold, such as a router's
+    `e_score_correction_bias`, without which the model is another one."""
+    kept = lm.state_dict().keys()
+    buffers = [PlainWeight(name, buffer) for name, buffer in lm.named_buffers() if name in kept]
     if not has_adapters:
-        return [PlainWeight(name, parameter) for name, parameter in lm.named_parameters()]
+        return [*(PlainWeight(name, parameter) for name, parameter in lm.named_parameters()), *buffers]
     adapted = adapters.layers(lm)
     found = []
     for name, parameter in lm.named_parameters():
@@ -44,7 +49,7 @@ def plain_weights(lm: nn.Module, *, has_adapters: bool) -> list[PlainWeight]:
             found.append(PlainWeight(f"{layer_name}.{rest}", parameter, layer))
         elif not any(name.startswith(f"{adapter}.lora_") for adapter in adapted):
             found.append(PlainWeight(name, parameter))
-    return found
+    return [*found, *buffers]
 
 
 def whole_tensors(weights: Sequence[PlainWeight], *, partitioned: bool) -> Iterator[tuple[str, Tensor]]:

@@ -1,7 +1,8 @@
 """From a question to the prompt's token ids, through the model's own chat template.
 
 A trajectory is one assistant message: tool results stand inside it, so a template is rendered once, for the prompt, and
-everything after it is appended as tokens.
+everything after it is appended as tokens. A template may begin the reply itself: where its prompt ends with `<think>\n`, the
+model goes on inside that thought, and the text of the reply still begins with the tag (`prompt_opening`).
 """
 
 from __future__ import annotations
@@ -9,16 +10,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from trajectory import markup
 from trajectory.storage import fetch
 
 SYSTEM_PROMPT = r"""Solve the question step by step. You can run tools while you reason. Use these tags, never nested:
 - <think>your reasoning</think> before each tool call and before the answer.
 - <code>Python code</code> to run Python (numpy, scipy and sympy are installed). Print what you need to see.
 - <search>a query</search> to look something up.
-- After each </code> or </search> the environment writes <result>what the tool returned</result>. Never write <result> yourself.
+- <result>what the tool returned</result>: written by the environment after each </code> or </search>, never by you.
 - <answer>a short conclusion with the final answer in \boxed{}</answer> once, at the end.
 Use at most three tool calls.
-Example: <think>I need 17 times 23.</think><code>print(17 * 23)</code><result>391</result><think>So it is 391.</think><answer>The product is \boxed{391}.</answer>"""  # noqa: E501
+Example:
+<think>I need 17 times 23.</think>
+<code>
+print(17 * 23)
+</code>
+<result>
+391
+</result>
+<think>So it is 391.</think>
+<answer>The product is \boxed{391}.</answer>"""
 
 _PROBE_QUESTION = "What is 2 + 3?"
 # Two thoughts, a tool call and its result: templates that rewrite earlier reasoning or trim text show it here.
@@ -39,7 +50,7 @@ class Tokenizer(Protocol):
 
 
 def load_tokenizer(path: str) -> Tokenizer:
-    """The tokenizer of the model at `path` (a folder, a URI or a hub name)."""
+    """The tokenizer of the model at `path` (a folder or a URI)."""
     from transformers import AutoTokenizer  # seconds to import
 
     tokenizer: Tokenizer = AutoTokenizer.from_pretrained(fetch(path))
@@ -56,7 +67,12 @@ def render_prompt(tokenizer: Tokenizer, question: str, system_prompt: str = SYST
 
 def render_messages(tokenizer: Tokenizer, messages: Sequence[dict[str, str]]) -> list[int]:
     """Token ids of a conversation that the assistant is to continue (P,); raises as `render_prompt` does."""
-    return encode(tokenizer, _render(tokenizer, list(messages), add_generation_prompt=True))
+    return encode(tokenizer, render_text(tokenizer, messages))
+
+
+def render_text(tokenizer: Tokenizer, messages: Sequence[dict[str, str]]) -> str:
+    """A conversation that the assistant is to continue, as text; raises as `render_prompt` does."""
+    return _render(tokenizer, list(messages), add_generation_prompt=True)
 
 
 def encode(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -64,24 +80,59 @@ def encode(tokenizer: Tokenizer, text: str) -> list[int]:
     return tokenizer.encode(text, add_special_tokens=False)
 
 
-def check_append_only(tokenizer: Tokenizer, system_prompt: str = SYSTEM_PROMPT) -> None:
-    """Make sure that a prompt stays as it was rendered once a reply follows it, as text and as token ids.
+def prompt_opening(tokenizer: Tokenizer, system_prompt: str = SYSTEM_PROMPT) -> str:
+    """What the template's prompt has already of the reply: `<think>` and what follows it, or nothing.
 
-    Raises ValueError, with the first difference, for a template that rewrites what came before: tokens appended to the
-    prompt during an episode would then not be the tokens of the conversation.
+    Raises ValueError for a template that opens another tag of the grammar, and as `render_prompt` does.
+    """
+    prompt = _render(tokenizer, _messages(_PROBE_QUESTION, system_prompt), add_generation_prompt=True)
+    tail = prompt.rpartition(_PROBE_QUESTION)[2]
+    blocks = markup.parse(tail)
+    if not blocks or (last := blocks[-1]).closed or last.end != len(tail):
+        return ""
+    if last.tag != "think":
+        raise ValueError(f"the chat template begins the reply with <{last.tag}>, where only a <think> can begin one")
+    return tail[last.start :]
+
+
+def without_opening(reply: str, opening: str) -> str:
+    """`reply` as it follows a prompt that ends with `opening`: without the `<think>` that is there already."""
+    if not opening or reply.startswith(opening):
+        return reply[len(opening) :]
+    return reply.lstrip().removeprefix("<think>").lstrip("\n") if reply.lstrip().startswith("<think>") else reply
+
+
+def check_template(tokenizer: Tokenizer, system_prompt: str = SYSTEM_PROMPT) -> None:
+    """Raises ValueError, with the remedy, for a chat template from which no episode can begin as it is meant to."""
+    prompt = _render(tokenizer, _messages(_PROBE_QUESTION, system_prompt), add_generation_prompt=True)
+    shown = " ".join(prompt.split())
+    if " ".join(_PROBE_QUESTION.split()) not in shown:
+        raise ValueError("the chat template leaves out the user's message; set another tokenizer.chat_template")
+    if " ".join(system_prompt.split()) not in shown:
+        raise ValueError(
+            "the chat template leaves out the system message, which explains the tags; set another "
+            'tokenizer.chat_template, or episode.system_prompt = "" and explain the tags in the questions'
+        )
+    prompt_opening(tokenizer, system_prompt)
+
+
+def check_append_only(tokenizer: Tokenizer, system_prompt: str = SYSTEM_PROMPT) -> None:
+    """Make sure that a prompt and a reply stay as they are when the template renders both, as text and as token ids.
+
+    Raises ValueError, with the first difference. Episodes and our own training never render a reply, so they do without;
+    a trainer that renders `messages` by such a template learns from something else than what was sampled.
     """
     messages = _messages(_PROBE_QUESTION, system_prompt)
     prompt = _render(tokenizer, messages, add_generation_prompt=True)
     reply = {"role": "assistant", "content": _PROBE_REPLY}
     full = _render(tokenizer, [*messages, reply], add_generation_prompt=False)
-    expected = prompt + _PROBE_REPLY
+    expected = prompt + without_opening(_PROBE_REPLY, prompt_opening(tokenizer, system_prompt))
     if not full.startswith(expected):
         at = next((i for i, (a, b) in enumerate(zip(expected, full, strict=False)) if a != b), len(full))
         where = "the prompt" if at < len(prompt) else "the reply"
         raise ValueError(
             f"the chat template is not append-only: it changes {where} at character {at}, "
-            f"where the episode has {expected[at : at + 40]!r} and the template renders {full[at : at + 40]!r}; "
-            "set a chat_template that leaves the assistant's content as it is (a template without reasoning parsing)"
+            f"where the episode has {expected[at : at + 40]!r} and the template renders {full[at : at + 40]!r}"
         )
     prompt_ids, full_ids = encode(tokenizer, prompt), encode(tokenizer, full)
     if full_ids[: len(prompt_ids)] != prompt_ids:
@@ -89,8 +140,7 @@ def check_append_only(tokenizer: Tokenizer, system_prompt: str = SYSTEM_PROMPT) 
         raise ValueError(
             f"the tokenizer is not append-only: with a reply behind it, token {at} of {len(prompt_ids)} of the prompt "
             f"changes from {prompt_ids[at]} ({tokenizer.decode([prompt_ids[at]])!r}) to {full_ids[at]} "
-            f"({tokenizer.decode([full_ids[at]])!r}); "
-            "end the template's generation prompt with a special token or a newline"
+            f"({tokenizer.decode([full_ids[at]])!r})"
         )
 
 

@@ -1,17 +1,18 @@
-"""Trajectories as chat-format records, as TRL and LLaMA-Factory read them, and back to tokens.
+"""Trajectories as records of files, and back to tokens.
 
     sft.jsonl           {"messages": [system?, user, assistant], "task_id", …}
-    preferences.jsonl   {"prompt": [system?, user], "chosen": [assistant], "rejected": [assistant], "task_id", …}
+    preferences.jsonl   {"messages": [system?, user], "chosen": reply, "rejected": reply, "task_id", …}
 
-A response is one assistant message with its tool results inside. Its tokens are made piece by piece, as an episode makes
-them, so that what the environment wrote is known and carries no loss.
+Both also hold what other trainers read (`trainer_columns`). A response is one assistant message with its tool results
+inside. Its tokens are made piece by piece, as an episode makes them, so that what the environment wrote is known and carries
+no loss.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trajectory.chat import Tokenizer, encode, render_messages
+from trajectory import markup
+from trajectory.chat import Tokenizer, encode, prompt_opening, render_messages, without_opening
 
 Message = dict[str, str]
 
-# What `markup.render_result` writes. The output inside is escaped, so the first `</result>` is the environment's own.
-_RESULT = re.compile(r"\n<result>\n.*?\n</result>\n", re.DOTALL)
+_CALL_WITH_RESULT = re.compile(r"</(?:code|search)>(\s*<result>)")
+_END_OF_RESULT = "</result>"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,45 +49,42 @@ def sft_record(question: str, response: str, system_prompt: str, **extra: Any) -
 
 
 def preference_record(question: str, chosen: str, rejected: str, system_prompt: str, **extra: Any) -> dict[str, Any]:
-    """One line of `preferences.jsonl`. Raises ValueError if both sides are the same: there is nothing to prefer.
-
-    TRL reads `chosen` and `rejected` as lists of messages, LLaMA-Factory the `_message` fields (see `dataset_info`).
-    """
+    """One line of `preferences.jsonl`. Raises ValueError if both sides are the same: there is nothing to prefer."""
     if chosen.split() == rejected.split():
         raise ValueError(f"chosen and rejected are the same text: {chosen[:80]!r}")
-    return {
-        "prompt": prompt_messages(question, system_prompt),
-        "chosen": [_assistant(chosen)],
-        "rejected": [_assistant(rejected)],
-        "chosen_message": _assistant(chosen),
-        "rejected_message": _assistant(rejected),
-        **extra,
-    }
+    return {"messages": prompt_messages(question, system_prompt), "chosen": chosen, "rejected": rejected, **extra}
 
 
-def dataset_info() -> dict[str, Any]:
-    """LLaMA-Factory's `dataset_info.json` for both files."""
-    tags = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
-    sharegpt = {"formatting": "sharegpt", "tags": tags | {"system_tag": "system"}}
-    return {
-        "autotraj_sft": {"file_name": "sft.jsonl", "columns": {"messages": "messages"}} | sharegpt,
-        "autotraj_preferences": {
-            "file_name": "preferences.jsonl",
-            "ranking": True,
-            "columns": {"messages": "prompt", "chosen": "chosen_message", "rejected": "rejected_message"},
-        }
-        | sharegpt,
-    }
+def preference_sides(record: Mapping[str, Any]) -> tuple[list[Message], list[Message]]:
+    """The conversations that end with the chosen and the rejected reply: of a line of `preferences.jsonl`, or of a record
+    in TRL's chat form, with lists of messages as `prompt`, `chosen` and `rejected`.
+
+    Raises ValueError, with the reason, for anything else, and for a chosen reply of which it can't be told what tools
+    returned. A rejected one may be as malformed as it was sampled.
+    """
+    prompt = record.get("messages", record.get("prompt"))
+    sides = [
+        [_assistant(record[side])] if isinstance(record[side], str) else record[side] for side in ("chosen", "rejected")
+    ]
+    if not isinstance(prompt, list) or not all(isinstance(side, list) and len(side) == 1 for side in sides):
+        raise ValueError("the prompt is not a list of messages, or a side is neither a text nor a list of one message")
+    chosen, rejected = ([*prompt, *side] for side in sides)
+    check_conversation(chosen)
+    check_messages(rejected)
+    return chosen, rejected
 
 
 def encode_conversation(tokenizer: Tokenizer, messages: Sequence[Message], *, eos_id: int | None = None) -> Encoded:
-    """Tokens of a conversation that ends with the assistant's message; `eos_id`, if given, ends it and carries loss."""
+    """Tokens of a conversation that ends with the assistant's message; `eos_id`, if given, ends it and carries loss.
+
+    A `<think>` with which the template's prompt ends is not repeated in the response.
+    """
     *prompt, reply = messages
     if reply["role"] != "assistant":
         raise ValueError(f"the last message is the {reply['role']}'s, not the assistant's")
     ids: list[int] = []
     mask: list[bool] = []
-    for text, by_model in split_response(reply["content"]):
+    for text, by_model in split_response(reply_behind_prompt(tokenizer, messages)):
         piece = encode(tokenizer, text)
         ids += piece
         mask += [by_model] * len(piece)
@@ -99,34 +98,111 @@ def encode_conversation(tokenizer: Tokenizer, messages: Sequence[Message], *, eo
     )
 
 
+def reply_behind_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> str:
+    """The last message as it follows the prompt that the template renders of the others."""
+    system = messages[0]["content"] if messages[0]["role"] == "system" else ""
+    return without_opening(messages[-1]["content"], prompt_opening(tokenizer, system))
+
+
 def split_response(text: str) -> Iterator[tuple[str, bool]]:
-    """The pieces of a response, each with whether the model wrote it; joined they are `text`."""
+    """The pieces of a response, each with whether the model wrote it; joined they are `text`.
+
+    The environment's is a `<result>` that directly follows a tool call, on the same line or on lines of its own, with the
+    white space before it and one line end behind it. Its output is escaped, so the first `</result>` ends it.
+    """
     end = 0
-    for match in _RESULT.finditer(text):
-        if match.start() > end:
-            yield text[end : match.start()], True
-        yield match[0], False
-        end = match.end()
+    while (opened := _CALL_WITH_RESULT.search(text, end)) is not None:
+        closed = text.find(_END_OF_RESULT, opened.end())
+        if closed < 0:
+            break
+        start, stop = opened.start(1), closed + len(_END_OF_RESULT)
+        stop += text.startswith("\n", stop)
+        yield text[end:start], True
+        yield text[start:stop], False
+        end = stop
     if end < len(text):
         yield text[end:], True
 
 
-def read_jsonl(path: str | Path, fields: Sequence[str]) -> list[dict[str, Any]]:
-    """The records of a file. Raises ValueError, with the line, for what isn't an object with all `fields`."""
+def check_results(text: str) -> None:
+    """Raises ValueError for a response of which it can't be told what tools returned: it would be trained on."""
+    shape = ""
+    for piece, by_model in split_response(text):
+        inside = piece if by_model else piece.strip().removeprefix("<result>").removesuffix(_END_OF_RESULT)
+        if markup.contains_forged_result(inside):
+            raise ValueError(
+                f"a <result> that is not closed, is inside another, or follows no tool call: {inside[:80]!r}"
+            )
+        shape += piece if by_model else "<result></result>"
+    if "tool_without_result" in markup.validate(shape):
+        raise ValueError("a tool call that its <result>…</result> does not directly follow")
+
+
+def check_sft(record: Mapping[str, Any]) -> None:
+    """Raises ValueError, with the reason, for what isn't a line of `sft.jsonl`."""
+    check_conversation(record["messages"])
+
+
+def check_preference(record: Mapping[str, Any]) -> None:
+    """Raises ValueError, with the reason, for what isn't a line of `preferences.jsonl`."""
+    preference_sides(record)
+
+
+def check_conversation(messages: Any) -> None:
+    """Raises ValueError, with the reason, for what isn't a conversation whose reply can be learned from."""
+    check_messages(messages)
+    if not messages[-1]["content"].strip():
+        raise ValueError("the reply is empty")
+    check_results(messages[-1]["content"])
+
+
+def check_messages(messages: Any) -> None:
+    """Raises ValueError, with the reason, for what isn't a conversation that ends with one reply, tool results inside."""
+    if not isinstance(messages, list) or not messages:
+        raise ValueError("the messages are not a list of objects with role and content")
+    for message in messages:
+        if not isinstance(message, dict) or not isinstance(message.get("content"), str):
+            raise ValueError(f"a message that is not an object with role and content, both text: {str(message)[:80]}")
+        if message.get("role") not in ("system", "user", "assistant"):
+            raise ValueError(
+                f"a message of the role {message.get('role')!r}; tool results stand in the assistant's message, as "
+                "<code>…</code><result>…</result>"
+            )
+    if messages[-1]["role"] != "assistant":
+        raise ValueError(f"the last message is the {messages[-1]['role']}'s, not the assistant's reply")
+
+
+def read_jsonl(
+    path: str | Path, fields: Sequence[str], check: Callable[[Mapping[str, Any]], None] = lambda record: None
+) -> list[dict[str, Any]]:
+    """The records of a file. Raises ValueError, with the line, for what isn't an object with all `fields`, and for what
+    `check` raises ValueError for."""
     records = []
-    with Path(path).open(encoding="utf-8") as file:
+    with Path(path).open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
             try:
                 record = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:  # malformed JSON or UTF-8; too deep
                 raise ValueError(f"{path}, line {number}: not valid JSON ({error})") from error
             missing = [f for f in fields if not isinstance(record, dict) or f not in record]
             if missing:
                 raise ValueError(f"{path}, line {number}: no field {missing[0]!r}; `synthesize` writes it")
+            try:
+                check(record)
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number}: {error}") from error
             records.append(record)
     return records
+
+
+def distinct(records: Iterable[dict[str, Any]], fields: Sequence[str]) -> list[dict[str, Any]]:
+    """The first of all records that are the same in `fields`, in their order."""
+    found: dict[str, dict[str, Any]] = {}
+    for record in records:
+        found.setdefault(json.dumps([record[field] for field in fields]), record)
+    return list(found.values())
 
 
 def write_jsonl(path: str | Path, records: Sequence[Mapping[str, Any]]) -> None:

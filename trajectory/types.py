@@ -95,10 +95,15 @@ class Trajectory:
     logprobs: NDArray[np.float32]  # (T,)
     segments: tuple[Segment, ...]
     turns: tuple[Turn, ...]
-    text: str  # the response as text, tool results included
+    text: str  # the response as text, tool results included, from a `<think>` on that the prompt may have opened
     finish_reason: FinishReason
     duration_s: float = 0.0
     error: str = ""  # non-empty exactly when finish_reason is "error" or "deadline"
+
+    @property
+    def opening(self) -> str:
+        """What of `text` is in the prompt's tokens instead of the response's: `<think>`, if the chat template opens it."""
+        return self.text[: self.text.find(self.turns[0].text)] if self.turns and self.turns[0].text in self.text else ""
 
     @property
     def num_tool_calls(self) -> int:

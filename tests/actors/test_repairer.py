@@ -309,6 +309,22 @@ async def test_a_repair_in_other_tokens_is_told_in_the_policys() -> None:
     assert accepted.response_ids.dtype == np.int32
 
 
+async def test_a_repair_follows_a_prompt_that_opens_the_thought() -> None:
+    """The policy's prompt has the tag already: it is no part of the repair's tokens, and stands in its text once."""
+    bad = make_trajectory("<think>\nNo.</think>", turn_texts=("No.</think>",), results=())
+    written = make_trajectory(GOOD, turn_texts=(CALL, ANSWER))
+    result = await Writer(written).repair(make_request(trajectory=bad), encode=lambda text: [len(text)])
+    accepted = result.accepted
+    assert accepted is not None
+    call = CALL.removeprefix("<think>")
+    assert accepted.response_ids.tolist() == [len(call), len(RESULT), len(ANSWER)]
+    assert (accepted.text, accepted.opening) == ("<think>\n" + call + RESULT + ANSWER, "<think>\n")
+    assert accepted.turns[0].text == call
+    spoken = make_trajectory("Sure. " + GOOD, turn_texts=("Sure. " + CALL, ANSWER))
+    refused = await Writer(*[spoken] * 3).repair(make_request(trajectory=bad), encode=lambda text: [len(text)])
+    assert reasons(refused) == ["unparseable"] * 3
+
+
 # --- settings -----------------------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from conftest import build_tokenizer
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from actors.config import EpisodeConfig
 from actors.engine import EngineDead, Generation, Sampling, UpdateReport
 from actors.sampler import Sampler
+from trajectory.markup import validate
 from trajectory.types import Segment, Task, ToolCall, ToolResult
 from trajectory.weights import WeightUpdate
 
@@ -111,3 +113,22 @@ async def test_an_attempt_on_a_prompt_of_the_callers_own() -> None:
     assert [name for name, _ in engine.asked] == ["0/repair-0/t1/0/0", "1/repair-0/t1/0/1"]
     assert {s.temperature for _, s in engine.asked} == {0.3}
     assert sampler.num_episodes_finished == 1
+
+
+async def test_a_thought_that_the_prompt_opened_is_part_of_the_text_and_not_of_the_response() -> None:
+    class Thinker(ScriptedEngine):
+        async def generate(self, prompt_ids: Sequence[int], sampling: Sampling, request_id: str) -> Generation:
+            said = await super().generate(prompt_ids, sampling, request_id)
+            return replace(said, text="Run it.</think>" + said.text if request_id.endswith("/0") else said.text)
+
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = tokenizer.chat_template.replace("assistant\n", "assistant\n<think>\n")
+    config = EpisodeConfig(system_prompt="")
+    sampler = Sampler(Thinker(), tokenizer, call_tool, config, max_concurrent_episodes=1)
+    (trajectory,) = (await sampler.sample_group(TASKS[0], lease_id="l", group_size=1, seed=1)).trajectories
+    assert trajectory.text.startswith("<think>\nRun it.</think><code>1</code>\n<result>")
+    assert trajectory.opening == "<think>\n"
+    assert trajectory.turns[0].text == "Run it.</think><code>1</code>"
+    assert "unpaired_tag" not in validate(trajectory.text)
+    assert tokenizer.decode(trajectory.prompt_ids).endswith("<think>\n")
+    assert trajectory.response_ids.tolist()[0] == 7, "the response begins with what was sampled"

@@ -88,3 +88,32 @@ def test_a_damaged_list_of_stages(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_a_stage_that_is_done_says_so_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "stages.json").write_text(json.dumps({"sft": {}}))
     assert f"sft is done in {tmp_path}" in fails(capsys, "sft", "--config", TINY, f'run_dir="{tmp_path}"')
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("summary.json", b'{"stages": []}', "summary.json is no result: run: Field required"),
+        ("a.json", b"", "a.json is no result: Invalid JSON"),
+        ("a.json", b"[]", "a.json is no result: "),
+        ("a.json", b"\xff\xfe", "a.json is no result: 'utf-8' codec can't decode"),
+        ("config.toml", b"", "is the folder of a run, not of results"),
+    ],
+)
+def test_compare_on_what_is_no_result(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: bytes, message: str
+) -> None:
+    (tmp_path / "status.json").write_text("{}") if name == "config.toml" else None
+    (tmp_path / name).write_bytes(content)
+    printed = fails(capsys, "compare", str(tmp_path))
+    assert message in printed
+    assert printed.count("\n") == 1
+    assert "evaluate --benchmarks FILE --out FOLDER` writes" in printed
+
+
+def test_a_configuration_is_no_suite_of_benchmarks(capsys: pytest.CaptureFixture[str]) -> None:
+    printed = fails(capsys, "evaluate", "--config", TINY, "--benchmarks", TINY)
+    assert printed == (
+        f"error: --benchmarks {TINY}: no suite of benchmarks, as it has no [[benchmarks]] table; it looks like a run's "
+        "configuration, which is for --config. An example is examples/benchmarks.toml\n"
+    )

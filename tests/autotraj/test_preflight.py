@@ -12,6 +12,7 @@ import psutil
 import pytest
 from conftest import ROOT, tiny
 from safetensors.numpy import save_file
+from transformers import AutoTokenizer
 
 from autotraj import preflight
 from autotraj.__main__ import main
@@ -35,6 +36,11 @@ def test_model_without_weights(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "examples/tiny/base", model)
     (model / "model.safetensors").unlink()
     assert "holds no *.safetensors" in fails(tmp_path, f'model="{model}"')
+
+
+def test_a_name_on_the_hub_is_told_how_to_fetch_it(tmp_path: Path) -> None:
+    message = fails(tmp_path, "model=Qwen/Qwen2.5-0.5B-Instruct")
+    assert "`hf download Qwen/Qwen2.5-0.5B-Instruct --local-dir models/Qwen2.5-0.5B-Instruct`" in message
 
 
 def copy_of_base(tmp_path: Path) -> Path:
@@ -220,3 +226,20 @@ def test_a_run_folder_with_checkpoints_is_not_started_over(tmp_path: Path) -> No
 def test_resume_without_a_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no run with a checkpoint there"):
         RunFolder.resume(str(tmp_path))
+
+
+def test_a_chat_template_is_tried_before_an_engine_is_started(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(ROOT / "examples/tiny/base", model)
+    config = tiny(tmp_path, f'model="{model}"', 'episode.system_prompt="Use the tags."')
+    preflight.check_prompt(config)
+    assert preflight.template_note(config) == ""
+    template = AutoTokenizer.from_pretrained(model).chat_template
+    write = (model / "chat_template.jinja").write_text
+    write(template.replace("message.content", "message.content.split('</think>')[-1]"))
+    preflight.check_prompt(config)  # episodes never render a reply
+    assert "it changes the reply" in preflight.template_note(config)
+    assert "`input_ids` and `labels`" in preflight.template_note(config)
+    write(template.replace("for message in messages", "for message in messages if message.role == 'user'"))
+    with pytest.raises(UserError, match="leaves out the system message"):
+        preflight.check_prompt(config)

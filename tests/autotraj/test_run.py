@@ -102,8 +102,11 @@ def test_stage_one_did_every_question_once(finished: tuple[RunConfig, set[str]])
     assert summary["num_repaired"] + summary["num_hard"] == summary["num_to_repair"]
     assert summary["num_repaired"] > 0
     sft = read_jsonl(folder / "sft.jsonl", ["messages", "source"])
-    assert len(sft) == summary["num_kept"] + summary["num_repaired"]
-    assert len(read_jsonl(folder / "preferences.jsonl", ["chosen", "rejected"])) == summary["num_repaired"]
+    assert len(sft) == summary["num_sft"] == len({json.dumps(record["messages"]) for record in sft})
+    assert summary["num_sft"] + summary["num_sft_duplicates"] == summary["num_kept"] + summary["num_repaired"]
+    assert all(len(record["input_ids"]) == len(record["labels"]) for record in sft)
+    pairs = read_jsonl(folder / "preferences.jsonl", ["prompt", "chosen", "rejected"])
+    assert len(pairs) == summary["num_pairs"] == summary["num_repaired"] - summary["num_pair_duplicates"]
     assert len(read_jsonl(folder / "hard.jsonl", ["reasons"])) == summary["num_hard"]
 
 

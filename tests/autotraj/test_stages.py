@@ -110,6 +110,19 @@ def test_pair_accuracy_by_hand() -> None:
     assert found.margin_mean == pytest.approx((1 + 0 - 1 + 3) / 4)
 
 
+def test_an_own_file_with_inline_results_learns_nothing_of_them_and_a_broken_one_is_refused(
+    tmp_path: Path, tokenizer: Any
+) -> None:
+    path = tmp_path / "sft.jsonl"
+    inline = CLEAN.replace(render_result("6\n", max_chars=100), "<result>6</result>")
+    write_jsonl(path, [sft_record("What is 2 times 3?", inline, "")])  # no task id, no source: written by hand
+    (sample,) = sft.load_samples(path, tokenizer, None, include_repaired=True)
+    assert tokenizer.decode(sample.ids[sample.prompt_len :][~sample.mask]) == "<result>6</result>"
+    write_jsonl(path, [sft_record("q", reply, "") for reply in (CLEAN, CLEAN.replace("</result>", ""))])
+    with pytest.raises(ValueError, match=r"sft\.jsonl, line 2: a <result> that is not closed"):
+        sft.load_samples(path, tokenizer, None, include_repaired=True)
+
+
 def test_whether_a_question_is_held_out_depends_on_nothing_else() -> None:
     assert [pairs.is_held_out(str(i), 0.3) for i in range(50)] == [pairs.is_held_out(str(i), 0.3) for i in range(50)]
     share = np.mean([pairs.is_held_out(str(i), 0.3) for i in range(2000)])

@@ -95,8 +95,8 @@ def test_files_hold_each_trajectory_once(record: QuestionRecord) -> None:
     sft = synthesis_record.sft_records(record, "")
     assert [entry["source"] for entry in sft] == ["kept", "repaired"]
     (pair,) = synthesis_record.preference_records(record, "")
-    assert pair["chosen"][0]["content"] == record.group.trajectories[0].text
-    assert pair["rejected"][0]["content"] == record.group.trajectories[1].text
+    assert pair["chosen"] == record.group.trajectories[0].text
+    assert pair["rejected"] == record.group.trajectories[1].text
     (hard,) = synthesis_record.hard_records(record, "")
     assert hard["reasons"] == ["copy"] * 3
     assert hard["problems"][0] == "wrong answer"

@@ -5,11 +5,24 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import PreTrainedTokenizerFast
 
 from trajectory import chat
+from trajectory.markup import render_result, validate
+from trajectory.records import check_results, split_response
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+
+
+# As Qwen3's: of an assistant's message it keeps the thought before the first `</think>` and what stands behind the last.
+KEEPS_ENDS = CHATML.replace(
+    "{{ m.content }}",
+    "{% if m.role == 'assistant' and '</think>' in m.content %}"
+    "<think>\n{{ m.content.split('</think>')[0].split('<think>')[-1].strip('\n') }}\n</think>\n\n"
+    "{{ m.content.split('</think>')[-1].lstrip('\n') }}{% else %}{{ m.content }}{% endif %}",
+)
+# As that of DeepSeek-R1's distillations and of Qwen3's thinking models: the prompt opens the thought.
+OPENS_THINK = CHATML.replace("assistant\n{% endif", "assistant\n<think>\n{% endif")
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +71,60 @@ def test_the_default_prompt_names_every_tag():
 
 def test_chatml_is_append_only(make_tokenizer):
     chat.check_append_only(make_tokenizer(CHATML))
+
+
+def test_a_template_that_drops_tool_calls_from_a_reply_is_refused(make_tokenizer):
+    with pytest.raises(ValueError, match=r"not append-only: it changes the reply at character .*<code>"):
+        chat.check_append_only(make_tokenizer(KEEPS_ENDS))
+
+
+@pytest.mark.parametrize(
+    ("template", "opening"),
+    [
+        (CHATML, ""),
+        (KEEPS_ENDS, ""),
+        (OPENS_THINK, "<think>\n"),
+        (OPENS_THINK.replace("<think>\n", "<think>"), "<think>"),
+        (OPENS_THINK.replace("<think>\n", "<think>\n\n</think>\n\n"), ""),  # as without thinking: closed at once
+    ],
+)
+def test_what_the_prompt_has_already_of_the_reply(make_tokenizer, template, opening):
+    tokenizer = make_tokenizer(template)
+    for system_prompt in (chat.SYSTEM_PROMPT, "", "Write <think> first."):
+        assert chat.prompt_opening(tokenizer, system_prompt) == opening
+    chat.check_template(tokenizer)
+
+
+def test_a_reply_behind_an_opening():
+    assert chat.without_opening("<think>\nAdd.</think>", "<think>\n") == "Add.</think>"
+    assert chat.without_opening("<think>Add.</think>", "<think>\n") == "Add.</think>"
+    assert chat.without_opening("\n<think>\n\nAdd.</think>", "<think>") == "Add.</think>"
+    assert chat.without_opening("Add.</think>", "<think>\n") == "Add.</think>"
+    assert chat.without_opening("<think>\nAdd.</think>", "") == "<think>\nAdd.</think>"
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (
+            CHATML.replace("for m in messages", "for m in messages if m.role != 'system'"),
+            "leaves out the system message",
+        ),
+        (CHATML.replace("for m in messages", "for m in messages if m.role != 'user'"), "leaves out the user's message"),
+        (OPENS_THINK.replace("<think>", "<answer>"), "begins the reply with <answer>"),
+        (None, r"set tokenizer\.chat_template"),
+    ],
+)
+def test_a_template_with_which_no_episode_can_begin_is_refused(make_tokenizer, template, message):
+    with pytest.raises(ValueError, match=message):
+        chat.check_template(make_tokenizer(template))
+
+
+def test_the_prompts_example_is_in_the_grammar_that_records_are_read_by():
+    example = chat.SYSTEM_PROMPT.partition("Example:\n")[2]
+    assert validate(example) == ()
+    check_results(example)
+    assert [piece for piece, by_model in split_response(example) if not by_model] == [render_result("391\n", 100)]
 
 
 def test_a_template_that_strips_earlier_reasoning_is_refused(make_tokenizer):
