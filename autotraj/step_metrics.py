@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from rewards.verifier import NO_VERDICT
 from trajectory.ledger import Ledger
 from trajectory.types import Group
 
@@ -14,6 +15,7 @@ from trajectory.types import Group
 def describe_groups(groups: Sequence[Group], policy_version: int) -> dict[str, float]:
     """Means over the trajectories of scored `groups`, by metric name.
 
+    `no_verdict/*` is the share of answers that couldn't be compared with a gold answer, by reason; they count as wrong.
     `staleness_*` is `policy_version` minus the version that sampled a trajectory's oldest token.
     """
     trajectories = [t for g in groups for t in g.trajectories]
@@ -38,6 +40,8 @@ def describe_groups(groups: Sequence[Group], policy_version: int) -> dict[str, f
         "staleness_max": float(max(ages, default=0)),
     }
     metrics |= {f"reward/{part}": value for part, value in reward_parts(groups).items()}
+    undecided = [note.partition(":")[0] for r in rewards for note in r.notes if note.startswith(NO_VERDICT)]
+    metrics |= {name: count / len(rewards) for name, count in sorted(Counter(undecided).items())}
     for reason, count in sorted(Counter(t.finish_reason for t in trajectories).items()):
         metrics[f"finish/{reason}"] = count / len(trajectories)
     if calls:

@@ -22,6 +22,9 @@ from typing import IO
 MAX_CHARS = 1000
 """Longer answers aren't compared: no gold answer is near it, and parsing time grows with length."""
 
+NO_VERDICT = "no_verdict/"
+"""What the note begins with if the answers couldn't be compared. A name follows: too_long, timeout, died or failed."""
+
 START_TIMEOUT_S = 60.0  # it imports sympy: about 2 s, longer on a busy machine
 
 _CHILD = Path(__file__).with_name("math_verify_child.py")
@@ -30,7 +33,7 @@ _CHILD = Path(__file__).with_name("math_verify_child.py")
 @dataclass(frozen=True, slots=True)
 class Verdict:
     equal: bool
-    note: str = ""  # why the answers couldn't be compared
+    note: str = ""  # empty for a verdict; else `NO_VERDICT`, a reason's name, and what happened
 
 
 class MathVerifier:
@@ -46,17 +49,23 @@ class MathVerifier:
         Raises RuntimeError if the child can't be started, which is a broken installation and not a wrong answer.
         """
         if max(len(answer), len(gold)) > MAX_CHARS:
-            return Verdict(False, f"an answer of more than {MAX_CHARS} characters isn't compared")
+            return _no_verdict("too_long", f"an answer of more than {MAX_CHARS} characters isn't compared")
         request = json.dumps({"answer": answer, "gold": gold, "timeout_s": timeout_s}).encode() + b"\n"
         with self._lock:  # no deadline of its own: whoever holds it has one
             child = self._running_child()
             try:
                 os.write(_fd(child.stdin), request)  # at most 25 KB into an empty pipe: it can't block
                 reply = _read_line(child, timeout_s)
-            except (TimeoutError, OSError) as error:
+            except TimeoutError as error:
                 self._stop()
-                return Verdict(False, f"math-verify gave no verdict: {error}")
-        return Verdict(**json.loads(reply))
+                return _no_verdict("timeout", f"math-verify gave none: {error}")
+            except OSError as error:
+                self._stop()
+                return _no_verdict("died", f"math-verify gave none: {error}")
+        verdict = json.loads(reply)
+        if "error" in verdict:
+            return _no_verdict("failed", f"math-verify raised {verdict['error']}")
+        return Verdict(verdict["equal"])
 
     def close(self) -> None:
         with self._lock:
@@ -112,7 +121,32 @@ _verifier = MathVerifier()
 atexit.register(_verifier.close)
 
 
-@lru_cache(maxsize=10_000)  # siblings give the same answers; a bomb costs its deadline once
 def equal(answer: str, gold: str, timeout_s: float) -> Verdict:
-    """`MathVerifier.equal` of the one verifier that this process shares."""
-    return _verifier.equal(answer, gold, timeout_s)
+    """`MathVerifier.equal` of the one verifier that this process shares; it remembers verdicts, and nothing else.
+
+    A process that was stopped or had no CPU for a while says nothing about an answer, so the next call asks again.
+    """
+    try:
+        return _decided(answer, gold, timeout_s)
+    except _NoVerdictError as error:
+        return error.verdict
+
+
+class _NoVerdictError(Exception):
+    """Keeps `verdict` out of the cache, which holds what is returned and not what is raised."""
+
+    def __init__(self, verdict: Verdict) -> None:
+        super().__init__(verdict.note)
+        self.verdict = verdict
+
+
+@lru_cache(maxsize=10_000)  # siblings give the same answers
+def _decided(answer: str, gold: str, timeout_s: float) -> Verdict:
+    verdict = _verifier.equal(answer, gold, timeout_s)
+    if verdict.note:
+        raise _NoVerdictError(verdict)
+    return verdict
+
+
+def _no_verdict(name: str, what: str) -> Verdict:
+    return Verdict(False, f"{NO_VERDICT}{name}: {what}")

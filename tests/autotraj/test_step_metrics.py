@@ -1,5 +1,7 @@
 """What a step reports, and what it trains on, by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -57,6 +59,13 @@ def test_means_over_trajectories(groups: list[Group]) -> None:
     assert metrics["staleness_mean"] == pytest.approx((1 + 2 + 1 + 1) / 4)
     assert metrics["staleness_max"] == 2
     assert metrics["finish/answer"] == 1.0
+
+
+def test_answers_without_a_verdict_are_counted_by_reason(groups: list[Group]) -> None:
+    undecided = replace(groups[0].rewards[1], notes=("no_code", "no_verdict/timeout: waited 3 s: for it"))
+    groups[0] = replace(groups[0], rewards=(groups[0].rewards[0], undecided))
+    metrics = describe_groups(groups, policy_version=4)
+    assert {k: v for k, v in metrics.items() if k.startswith("no_verdict")} == {"no_verdict/timeout": 0.25}
 
 
 def test_no_groups_is_no_metrics() -> None:

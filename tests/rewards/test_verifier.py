@@ -1,14 +1,16 @@
 """The math-verify process: its deadline holds, and it comes back after everything."""
 
 import concurrent.futures
+import contextlib
 import os
 import signal
 import time
 
+import psutil
 import pytest
 
 from rewards import verifier
-from rewards.verifier import MathVerifier
+from rewards.verifier import MathVerifier, Verdict
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +60,28 @@ def test_long_answers_are_not_compared(shared):
     verdict = shared.equal("1+" * 501 + "1", "502", 1.0)
     assert not verdict.equal
     assert "1000 characters" in verdict.note
+
+
+def test_no_verdict_is_named_and_asked_again(monkeypatch):
+    """The process is stopped, as by a busy machine, for one comparison of a right answer; the next one is decided."""
+    others = set(psutil.Process().children())
+    with contextlib.closing(MathVerifier()) as math_verifier:
+        monkeypatch.setattr(verifier, "_verifier", math_verifier)
+        assert verifier.equal("\\pi", "\\pi+0", 30.0).equal  # started
+        (child,) = set(psutil.Process().children()) - others
+        child.suspend()
+        stalled = verifier.equal("3\\sqrt2", "\\sqrt{18}", 3.0)
+        assert stalled == Verdict(False, "no_verdict/timeout: math-verify gave none: waited 3 s for it")
+        assert verifier.equal("3\\sqrt2", "\\sqrt{18}", 3.0) == Verdict(True)
+
+
+@pytest.mark.parametrize(
+    ("answer", "name"),
+    [("1+" * 501 + "1", "too_long"), ("9^{9^{9^{9}}}", "timeout")],
+)
+def test_every_missing_verdict_has_a_name(shared, answer, name):
+    assert shared.equal("\\pi", "\\pi", 30.0).equal  # started
+    assert shared.equal(answer, "\\pi", 2.0).note.startswith(f"{verifier.NO_VERDICT}{name}: ")
 
 
 def test_the_child_may_not_fill_the_memory(shared):
