@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import re
 import string
+import unicodedata
 from collections import Counter
 from dataclasses import dataclass
 from fractions import Fraction
 
 from rewards import verifier
+from trajectory import typography
 from trajectory.types import Task
 
 TOLERANCE = Fraction(1, 10**6)
@@ -22,7 +24,7 @@ QA_CORRECT_F1 = 0.5
 """From this token F1 on, an answer to a question counts as correct."""
 
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_PUNCTUATION = frozenset(string.punctuation)  # of which `$+<=>^`|~` are symbols in Unicode
 _EXACT_ONLY = {"yes", "no", "noanswer"}
 
 # What changes how LaTeX looks, but not its value; `%` and degrees as MATH's own graders drop them.
@@ -102,7 +104,7 @@ def _number(text: str) -> Fraction | None:
 
 
 def qa_f1(answer: str, gold: str) -> float:
-    """Token F1 after lower-casing and without punctuation and articles; yes, no and noanswer must match exactly."""
+    """Token F1 of the `normalise`d answers; yes, no and noanswer must match exactly."""
     answer, gold = normalise(answer), normalise(gold)
     if answer == gold:
         return 1.0
@@ -114,4 +116,7 @@ def qa_f1(answer: str, gold: str) -> float:
 
 
 def normalise(text: str) -> str:
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+    """`text` in lower case, without LaTeX's fonts, punctuation of any script, articles, and doubled spaces."""
+    text = typography.unwrap(typography.fold(text)).lower()
+    text = "".join(c for c in text if c not in _PUNCTUATION and not unicodedata.category(c).startswith("P"))
+    return " ".join(_ARTICLES.sub(" ", text).split())

@@ -89,6 +89,18 @@ def test_any_text_is_cleaned_and_read_without_an_error(text, number):
         ("no", "yes", 0.0),
         ("noanswer", "no answer", 0.0),
         ("", "Paris", 0.0),
+        ("\\text{Lisbon}", "Lisbon", 1.0),
+        ("\\boxed{\\text{Lisbon}}", "Lisbon", 1.0),
+        ("\\mathrm{New York}", "New York", 1.0),
+        ("\\textbf{No}", "no", 1.0),
+        ("\\text{\\emph{The} Hague}", "the Hague", 1.0),
+        ("1914-18", "1914–18", 1.0),
+        ("Franco-German", "Franco‑German", 1.0),
+        ("Nin\u0303o", "Niño", 1.0),
+        ("Kenya’s “lion”", 'Kenya\'s "lion"', 1.0),
+        ("《東京》。", "東京", 1.0),
+        ("Ｒ２Ｄ２", "r2d2", 1.0),
+        ("Zürich", "Zurich", 0.0),  # another letter, not another typography
     ],
 )
 def test_qa_f1(answer, gold, f1):
