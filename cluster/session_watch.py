@@ -95,6 +95,8 @@ class SessionWatch:
             f"checkpoint. If nobody ended it, its last words are in {self._logs}"
         )
         logger.warning("Ray's %s (process %d) has ended", _name(process), process.pid)
+        # It would report, with tracebacks, that it can't end actors which are gone.
+        logging.getLogger("ray.rllib").setLevel(logging.CRITICAL)
         until = time.monotonic() + UNWIND_TIMEOUT_S
         while True:
             if self._previous is not None:
