@@ -2,34 +2,39 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Count = Annotated[int, Field(ge=0)]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class PoolState(BaseModel):
     """The pool of containers, now."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    queue: int = 0  # calls that wait for a slot
-    clients: int = 0  # connections that wait for a slot or hold one
-    slots_free: int = 0
-    slots_taken: int = 0  # by a call, an open session, or the cleaning after one
-    sessions: int = 0  # open ones
-    containers: dict[str, int] = {}  # by state: serving, spare, starting, retiring
+    queue: Count = 0  # calls that wait for a slot
+    clients: Count = 0  # connections that wait for a slot or hold one
+    slots_free: Count = 0
+    slots_taken: Count = 0  # by a call, an open session, or the cleaning after one
+    sessions: Count = 0  # open ones
+    containers: dict[str, Count] = {}  # by state: serving, spare, starting, retiring
 
 
 class Stats(BaseModel):
     """Counts since the gateway started, and its state now."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    uptime_s: float
+    uptime_s: Seconds
     draining: bool
-    running: int  # calls that wait or run
-    calls: dict[str, dict[str, int]]  # answered: tool → status → how many
-    call_seconds: dict[str, dict[str, float]]  # tool → p50, p90, p99, arrival to answer
-    queue_seconds: dict[str, dict[str, float]]
-    containers_started: int
-    containers_died: int
-    containers_recycled: dict[str, int]  # by reason: violations, calls, age, unhealthy
+    running: Count  # calls that wait or run
+    calls: dict[str, dict[str, Count]]  # answered: tool → status → how many
+    call_seconds: dict[str, dict[str, Seconds]]  # tool → p50, p90, p99, arrival to answer
+    queue_seconds: dict[str, dict[str, Seconds]]
+    containers_started: Count
+    containers_died: Count
+    containers_recycled: dict[str, Count]  # by reason: violations, calls, age, unhealthy
     pool: PoolState

@@ -31,6 +31,9 @@ MAX_REPLY_BYTES = 32 * 1024 * 1024
 MAX_SESSION_ID_CHARS = 200
 MAX_TOOL_CHARS = 100
 
+MAX_RESULT_S = 86_400.0
+"""Longest time that a result may report, seconds: a day is far above every deadline."""
+
 _STATUSES = frozenset(get_args(ToolStatus))
 
 
@@ -74,10 +77,23 @@ def encode_result(result: ToolResult) -> bytes:
 
 
 def decode_result(data: bytes) -> ToolResult:
-    """The result in `data`; WireError if it isn't one (a gateway of another version)."""
+    """The result in `data`, every field checked; WireError if it isn't one (a gateway of another version).
+
+    Only `status` must be there; what is absent has `ToolResult`'s default."""
     message = _unpack(data, _RESULT_FIELDS)
-    if message.get("status") not in _STATUSES:
-        raise WireError(f"unknown status {message.get('status')!r}")
+    status = message.get("status")
+    if not isinstance(status, str) or status not in _STATUSES:
+        raise WireError(f"unknown status {status!r:.100}")
+    for name in ("output", "message"):
+        if not isinstance(message.get(name, ""), str):
+            raise WireError(f"{name} must be a string")
+    for name in ("duration_s", "queue_s"):
+        if not _is_time(message.get(name, 0.0)):
+            raise WireError(f"{name} must be a number of seconds from 0 to {MAX_RESULT_S:g}")
+    if not isinstance(message.get("fresh", True), bool):
+        raise WireError("fresh must be true or false")
+    if (retry_after_s := message.get("retry_after_s")) is not None and not _is_time(retry_after_s):
+        raise WireError(f"retry_after_s must be a number of seconds from 0 to {MAX_RESULT_S:g}, or absent")
     return ToolResult(**message)
 
 
@@ -90,7 +106,13 @@ def decode_stats(data: bytes) -> Stats:
     try:
         return Stats.model_validate(_unpack(data, frozenset(Stats.model_fields)))
     except ValidationError as error:
-        raise WireError(f"no stats: {error.errors()[0]['msg']}") from None
+        first = error.errors()[0]
+        raise WireError(f"no stats: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+def _is_time(value: object) -> bool:
+    """NaN is none: it compares false."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= MAX_RESULT_S
 
 
 def _pack(message: dict[str, Any], limit: int) -> bytes:

@@ -7,6 +7,7 @@ import pytest
 
 from tool_sandbox import wire
 from tool_sandbox.errors import WireError
+from tool_sandbox.stats import PoolState, Stats
 from trajectory.types import ToolResult
 
 GOOD = {"tool": "python", "content": "print(1)", "timeout_s": 2.5, "session_id": None}
@@ -55,6 +56,63 @@ def test_what_cannot_be_sent_is_refused_before_it_is() -> None:
 def test_a_result_of_another_version_is_refused() -> None:
     with pytest.raises(WireError, match="unknown status 'fine'"):
         wire.decode_result(msgpack.packb({"status": "fine"}))
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"status": ["ok"]}, "unknown status"),
+        ({"output": None}, "output must be a string"),
+        ({"output": b"bytes"}, "output must be a string"),
+        ({"message": 3}, "message must be a string"),
+        ({"duration_s": "fast"}, "duration_s must"),
+        ({"duration_s": float("nan")}, "duration_s must"),
+        ({"duration_s": True}, "duration_s must"),
+        ({"queue_s": -1.0}, "queue_s must"),
+        ({"queue_s": float("inf")}, "queue_s must"),
+        ({"fresh": 1}, "fresh must"),
+        ({"retry_after_s": -0.5}, "retry_after_s must"),
+        ({"retry_after_s": 1e9}, "retry_after_s must"),
+    ],
+)
+def test_each_field_of_a_result_is_checked(change: dict[str, object], complaint: str) -> None:
+    with pytest.raises(WireError, match=complaint):
+        wire.decode_result(msgpack.packb({"status": "ok", **change}))
+
+
+STATS = Stats(
+    uptime_s=3.0,
+    draining=False,
+    running=1,
+    calls={"python": {"ok": 2}},
+    call_seconds={"python": {"p50": 0.1}},
+    queue_seconds={},
+    containers_started=1,
+    containers_died=0,
+    containers_recycled={},
+    pool=PoolState(containers={"serving": 1}),
+)
+
+
+def test_stats_survive_the_trip() -> None:
+    assert wire.decode_stats(wire.encode_stats(STATS)) == STATS
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"uptime_s": "3"}, "uptime_s"),
+        ({"uptime_s": float("inf")}, "uptime_s"),
+        ({"draining": "no"}, "draining"),
+        ({"running": -1}, "running"),
+        ({"calls": {"python": {"ok": "2"}}}, "calls.python.ok"),
+        ({"call_seconds": {"python": {"p50": float("nan")}}}, "call_seconds.python.p50"),
+        ({"pool": {"queue": -1}}, "pool.queue"),
+    ],
+)
+def test_each_field_of_stats_is_checked(change: dict[str, object], complaint: str) -> None:
+    with pytest.raises(WireError, match=f"no stats: {complaint}"):
+        wire.decode_stats(msgpack.packb({**STATS.model_dump(), **change}))
 
 
 def test_garbage_is_a_request_or_a_wire_error() -> None:
