@@ -17,5 +17,9 @@ class GateError(RunError):
     """After a weight sync the engine and the learner disagree about the probe's logprobs."""
 
 
+class NotFinite(RunError):
+    """Several training steps in a row had no finite loss or gradient."""
+
+
 class Stalled(RunError):
     """A deadline passed; the message says who waited on whom."""

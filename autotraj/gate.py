@@ -20,7 +20,13 @@ def check(probe: LogprobProbe, logprobs: NDArray[np.float32], *, tolerance: floa
     ours, theirs = np.asarray(probe.logprobs, np.float64), np.asarray(logprobs, np.float64)
     deltas = np.abs(theirs - ours)
     allowed = np.maximum(tolerance, ROUNDING * np.abs(ours))
-    if not (np.all(np.isfinite(ours)) and np.all(deltas <= allowed)):  # a NaN is not <=
+    if not np.all(np.isfinite(ours)):
+        raise GateError(
+            f"weight sync gate: the weights of policy version {probe.policy_version} give the probe logprobs that are not "
+            "finite, in the learner itself: training has broken the policy. Lower learner.lr, then go on from the last "
+            "checkpoint, if there is one"
+        )
+    if not np.all(deltas <= allowed):  # a NaN is not <=
         with np.errstate(invalid="ignore"):
             worst = int(np.argmax(deltas / allowed))  # a NaN is the largest
         raise GateError(

@@ -38,10 +38,12 @@ from autotraj.run_folder import LEARNERS, Checkpoint
 from autotraj.runner_calls import Failed, Outcome, managed
 from autotraj.runner_pool import RunnerPool
 from autotraj.scoring import Scorer, ScoringThreads, score_group
+from autotraj.skips import Skips
 from autotraj.step_metrics import describe_groups
 from autotraj.training_batch import TrainingBatch, assemble
 from learners.advantages import has_variance
 from learners.group import LearnerGroup, Pending, StepResult
+from learners.skipped_steps import reasons
 from trajectory import ledger as ledgers
 from trajectory.ledger import Ledger
 from trajectory.storage import Storage
@@ -78,6 +80,7 @@ class GRPO(Algorithm):
         self._repair: OnlineRepair | None = None
         self._ends_with_the_run = ExitStack()
         self._num_leases = 0
+        self._skips = Skips()
         self._tokens_since_step = 0
         self._last_step_at = time.monotonic()
         self.policy_version = 0
@@ -249,7 +252,7 @@ class GRPO(Algorithm):
             return
         taken, self._buffer = fresh[: run.grpo.groups_per_step], fresh[run.grpo.groups_per_step :]
         batch = assemble(taken, run.loss)
-        if not batch.samples:  # nothing to learn from: no step, and admission replaces the groups
+        if not batch.has_gradient:  # nothing to learn from: no step, and admission replaces the groups
             for group in taken:
                 self._ledger.drop(group.lease_id, "no_variance")
             return
@@ -259,6 +262,10 @@ class GRPO(Algorithm):
         """Counts the step, publishes the weights and reports; runners sync while the next step begins."""
         self._pending = None
         now = time.monotonic()
+        if not result.applied:
+            self._skip_step(result, batch)
+            return
+        self._skips.took(result.metrics)
         metrics = describe_groups(batch.groups, self.policy_version)
         self.policy_version = result.policy_version
         self._ledger.train([group.lease_id for group in batch.groups], step=self.policy_version)
@@ -275,6 +282,7 @@ class GRPO(Algorithm):
             "train_seconds": now - started,
             "tokens_per_second": self._tokens_since_step / elapsed,
             "groups_no_variance": float(batch.num_no_variance),
+            "steps_skipped": float(self._skips.num_skipped),
             **self.inspection.measured(result),
         }
         self._tokens_since_step, self._last_step_at = 0, now
@@ -285,6 +293,14 @@ class GRPO(Algorithm):
             int(metrics["num_trajectories"]),
             reduce="lifetime_sum",
         )
+
+    def _skip_step(self, result: StepResult, batch: TrainingBatch) -> None:
+        """Of a step whose loss or gradient was not finite: nothing has changed, and its prompts are sampled again."""
+        (reason, *_) = reasons(result.metrics)
+        for group in batch.groups:
+            self._ledger.hand_back(group.lease_id, reason)
+        self._last_step_at = time.monotonic()
+        self._skips.took(result.metrics)
 
     def _check_deadlines(self) -> None:
         limit = self.config.run_config.grpo.step_timeout_s
@@ -318,8 +334,10 @@ class GRPO(Algorithm):
 
     def save_to_path(self, path: Any = None, *, learners: Path | Storage | None = None, **kwargs: Any) -> str:
         """Ledger and scored-but-untrained groups below `path`, the learners' state at `learners` (None: below `path`).
-        Between steps only: no step is in flight then."""
+        Between steps only: no step is in flight then. Waits until an engine has passed the gate with the weights, as what
+        the gate would refuse must not be what a run goes on from."""
         assert self._pending is None, "a checkpoint is taken between steps"
+        self.wait_for_gate()
         # RLlib takes a path without a scheme for a broken URI.
         target: str = super().save_to_path(str(Path(path).absolute()) if path else None, **kwargs)
         loop_state.write(self, Path(target))
@@ -327,6 +345,20 @@ class GRPO(Algorithm):
             self._repair.pin()
         self.learner_group.save_to_path(learners or Path(target) / LEARNERS)
         return target
+
+    def wait_for_gate(self) -> None:
+        """Until an engine holds the newest weights. Raises GateError, or Stalled after `grpo.start_timeout_s`."""
+        limit = self.config.run_config.grpo.start_timeout_s  # a dead one may have to start again
+        deadline = time.monotonic() + limit
+        while not self.runners.num_ready:
+            if time.monotonic() > deadline:
+                raise Stalled(
+                    f"no engine has taken the weights of step {self.policy_version} within {limit:.0f} s, so no checkpoint "
+                    f"of them is written: {self.runners.describe()}"
+                )
+            self.runners.restore()
+            for outcome in self.runners.poll(POLL_S):
+                self._take(outcome)
 
     def restore_from_path(self, path: Any, *args: Any, learners: Path | Storage | None = None, **kwargs: Any) -> None:
         # Past RLlib's `Algorithm`, whose version pushes connector states and RLModule weights that we don't have.

@@ -58,6 +58,7 @@ def train(
         algo.save_to_path(driver, learners=learners)
 
     def checkpoint() -> None:
+        algo.wait_for_gate()  # here, so that a refusal isn't told as a checkpoint that could not be written
         with algo.inspection.board.doing("writes a checkpoint"):
             folder.checkpoint(algo.policy_version, save, keep=settings.keep_checkpoints)
 

@@ -31,6 +31,7 @@ from autotraj.refreshed_models import RefreshedModels
 from autotraj.reward_service import RewardModelService
 from autotraj.runner_calls import Failed, Outcome
 from autotraj.runner_pool import RunnerPool
+from autotraj.skips import Skips
 from autotraj.stages import export
 from learners.batching import Pair
 from learners.config import LearnerConfig
@@ -52,6 +53,7 @@ class Refreshed:
     version: int
     num_pairs: int
     accuracy_before: float  # on pairs that the model had not seen: how far it lagged behind the policy
+    num_skipped: int  # steps whose loss or gradient was not finite
 
 
 class _Undone(Exception):
@@ -172,6 +174,7 @@ class OnlineRepair:
             self._counts["refreshes_failed"] += 1
             return
         self._counts["refreshes"] += 1
+        self._counts["refresh_steps_skipped"] += done.num_skipped
         self._accuracy_before = done.accuracy_before
         try:
             self._models.prune(serving=self._service.version, pinned=self._pinned)
@@ -194,15 +197,17 @@ class OnlineRepair:
         scores = trainer.scores([pair.chosen for pair in new] + [pair.rejected for pair in new])
         before = pair_accuracy(scores[: len(new)], scores[len(new) :]).accuracy
         size = self._config.reward_model.batch_pairs
-        for start in range(0, len(pairs), size):
-            trainer.pair_step(pairs[start : start + size])
+        starts = range(0, len(pairs), size)
+        skips = Skips(len(starts))
+        for start in starts:
+            skips.took(trainer.pair_step(pairs[start : start + size]))
         version = self._service.version + 1
         export(trainer, self._models.place(version))
         path = self._models.location(version)
         with self._lock:
             self._check(num_set_backs)
             self._service.replace(path, version)
-        return Refreshed(path, version, len(pairs), before)
+        return Refreshed(path, version, len(pairs), before, skips.num_skipped)
 
     def _check(self, num_set_backs: int) -> None:
         if num_set_backs != self._num_set_backs:

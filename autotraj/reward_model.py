@@ -23,6 +23,7 @@ from autotraj.run_folder import RunFolder
 from autotraj.synthesize import read_journal
 from learners.batching import Pair
 from learners.group import LearnerGroup
+from learners.skipped_steps import was_applied
 from trajectory.chat import load_tokenizer
 from trajectory.reward_input import reward_input
 
@@ -98,7 +99,11 @@ def train_reward_model(
         (folder.path / "best.json").unlink(missing_ok=True)
     best = Best(folder.path / "best.json")
 
+    skipped: set[int] = set()  # steps may be taken again
+
     def after(number: int, metrics: Mapping[str, float]) -> bool:
+        if not was_applied(metrics):
+            skipped.add(number)
         if number % settings.evaluate_every == 0 or number == total:
             found = measure(group, pairs.held_out)
             folder.write_metrics(
@@ -132,6 +137,7 @@ def train_reward_model(
             "outcome_correlation": best.outcome_correlation,
             "best_step": best.step,
             "num_steps": total,
+            "num_skipped_steps": len(skipped),
             "num_pairs": len(pairs.train),
             "num_held_out": len(pairs.held_out),
             "num_too_long": pairs.num_too_long,

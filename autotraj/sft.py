@@ -15,6 +15,7 @@ from autotraj.interrupt import Interrupt
 from autotraj.run_folder import RunFolder
 from learners.batching import Sample
 from learners.group import LearnerGroup
+from learners.skipped_steps import was_applied
 from trajectory.chat import Tokenizer, load_tokenizer
 from trajectory.records import check_sft, encode_conversation, read_jsonl
 
@@ -50,6 +51,11 @@ def sft(
         raise UserError(f"{source} holds no trajectory to learn from; synthesise with more questions or candidates")
     limit = config.learner.micro_batch_tokens
     fitting = [sample for sample in samples if len(sample.ids) <= limit]
+    if not fitting:
+        raise UserError(
+            f"{source}: all {len(samples)} trajectories are longer than learner.micro_batch_tokens = {limit}, the "
+            f"shortest has {min(len(sample.ids) for sample in samples)} tokens; raise it"
+        )
     total = stages.num_steps(len(fitting), settings.batch_size, settings.epochs)
     learner = stages.learner_config(
         config.learner,
@@ -62,9 +68,13 @@ def sft(
     )
     folder, checkpoint = RunFolder.stage(config, stages.SFT)
     losses: list[float] = []
+    skipped: set[int] = set()  # steps may be taken again
 
     def after(number: int, metrics: Mapping[str, float]) -> bool:
-        losses.append(metrics["loss"])
+        if was_applied(metrics):
+            losses.append(metrics["loss"])
+        else:
+            skipped.add(number)
         on_step(number, total, metrics)
         return False
 
@@ -89,5 +99,6 @@ def sft(
         "num_trajectories": len(fitting),
         "num_too_long": len(samples) - len(fitting),
         "num_steps": total,
+        "num_skipped_steps": len(skipped),
         "last_loss": losses[-1] if losses else None,
     }

@@ -23,6 +23,7 @@ from autotraj.home import Home
 from autotraj.interrupt import Interrupt
 from autotraj.replacement import Replacements
 from autotraj.run_folder import Checkpoint, RunFolder
+from autotraj.skips import Skips
 from learners.config import LearnerConfig, LoraConfig
 from learners.errors import LearnerDied, LearnerError, LearnerTimeout
 from trajectory.records import check_preference, check_sft, read_jsonl
@@ -172,11 +173,12 @@ def supervised(
     patience ends; then `finish()`.
 
     Lost learners are replaced: new ones go on from the stage's newest checkpoint, or from the model and the first step.
-    `on_step(number, metrics)`, which returns whether to stop, is called again for the steps that are taken again.
+    `on_step(number, metrics)`, which returns whether to stop, is called again for the steps that are taken again. Of a step
+    that was skipped, as its loss or gradient was not finite, the metrics are only the reason (`learners.skipped_steps`).
 
     Raises:
         Interrupted: a person asked; a checkpoint is written.
-        RunError: the learners failed, or were lost too often.
+        RunError: the learners failed, or were lost too often; NotFinite: too many steps in a row were skipped, or all.
     """
     replacements = Replacements(config, folder)
     while True:
@@ -212,9 +214,11 @@ def _take(
     checkpoint_every: int,
     on_step: Callable[[int, Mapping[str, float]], bool],
 ) -> None:
+    skips = Skips(len(plan))
     for number, indices in enumerate(plan[done:], start=done + 1):
         metrics = dict(step(indices))
         folder.write_metrics(number, metrics)
+        skips.took(metrics)
         if on_step(number, metrics):
             return
         if interrupt.requested or number % checkpoint_every == 0:

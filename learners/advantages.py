@@ -22,10 +22,11 @@ def group_relative(
             (Dr. GRPO: no bias towards easy and hard tasks), `batch` divides by that of all rewards in the batch.
 
     Returns:
-        One array (G,) a group: (r − mean of its group) / (scale + 1e-4). A group of one has advantage 0.
+        One array (G,) a group: (r − mean of its group) / (scale + 1e-4); exactly 0 in a group without variance.
     """
     groups = [np.asarray(group, dtype=np.float64) for group in rewards]
-    centred = [group - group.mean() for group in groups]
+    # Equal rewards may differ from their mean by rounding, which a small divisor would make an advantage.
+    centred = [group - group.mean() if has_variance(group) else np.zeros_like(group) for group in groups]
     if scale == "none":
         scaled = centred
     elif scale == "batch":
@@ -37,7 +38,7 @@ def group_relative(
 
 
 def has_variance(rewards: NDArray[np.floating]) -> bool:
-    """Whether a group (G,) carries any gradient: with equal rewards every advantage is 0 (DAPO drops such groups)."""
+    """Whether a group (G,) tells its members apart: with equal rewards every advantage is 0 (DAPO drops such groups)."""
     return bool(np.ptp(rewards) > 1e-8) if len(rewards) else False
 
 

@@ -79,11 +79,45 @@ def check_pairs(pairs: Sequence[Pair]) -> None:
 MicroBatch = tuple[Sample, ...]
 
 
-def minibatches(samples: Sequence[Sample], num_minibatches: int) -> list[Sequence[Sample]]:
-    """Split for several optimizer steps a batch; interleaved, so that siblings, which stand together, spread evenly."""
-    if num_minibatches > len(samples):
-        raise ValueError(f"num_minibatches={num_minibatches} exceeds the {len(samples)} samples of this batch")
-    return [samples[i::num_minibatches] for i in range(num_minibatches)]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MiniBatch:
+    """What one optimizer step is taken on, and what its loss is divided by: a mean over the whole step, zeros included."""
+
+    samples: Sequence[Sample]  # at least one, each with a gradient
+    num_tokens: float  # their loss tokens, and their share of those of samples without a gradient
+    num_sequences: float  # likewise
+
+
+def has_gradient(sample: Sample, *, with_kl: bool) -> bool:
+    """Whether a policy loss depends on this sample. One without advantage is only held to the reference, if there is one."""
+    return sample.num_loss_tokens > 0 and (with_kl or sample.advantage != 0.0)
+
+
+def minibatches(samples: Sequence[Sample], num_minibatches: int, *, with_kl: bool) -> list[MiniBatch]:
+    """Split for several optimizer steps a batch; interleaved, so that siblings, which stand together, spread evenly.
+
+    Samples without a gradient aren't passed through the model, but a loss is a mean over the whole batch, to which they
+    contribute zeros: each minibatch's denominators are enlarged by its share of them. Where less samples have a gradient
+    than minibatches are asked for, there are as many minibatches as such samples.
+
+    Raises:
+        ValueError: no sample has a gradient.
+    """
+    moving = [sample for sample in samples if has_gradient(sample, with_kl=with_kl)]
+    if not moving:
+        raise ValueError(f"none of the {len(samples)} samples has a gradient: all advantages are 0, and there is no KL")
+    tokens = sum(s.num_loss_tokens for s in samples) / sum(s.num_loss_tokens for s in moving)
+    sequences = len(samples) / len(moving)
+    count = min(num_minibatches, len(moving))
+    splits = [moving[i::count] for i in range(count)]
+    return [
+        MiniBatch(
+            samples=split,
+            num_tokens=tokens * sum(s.num_loss_tokens for s in split),
+            num_sequences=sequences * len(split),
+        )
+        for split in splits
+    ]
 
 
 def pack(

@@ -180,16 +180,17 @@ class LearnerConfig(Section):
     """Shape of the learning rate after warm-up; `cosine` falls to 0 at `total_steps`."""
 
     warmup_steps: NonNegativeInt = 0
-    """Optimizer steps of linear warm-up."""
+    """Training steps of linear warm-up. A training step is one batch, however many minibatches it is split into."""
 
     total_steps: PositiveInt | None = None
-    """Optimizer steps of the whole run; `cosine` needs it."""
+    """Training steps of the whole run, for GRPO `grpo.num_steps`; `cosine` needs it."""
 
     micro_batch_tokens: PositiveInt = 16384
     """Tokens, padding included, of one forward and backward pass on one rank. At least the longest sample."""
 
     num_minibatches: PositiveInt = 1
-    """Optimizer steps a batch. 1: on-policy up to staleness. More: proximal logprobs are computed before the first."""
+    """Optimizer steps a batch; less where less samples have a gradient. 1: on-policy up to staleness. More: proximal
+    logprobs are computed before the first."""
 
     logit_chunk_mib: PositiveInt = 512
     """Ceiling for one block of float32 logits; longer batches go through the output layer in several blocks."""

@@ -12,6 +12,7 @@ With several ranks every process makes the same calls with the same samples: eac
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -25,9 +26,10 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from learners import adapters, checkpoint, schedule
+from learners import adapters, checkpoint, schedule, skipped_steps
 from learners.batching import (
     Batch,
+    MiniBatch,
     Pair,
     Sample,
     ScoreBatch,
@@ -70,7 +72,7 @@ class DeepSpeedEngine:
             )
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.clock = PhaseClock(self.device)
-        self.num_steps = 0  # optimizer steps
+        self.num_steps = 0  # batches trained on: what the learning rate's schedule counts
         self.policy_version = 0  # batches trained on by policy_step
         torch.manual_seed(config.seed)
         np.random.seed(config.seed)
@@ -89,34 +91,35 @@ class DeepSpeedEngine:
     # -- steps ---------------------------------------------------------------------------------------------------
 
     def policy_step(self, samples: Sequence[Sample]) -> dict[str, float]:
-        """One batch of policy optimization: `num_minibatches` optimizer steps. Returns metrics averaged over them.
+        """One batch of policy optimization: up to `num_minibatches` optimizer steps. Returns metrics averaged over them.
+
+        Of optimizer steps that were skipped (`skipped_steps`) the metrics say how many and why. If all were, nothing has
+        changed: not the weights, not the optimizer, not `policy_version`.
 
         Raises:
-            ValueError: the learner has a scalar head or adapters with dropout.
+            ValueError: the learner has a scalar head or adapters with dropout, or no sample has a gradient.
         """
         self.config.check_call("policy_step")
-        splits = minibatches(samples, self.config.num_minibatches)
+        with_kl = self._reference is not None
+        splits = minibatches(samples, self.config.num_minibatches, with_kl=with_kl)
         with self.clock("pack"):
-            packed = [self._pack(split) for split in splits]
+            packed = [self._pack(split.samples) for split in splits]
         # The proximal policy is the one before the first update of this batch. With a single update that is the
         # current one, so a second forward pass would only recompute what the first returns.
         with self.clock("logprobs"):
             proximal = [[self._logprobs(b) for b in batches] for batches in packed] if len(splits) > 1 else None
-        totals: dict[str, float] = {}
+        found = []
         for i, (split, batches) in enumerate(zip(splits, packed, strict=True)):
-            num_tokens, num_sequences = sum(s.num_loss_tokens for s in split), len(split)
             olds = iter(proximal[i]) if proximal else None
             # All before the first backward pass: with adapters the reference shares its parameters with the policy.
             with self.clock("logprobs"):
-                has_reference = self._reference is not None
-                refs = iter([self._logprobs(b, reference=True) for b in batches]) if has_reference else None
+                refs = iter([self._logprobs(b, reference=True) for b in batches]) if with_kl else None
 
             def loss(
                 batch: Batch,
+                split: MiniBatch = split,
                 olds: Iterator[Tensor] | None = olds,
                 refs: Iterator[Tensor] | None = refs,
-                num_tokens: int = num_tokens,
-                num_sequences: int = num_sequences,
             ) -> tuple[Tensor, Metrics]:
                 logprobs, entropies = self._forward(self._deepspeed, batch)
                 return policy_loss(
@@ -126,30 +129,32 @@ class DeepSpeedEngine:
                     batch.advantages,
                     batch.mask,
                     self.loss_config,
-                    num_tokens_global=num_tokens,
-                    num_sequences_global=num_sequences,
+                    num_tokens_global=split.num_tokens,
+                    num_sequences_global=split.num_sequences,
+                    num_tokens_passed=sum(s.num_loss_tokens for s in split.samples),
                     ref_logprobs=next(refs) if refs else None,
                     entropies=entropies,
                 )
 
-            for name, value in self._optimize(batches, loss).items():
-                combined = max(totals.get(name, value), value) if name.endswith("_max") else value / len(splits)
-                totals[name] = combined if name.endswith("_max") else totals.get(name, 0.0) + combined
-        self.policy_version += 1
-        return totals
+            found.append(self._optimize(batches, loss))
+        metrics = skipped_steps.combined(found)
+        if skipped_steps.was_applied(metrics):
+            self.num_steps += 1
+            self.policy_version += 1
+        return metrics
 
     def sft_step(self, samples: Sequence[Sample]) -> dict[str, float]:
-        """One optimizer step on the mean next-token loss over all tokens with a True mask."""
+        """One optimizer step on the mean next-token loss over all tokens with a True mask; may be skipped likewise."""
         self.config.check_call("sft_step")
         num_tokens = sum(s.num_loss_tokens for s in samples)
 
         def loss(batch: Batch) -> tuple[Tensor, Metrics]:
             return sft_loss(self._forward(self._deepspeed, batch)[0], batch.mask, num_tokens_global=num_tokens)
 
-        return self._optimize(self._pack(samples), loss)
+        return self._supervised(self._pack(samples), loss)
 
     def pair_step(self, pairs: Sequence[Pair]) -> dict[str, float]:
-        """One optimizer step of Bradley–Terry on all pairs: metrics `loss`, `accuracy`, `margin_mean`.
+        """One optimizer step of Bradley–Terry on all pairs: metrics `loss`, `accuracy`, `margin_mean`; may be skipped.
 
         Raises:
             ValueError: the learner has no scalar head; no pairs, or one with equal or empty sides or too long a side.
@@ -164,7 +169,7 @@ class DeepSpeedEngine:
             return bradley_terry(chosen[:real], rejected[:real], batch.margins, num_pairs_global=len(pairs))
 
         budget = self.config.micro_batch_tokens
-        return self._optimize(collate_pairs(pairs, budget, self.rank, self.world_size, **self._score_layout), loss)
+        return self._supervised(collate_pairs(pairs, budget, self.rank, self.world_size, **self._score_layout), loss)
 
     # -- reading -------------------------------------------------------------------------------------------------
 
@@ -287,8 +292,17 @@ class DeepSpeedEngine:
         )
         return scores
 
+    def _supervised(self, batches: Sequence[B], batch_loss: Callable[[B], tuple[Tensor, Metrics]]) -> dict[str, float]:
+        metrics = self._optimize(batches, batch_loss)
+        self.num_steps += skipped_steps.was_applied(metrics)
+        return metrics
+
     def _optimize(self, batches: Sequence[B], batch_loss: Callable[[B], tuple[Tensor, Metrics]]) -> dict[str, float]:
-        """Accumulate the gradients of all micro-batches and take one optimizer step."""
+        """Accumulate the gradients of all micro-batches and take one optimizer step.
+
+        Without a finite loss and gradient norm there is no step, on no rank: DeepSpeed compares the norm over all ranks
+        and drops the gradients, and the metrics are the one of `skipped_steps.skipped`.
+        """
         lr = schedule.learning_rate(self.num_steps, self.config)
         for group in self._deepspeed.optimizer.param_groups:
             group["lr"] = lr
@@ -296,8 +310,10 @@ class DeepSpeedEngine:
         with self.clock("gradients"):
             for batch in batches:
                 loss, metrics = batch_loss(batch)
+                # NaN where a loss isn't finite, which alone may leave finite gradients: the norm then tells all ranks.
+                poison = 1 + 0 * loss.detach()
                 # Losses are already divided by global counts: gradients must add up over ranks; DeepSpeed averages them.
-                self._deepspeed.backward(loss * self.world_size)
+                self._deepspeed.backward(loss * (self.world_size * poison))
                 for name, value in metrics.items():
                     old = sums.get(name)
                     sums[name] = (
@@ -305,9 +321,11 @@ class DeepSpeedEngine:
                     )
         with self.clock("optimizer"):
             self._deepspeed.step()
-        self.num_steps += 1
+        found = self._reduce(sums)
+        if not self._deepspeed.was_step_applied():
+            return skipped_steps.skipped("nonfinite_gradient" if math.isfinite(found["loss"]) else "nonfinite_loss")
         norm = self._deepspeed.get_global_grad_norm()
-        return self._reduce(sums) | {"lr": lr} | ({} if norm is None else {"grad_norm": float(norm)})
+        return found | {"lr": lr} | ({} if norm is None else {"grad_norm": float(norm)})
 
     def _reduce(self, metrics: Metrics) -> dict[str, float]:
         result: dict[str, float] = {}

@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from learners.batching import Pair, Sample, check_pairs
+from learners import skipped_steps
+from learners.batching import Pair, Sample, check_pairs, has_gradient
 from learners.config import LearnerConfig, LossConfig
 from learners.environment import process_environment
 from learners.errors import LearnerDied, LearnerError, LearnerFailed, LearnerOutOfMemory, LearnerTimeout
@@ -57,8 +58,15 @@ class StepResult:
     policy_version: int
     metrics: dict[str, float]
     seconds: dict[str, float]  # rank 0's time, by phase
-    update: ray.ObjectRef  # of a WeightUpdate; owned by the caller, so it outlives the learners
-    probe: LogprobProbe | None  # None if the group has no probe_ids
+    update: (
+        ray.ObjectRef
+    )  # of a WeightUpdate, or of None after a skipped step; owned by the caller: it outlives learners
+    probe: LogprobProbe | None  # None if the group has no probe_ids, or the step was skipped
+
+    @property
+    def applied(self) -> bool:
+        """Whether the weights changed; False after a step that was skipped, and of a `publish`. See `skipped_steps`."""
+        return skipped_steps.was_applied(self.metrics)
 
 
 class Pending(Generic[T]):
@@ -129,8 +137,14 @@ class LearnerGroup:
         return self.start_step(samples).result()
 
     def start_step(self, samples: Sequence[Sample]) -> Pending[StepResult]:
-        """As `train_step`, without waiting."""
+        """As `train_step`, without waiting.
+
+        Raises:
+            ValueError: no sample has a gradient. The gang stays up.
+        """
         self.config.check_call("policy_step")
+        if not any(has_gradient(sample, with_kl=self.loss_config.kl_coef > 0) for sample in samples):
+            raise ValueError(f"none of the {len(samples)} samples has a gradient: there is nothing to train on")
         return self._start_published("train_step", ray.put(list(samples)), self.probe_ids)
 
     def publish(self) -> StepResult:
@@ -139,13 +153,14 @@ class LearnerGroup:
         return self._start_published("publish", self.probe_ids).result()
 
     def sft_step(self, samples: Sequence[Sample]) -> dict[str, float]:
-        """One supervised optimizer step; returns its metrics."""
+        """One supervised optimizer step; returns its metrics, or why it was skipped (`skipped_steps`)."""
         self.config.check_call("sft_step")
         metrics: dict[str, float] = self._call("sft_step", ray.put(list(samples)))
         return metrics
 
     def pair_step(self, pairs: Sequence[Pair]) -> dict[str, float]:
-        """One Bradley–Terry optimizer step on preference pairs, with head="scalar"; returns its metrics.
+        """One Bradley–Terry optimizer step on preference pairs, with head="scalar"; returns its metrics, or why it was
+        skipped.
 
         Raises:
             ValueError: a pair with equal or empty sides, named, or another head. The gang stays up.

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
+from learners import skipped_steps
 from learners.batching import Pair, Sample
 from learners.checkpoint_format import META_FILE
 from learners.config import LearnerConfig, LossConfig
@@ -65,11 +66,15 @@ class Learner:
     def train_step(
         self, samples: Sequence[Sample], probe_ids: Sequence[int] | None
     ) -> tuple[dict[str, Any], WeightUpdate | None]:
-        """One batch of policy optimization, then `publish`. Two return values, so that the weights are an object of
-        their own, which goes to the engines without passing through the controller."""
+        """One batch of policy optimization, then `publish`, unless the batch was skipped: there is nothing new then. Two
+        return values, so that the weights are an object of their own, which goes to the engines without passing through
+        the controller."""
         metrics = self.engine.policy_step(samples)
-        with self.engine.clock("publish"):
-            report, update = self.publish(probe_ids)
+        if not skipped_steps.was_applied(metrics):
+            report, update = {"policy_version": self.engine.policy_version, "probe": None}, None
+        else:
+            with self.engine.clock("publish"):
+                report, update = self.publish(probe_ids)
         return report | {"metrics": metrics, "seconds": self.engine.clock.take()}, update
 
     def publish(self, probe_ids: Sequence[int] | None) -> tuple[dict[str, Any], WeightUpdate | None]:

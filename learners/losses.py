@@ -36,8 +36,9 @@ def policy_loss(
     mask: Tensor,
     config: LossConfig,
     *,
-    num_tokens_global: int,
-    num_sequences_global: int,
+    num_tokens_global: float,
+    num_sequences_global: float,
+    num_tokens_passed: int | None = None,
     ref_logprobs: Tensor | None = None,
     entropies: Tensor | None = None,
 ) -> tuple[Tensor, Metrics]:
@@ -50,8 +51,11 @@ def policy_loss(
         advantages: (B,) one a sequence, or (B, T).
         mask: (B, T) True on tokens to train on; everything else is ignored, whatever its values.
         config: algorithm, clip range, correction and KL.
-        num_tokens_global: True entries of `mask` in the whole batch, over all micro-batches and ranks.
-        num_sequences_global: sequences in the whole batch.
+        num_tokens_global: loss tokens of the whole batch, over all micro-batches and ranks. More than all masks have if
+            samples without a gradient were left out (`batching.minibatches`).
+        num_sequences_global: sequences in the whole batch, likewise.
+        num_tokens_passed: True entries of `mask` over all micro-batches and ranks, which metrics are means over. None: as
+            many as `num_tokens_global`.
         ref_logprobs: (B, T) under the frozen reference; needed exactly if `config.kl_coef > 0`.
         entropies: (B, T), only reported.
 
@@ -60,6 +64,7 @@ def policy_loss(
     """
     assert (ref_logprobs is not None) == (config.kl_coef > 0)
     assert not old_logprobs.requires_grad
+    num_passed = max(num_tokens_global if num_tokens_passed is None else num_tokens_passed, 1)
     num_tokens_global, num_sequences_global = max(num_tokens_global, 1), max(num_sequences_global, 1)
     # Masked entries may hold anything (padding, NaN from an engine): zero them before any arithmetic, as 0 · NaN is NaN
     # also in the backward pass.
@@ -81,7 +86,7 @@ def policy_loss(
     if ref_logprobs is not None:
         kl = kl_estimate(logprobs, torch.where(mask, ref_logprobs, 0.0), config.kl_estimator)
         token_loss = token_loss + config.kl_coef * kl
-        metrics["kl_ref"] = (kl.detach() * mask).sum() / num_tokens_global
+        metrics["kl_ref"] = (kl.detach() * mask).sum() / num_passed
 
     if config.algorithm in ("grpo", "gspo"):
         loss = sequence_mean(token_loss.expand_as(mask), mask).sum() / num_sequences_global
@@ -94,7 +99,7 @@ def policy_loss(
     with torch.no_grad():
 
         def mean(x: Tensor) -> Tensor:
-            return (x * mask).sum() / num_tokens_global
+            return (x * mask).sum() / num_passed
 
         drift = old_logprobs - behaviour_logprobs
         metrics |= {

@@ -1,4 +1,4 @@
-"""Learning rate by optimizer step."""
+"""Learning rate by training step."""
 
 import math
 
@@ -6,7 +6,9 @@ from learners.config import LearnerConfig
 
 
 def learning_rate(step: int, config: LearnerConfig) -> float:
-    """Rate of optimizer step `step` (from 0): linear warm-up to `lr`, then constant or a half cosine down to 0."""
+    """Rate of training step `step` (from 0): linear warm-up to `lr`, then constant or a half cosine down to 0.
+
+    All minibatches of a batch have the same rate."""
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
     if config.schedule == "constant":

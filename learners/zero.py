@@ -1,7 +1,12 @@
-"""A model wrapped into DeepSpeed: ZeRO, AdamW over what trains, gradients clipped and accumulated by us."""
+"""A model wrapped into DeepSpeed: ZeRO, AdamW over what trains, gradients accumulated by us.
+
+A gradient whose norm is not finite is dropped on all ranks, and no step is taken: by DeepSpeed's optimizers, or by
+`GuardedAdamW` in the one mode in which DeepSpeed leaves the step to torch.
+"""
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any
 
@@ -15,6 +20,34 @@ BUCKET_ELEMENTS = 500_000_000
 """Gradients are reduced in buckets of at most this many elements: DeepSpeed's own default."""
 
 
+class GuardedAdamW(torch.optim.AdamW):
+    """AdamW that clips the gradient, keeps its norm, and takes no step if that isn't finite.
+
+    What DeepSpeed's own optimizers do. Without ZeRO, in float32, it calls the one that it was given, after it has averaged
+    the gradients over the ranks: all ranks see the same norm. It reads `overflow` and `_global_grad_norm` (0.19).
+    """
+
+    def __init__(self, params: Any, *, max_norm: float, **settings: Any) -> None:
+        super().__init__(params, **settings)
+        self._max_norm = max_norm
+        self.overflow = False
+        self._global_grad_norm = 0.0
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # torch's returns the closure's loss
+        assert closure is None
+        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        self._global_grad_norm = float(norm)
+        self.overflow = not math.isfinite(self._global_grad_norm)
+        if self.overflow:
+            return
+        if self._max_norm:
+            torch.nn.utils.clip_grads_with_norm_(
+                [p for group in self.param_groups for p in group["params"]], self._max_norm, norm
+            )
+        super().step()
+
+
 def wrap(model: nn.Module, config: LearnerConfig, device: torch.device, *, frozen: bool = False) -> Any:
     """DeepSpeed's engine around `model`; `frozen`: only to shard it, without an optimizer. Collective."""
     # Read when DeepSpeed is imported. Every rank sees exactly one device.
@@ -25,14 +58,15 @@ def wrap(model: nn.Module, config: LearnerConfig, device: torch.device, *, froze
     # On CPU this op would be compiled (102 s, and a failure without a compiler); gloo does the same work.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     bf16 = training_dtype(config, device) == torch.bfloat16
+    guarded = config.zero_stage == 0 and not bf16
     num_elements = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())
     settings = {
         "train_micro_batch_size_per_gpu": 1,
         # We own the accumulation: backward() per micro-batch, however many there are, then one step().
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,
-        "gradient_clipping": config.max_grad_norm,
-        "bf16": {"enabled": bf16},
+        "gradient_clipping": 0.0 if guarded else config.max_grad_norm,
+        "bf16": {"enabled": bf16, "check_grad_overflow": True},
         "zero_optimization": {
             "stage": config.zero_stage,
             "overlap_comm": False,
@@ -52,25 +86,23 @@ def wrap(model: nn.Module, config: LearnerConfig, device: torch.device, *, froze
     trained = [p for p in model.parameters() if p.requires_grad]
     decayed = [p for p in trained if p.dim() >= 2]
     plain = [p for p in trained if p.dim() < 2]  # norms and biases are not decayed
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": group, "weight_decay": decay}
-            for group, decay in ((decayed, config.weight_decay), (plain, 0.0))
-            if group
-        ]
-        if config.weight_decay > 0
-        else trained,
-        lr=config.lr,
-        betas=config.betas,
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        fused=True,
+    groups = [
+        {"params": group, "weight_decay": decay}
+        for group, decay in ((decayed, config.weight_decay), (plain, 0.0))
+        if group
+    ]
+    settings_of_adam: dict[str, Any] = {
+        "lr": config.lr,
+        "betas": config.betas,
+        "eps": config.eps,
+        "weight_decay": config.weight_decay,
+        "fused": True,
+    }
+    params = groups if config.weight_decay > 0 else trained
+    optimizer = (
+        GuardedAdamW(params, max_norm=config.max_grad_norm, **settings_of_adam)
+        if guarded
+        else torch.optim.AdamW(params, **settings_of_adam)
     )
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
-    if config.zero_stage == 0 and not bf16:
-        # In this mode alone DeepSpeed 0.19 clips without keeping the norm that it has computed.
-        def clip_and_keep_norm() -> None:
-            engine._global_grad_norm = torch.nn.utils.clip_grad_norm_(trained, config.max_grad_norm)
-
-        engine.clip_fp32_gradients = clip_and_keep_norm
     return engine

@@ -15,6 +15,7 @@ from conftest import ROOT, tiny
 from scrape import METRIC, Prometheus, labels_of, prometheus, queries, wait_exported
 
 from autotraj.board import show
+from autotraj.errors import GateError, NotFinite
 from autotraj.grpo import GRPO
 from autotraj.launch import build, measure, train
 from autotraj.run_folder import RunFolder, latest_checkpoint
@@ -130,6 +131,43 @@ def test_train_die_checkpoint_resume(gateway: Gateway, tmp_path: Path) -> None:
         assert_nothing_lost(resumed)
     finally:
         resumed.stop()
+
+
+def test_a_policy_that_is_not_finite_is_no_checkpoint(gateway: Gateway, tmp_path: Path) -> None:
+    """One step at an absurd learning rate: the gradient was finite, and what came of it is no policy."""
+    config = tiny(tmp_path, "learner.lr=1e30", "grpo.checkpoint_every=1")
+    with RunFolder.create(config) as folder:
+        algo = build(config, gateway)
+        try:
+            with pytest.raises(GateError, match=r"weights of policy version 1 .* training has broken the policy"):
+                train(algo, folder, num_steps=2, on_step=lambda step, metrics: None)
+        finally:
+            algo.stop()
+    assert latest_checkpoint(Path(config.run_dir)) is None
+
+
+def test_steps_that_are_not_finite_hand_their_prompts_back_and_end_the_run_by_name(
+    gateway: Gateway, tmp_path: Path
+) -> None:
+    """At such a penalty the squares of the gradient overflow in its norm as soon as the policy has left its reference."""
+    config = tiny(
+        tmp_path,
+        "loss.kl_estimator=k1",
+        "loss.kl_coef=1e30",
+        "grpo.checkpoint_every=1",
+    )
+    with RunFolder.create(config) as folder:
+        algo = build(config, gateway)
+        try:
+            with pytest.raises(NotFinite, match=r"3 training steps in a row .* nonfinite_gradient"):
+                train(algo, folder, num_steps=4, on_step=lambda step, metrics: None)
+            assert algo.policy_version <= 1
+            assert_nothing_lost(algo)
+            back = algo._ledger.hand_back_reasons + algo._ledger.drop_reasons
+            assert back["nonfinite_gradient"] == 3 * config.grpo.groups_per_step
+        finally:
+            algo.stop()
+    assert folder.last_step == (algo.policy_version or None)
 
 
 @pytest.mark.skipif(not GSM8K.is_file(), reason="../shared/data/gsm8k_train.jsonl is not there")

@@ -13,9 +13,11 @@ from learners.batching import Pair, Sample
 from learners.config import LearnerConfig, LossConfig
 
 
-def token_logprobs(model: torch.nn.Module, ids: NDArray[np.int32], temperature: float = 1.0) -> Tensor:
+def token_logprobs(
+    model: torch.nn.Module, ids: NDArray[np.int32], temperature: float = 1.0, dtype: torch.dtype = torch.float32
+) -> Tensor:
     tokens = torch.from_numpy(ids.astype(np.int64))
-    logits = model(input_ids=tokens[None]).logits[0, :-1].float() / temperature
+    logits = model(input_ids=tokens[None]).logits[0, :-1].to(dtype) / temperature
     return logits.log_softmax(-1).gather(-1, tokens[1:, None])[:, 0]
 
 
@@ -53,6 +55,39 @@ def plain_policy_training(
         optimizer.zero_grad()
         metrics.append({"loss": total, "grad_norm": norm.item()})
     return {name: p.detach() for name, p in model.named_parameters()}, metrics
+
+
+def plain_policy_training_with_kl(
+    path: Path, samples: Sequence[Sample], config: LearnerConfig, loss: LossConfig, num_steps: int
+) -> dict[str, Tensor]:
+    """On-policy GRPO or DAPO with TIS and a k3 penalty, every sample passed and every one in the mean, in float64."""
+    assert loss.algorithm in ("grpo", "dapo")
+    assert loss.kl_estimator == "k3"
+    model, reference = (AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64) for _ in range(2))
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay
+    )
+    num_tokens = sum(int(s.mask.sum()) for s in samples)
+    for _ in range(num_steps):
+        for sample in samples:
+            mask = torch.from_numpy(sample.mask)
+            if not mask.any():
+                continue
+            logprobs = token_logprobs(model, sample.ids, dtype=torch.float64)[sample.prompt_len - 1 :][mask]
+            with torch.no_grad():
+                held_to = token_logprobs(reference, sample.ids, dtype=torch.float64)[sample.prompt_len - 1 :][mask]
+            assert sample.behaviour_logprobs is not None
+            behaviour = torch.from_numpy(sample.behaviour_logprobs)[mask]
+            weight = (logprobs.detach() - behaviour).exp().clamp(max=loss.is_max)
+            gain = weight * sample.advantage * (logprobs - logprobs.detach()).exp()
+            penalty = (held_to - logprobs).exp() - 1 - (held_to - logprobs)
+            tokens = loss.kl_coef * penalty - gain
+            part = tokens.mean() / len(samples) if loss.algorithm == "grpo" else tokens.sum() / num_tokens
+            part.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+    return {name: p.detach().float() for name, p in model.named_parameters()}
 
 
 def plain_scores(path: Path, sequences: Sequence[NDArray[np.int32]], dtype: torch.dtype = torch.float32) -> list[float]:

@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -75,12 +76,38 @@ def test_too_long_a_sample_names_the_setting() -> None:
 
 def test_minibatches_spread_siblings() -> None:
     """Two groups of four siblings, two minibatches: each gets two of both."""
-    samples = [sample(5) for _ in range(8)]
-    first, second = minibatches(samples, 2)
-    assert [samples.index(s) for s in first] == [0, 2, 4, 6]
-    assert [samples.index(s) for s in second] == [1, 3, 5, 7]
-    with pytest.raises(ValueError, match="num_minibatches=9"):
-        minibatches(samples, 9)
+    samples = [replace(sample(5), advantage=1.0) for _ in range(8)]
+    first, second = minibatches(samples, 2, with_kl=False)
+    assert [samples.index(s) for s in first.samples] == [0, 2, 4, 6]
+    assert [samples.index(s) for s in second.samples] == [1, 3, 5, 7]
+    assert (first.num_tokens, first.num_sequences) == (16, 4)
+
+
+def test_minibatches_of_what_has_a_gradient_by_hand() -> None:
+    """Three samples of 4, 2 and 2 loss tokens have an advantage, five of 2 tokens don't: 18 tokens in 8 sequences.
+
+    Eight minibatches can't be made of three, so it is three. Each stands for its share of the zeros: 18/8 of its tokens
+    and 8/3 of its sequences, so that the mean of the three losses is the mean over all.
+    """
+    moving = [replace(sample(n), advantage=1.0) for n in (5, 3, 3)]
+    still = [sample(3) for _ in range(5)]
+    found = minibatches([*still[:2], *moving, *still[2:]], 8, with_kl=False)
+    assert [len(m.samples) for m in found] == [1, 1, 1]
+    assert [m.num_tokens for m in found] == pytest.approx([9, 4.5, 4.5])
+    assert [m.num_sequences for m in found] == pytest.approx([8 / 3] * 3)
+    two = minibatches([*moving, *still], 2, with_kl=False)
+    assert [len(m.samples) for m in two] == [2, 1]
+    assert [m.num_tokens for m in two] == pytest.approx([13.5, 4.5])
+    assert [m.num_sequences for m in two] == pytest.approx([16 / 3, 8 / 3])
+
+
+def test_with_a_reference_all_that_was_sampled_has_a_gradient() -> None:
+    nothing_sampled = replace(sample(4), mask=np.zeros(3, dtype=np.bool_))
+    (one,) = minibatches([sample(4), nothing_sampled], 1, with_kl=True)
+    assert len(one.samples) == 1
+    assert (one.num_tokens, one.num_sequences) == (3, 2)
+    with pytest.raises(ValueError, match="none of the 2 samples has a gradient"):
+        minibatches([sample(4), nothing_sampled], 1, with_kl=False)
 
 
 def test_layouts_by_hand() -> None:

@@ -1,12 +1,13 @@
 """One rank of DeepSpeed against plain torch and plain transformers."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from plain_reference import plain_logprobs, plain_policy_training
+from plain_reference import plain_logprobs, plain_policy_training, plain_policy_training_with_kl
 
 from learners.batching import Sample
 from learners.config import LearnerConfig, LossConfig
@@ -86,8 +87,7 @@ def test_packed_sequences_train_as_padded_ones_do(tiny_model: Path, samples: lis
 def test_second_minibatch_sees_the_proximal_policy_of_before_the_first(tiny_model: Path, samples: list[Sample]) -> None:
     engine = DeepSpeedEngine(config(tiny_model, num_minibatches=2))
     metrics = engine.policy_step(samples)
-    assert engine.num_steps == 2
-    assert engine.policy_version == 1
+    assert (engine.num_steps, engine.policy_version) == (1, 1)
     assert metrics["ratio_max"] > 1.01  # the first update has moved the policy away from it
     single = DeepSpeedEngine(config(tiny_model)).policy_step(samples)
     assert single["ratio_max"] == pytest.approx(1.0, abs=1e-6)
@@ -99,6 +99,89 @@ def test_kl_to_the_frozen_reference_starts_at_zero_and_grows(tiny_model: Path, s
     kls = [engine.policy_step(samples)["kl_ref"] for _ in range(3)]
     assert kls[0] == pytest.approx(0.0, abs=1e-6)
     assert kls[0] < kls[1] < kls[2]
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "dapo"])
+def test_kl_holds_for_all_samples_and_has_the_policy_terms_denominator(
+    tiny_model: Path, samples: list[Sample], algorithm: str
+) -> None:
+    """Eight of eleven samples have no advantage, and one more has nothing sampled: against float64 autograd on all."""
+    mixed = [replace(s, advantage=s.advantage if i < 3 else 0.0) for i, s in enumerate(samples)]
+    empty = replace(samples[0], mask=np.zeros_like(samples[0].mask), advantage=-1.0)
+    loss = LossConfig.model_validate({"algorithm": algorithm, "kl_estimator": "k3", "kl_coef": 0.5, "is_max": 1.5})
+    engine = DeepSpeedEngine(config(tiny_model), loss)
+    for _ in range(3):
+        engine.policy_step([*mixed, empty])
+    expected = plain_policy_training_with_kl(tiny_model, [*mixed, empty], engine.config, loss, num_steps=3)
+    assert_same_weights(weights(engine), expected, atol=1e-5)
+
+
+def test_samples_without_a_gradient_count_in_the_mean_but_cost_no_pass(tiny_model: Path, samples: list[Sample]) -> None:
+    mixed = [replace(s, advantage=s.advantage if i < 3 else 0.0) for i, s in enumerate(samples)]
+    engine = DeepSpeedEngine(config(tiny_model), LossConfig(is_max=1.5))
+    metrics = engine.policy_step(mixed)
+    expected_weights, expected = plain_policy_training(
+        tiny_model, mixed, engine.config, engine.loss_config, num_steps=1
+    )
+    assert metrics["loss"] == pytest.approx(expected[0]["loss"], abs=1e-6)
+    assert metrics["grad_norm"] == pytest.approx(expected[0]["grad_norm"], rel=1e-4)
+    assert_same_weights(weights(engine), expected_weights, atol=1e-5)
+    alone = DeepSpeedEngine(config(tiny_model), LossConfig(is_max=1.5)).policy_step(mixed[:3])
+    assert metrics["entropy"] == pytest.approx(alone["entropy"], rel=1e-5)  # a mean over what was passed
+    with pytest.raises(ValueError, match="none of the 8 samples has a gradient"):
+        engine.policy_step(mixed[3:])
+
+
+def step_that_is_not_finite(engine: DeepSpeedEngine, samples: list[Sample], kind: str) -> dict[str, float]:
+    """On a batch whose loss is NaN because of its first sample, or with a gradient that overflows behind a good loss."""
+    if kind == "nonfinite_loss":
+        assert samples[0].behaviour_logprobs is not None
+        nan = samples[0].behaviour_logprobs * np.float32("nan")
+        return engine.policy_step([replace(samples[0], behaviour_logprobs=nan), *samples[1:]])
+    hook = engine.parameters[-1][1].register_hook(lambda gradient: gradient * 1e38 * 1e38)
+    try:
+        return engine.policy_step(samples)
+    finally:
+        hook.remove()
+
+
+@pytest.mark.parametrize("kind", ["nonfinite_loss", "nonfinite_gradient"])
+@pytest.mark.parametrize("max_grad_norm", [1.0, 0.0], ids=["clipped", "unclipped"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_a_step_that_is_not_finite_changes_nothing(
+    tiny_model: Path, samples: list[Sample], zero_stage: int, dtype: str, max_grad_norm: float, kind: str
+) -> None:
+    """Between two good steps it is as if it had never been: weights, moments, learning rate and versions."""
+    settings = config(
+        tiny_model, zero_stage=zero_stage, dtype=dtype, max_grad_norm=max_grad_norm, schedule="cosine", total_steps=4
+    )
+    engine, spared = DeepSpeedEngine(settings), DeepSpeedEngine(settings)
+    for each in (engine, spared):
+        each.policy_step(samples)
+    before = weights(engine)
+    assert step_that_is_not_finite(engine, samples, kind) == {f"skipped/{kind}": 1.0}
+    assert_same_weights(weights(engine), before, atol=0)
+    assert (engine.num_steps, engine.policy_version) == (1, 1)
+    expected = spared.policy_step(samples)
+    assert engine.policy_step(samples) == pytest.approx(expected, rel=1e-6)
+    assert_same_weights(weights(engine), weights(spared), atol=0)
+
+
+def test_of_two_minibatches_the_one_that_is_finite_is_trained_on(tiny_model: Path, samples: list[Sample]) -> None:
+    engine = DeepSpeedEngine(config(tiny_model, num_minibatches=2))
+    metrics = step_that_is_not_finite(engine, samples, "nonfinite_loss")
+    assert metrics["skipped/nonfinite_loss"] == 1.0
+    assert np.isfinite(list(metrics.values())).all()
+    assert (engine.num_steps, engine.policy_version) == (1, 1)
+    assert all(bool(tensor.isfinite().all()) for tensor in weights(engine).values())
+
+
+def test_supervised_steps_are_skipped_likewise(tiny_model: Path, samples: list[Sample]) -> None:
+    engine = DeepSpeedEngine(config(tiny_model, max_grad_norm=0.0))
+    engine.parameters[-1][1].data[7] = float("inf")
+    assert engine.sft_step(samples) == {"skipped/nonfinite_loss": 1.0}
+    assert engine.num_steps == 0
 
 
 def test_sft_learns_only_what_is_unmasked(tiny_model: Path, samples: list[Sample]) -> None:
@@ -170,6 +253,14 @@ def test_host_update_is_a_copy(tiny_model: Path, samples: list[Sample]) -> None:
     assert update.names[0] == "model.embed_tokens.weight"
     assert update.shapes[0] == (330, 64)
     assert set(update.dtypes) == {"float32"}
+
+
+def test_minibatches_do_not_shorten_the_schedule(tiny_model: Path, samples: list[Sample]) -> None:
+    """`total_steps` counts batches. Four of them in two minibatches each: 1, 0.85…, 0.5 and 0.14… of the peak, then 0."""
+    engine = DeepSpeedEngine(config(tiny_model, num_minibatches=2, schedule="cosine", total_steps=4))
+    rates = [engine.policy_step(samples)["lr"] for _ in range(5)]
+    half = 0.5 * 2**-0.5
+    assert rates == pytest.approx([1e-2, 1e-2 * (0.5 + half), 0.5e-2, 1e-2 * (0.5 - half), 0.0], abs=1e-9)
 
 
 def test_learning_rate_by_hand() -> None:

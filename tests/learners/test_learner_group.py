@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,14 @@ def test_two_ranks_train_save_resume_at_one_die_and_come_back(
     assert resumed.policy_step(samples)["loss"] == pytest.approx(third.metrics["loss"], abs=1e-5)
     assert_update_equals(ray.get(third.update, timeout=30), dict(resumed.full_weights()), atol=1e-5)
 
+    # A step whose loss is NaN on one rank is skipped by both, and the next is taken as if it had not been.
+    assert samples[0].behaviour_logprobs is not None
+    nan = replace(samples[0], behaviour_logprobs=samples[0].behaviour_logprobs * np.float32("nan"))
+    skipped = gang.train_step([nan, *samples[1:]])
+    assert (skipped.applied, skipped.metrics) == (False, {"skipped/nonfinite_loss": 1.0})
+    assert (skipped.policy_version, skipped.probe) == (3, None)
+    assert ray.get(skipped.update, timeout=30) is None
+
     # With less samples than ranks one of them trains on a filler, which changes nothing.
     assert gang.train_step(samples[:1]).metrics == pytest.approx(resumed.policy_step(samples[:1]), abs=1e-5)
 
@@ -125,7 +134,7 @@ def test_two_ranks_train_save_resume_at_one_die_and_come_back(
     assert ray.get(third.update, timeout=30).policy_version == 3
 
     # A rank's own exception is named too.
-    bad = Sample(ids=np.full(10, 10**6, dtype=np.int32), prompt_len=2, mask=np.ones(8, dtype=np.bool_))
+    bad = Sample(ids=np.full(10, 10**6, dtype=np.int32), prompt_len=2, mask=np.ones(8, dtype=np.bool_), advantage=1.0)
     with pytest.raises(LearnerFailed, match=r"train_step: rank \d raised IndexError: index out of range"):
         gang.train_step([bad, bad])
 
