@@ -176,6 +176,13 @@ class RunConfig(Section):
                 self.learner.check_call("policy_step")
             except ValueError as error:
                 raise ValueError(f"learner.{error}") from error
+            longest = self.episode.max_prompt_tokens + self.episode.max_response_tokens
+            if self.learner.micro_batch_tokens < longest:
+                raise ValueError(
+                    f"learner.micro_batch_tokens = {self.learner.micro_batch_tokens} is less than the longest trajectory, "
+                    f"episode.max_prompt_tokens + episode.max_response_tokens = {longest}, which a pass of the learner has "
+                    "to hold: raise it, or shorten the episode"
+                )
         if self.rollout.group_size < 2:
             raise ValueError("rollout.group_size must be at least 2: an advantage compares siblings")
         elastic = self.elastic

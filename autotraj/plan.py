@@ -86,11 +86,6 @@ def plan(config: RunConfig, *, reward_model: RewardModelConfig | None = None, gp
         problems.append(
             f"engine.max_model_len = {config.engine.max_model_len} exceeds the model's {shape.max_positions} positions"
         )
-    if config.learner.micro_batch_tokens < longest:
-        problems.append(
-            f"learner.micro_batch_tokens = {config.learner.micro_batch_tokens} is less than the longest trajectory, "
-            f"{longest}"
-        )
     if actors[0].memory["KV cache"] < longest * _kv_bytes(config, shape):
         problems.append(f"rollout: the KV cache holds not one trajectory of {longest} tokens")
     return Plan(

@@ -60,6 +60,18 @@ def test_contradiction_between_sections() -> None:
         parse(MINIMAL | {"engine": {"max_model_len": 64}})
 
 
+def test_a_pass_of_the_learner_holds_the_longest_trajectory() -> None:
+    """Found at the first step that has one, else: 768 tokens of prompt and 1024 of response at most."""
+    sections = {"episode": {"max_prompt_tokens": 768, "max_response_tokens": 1024}}
+    with pytest.raises(
+        ConfigError, match=r"learner\.micro_batch_tokens = 1791 is less than the longest trajectory, .*1792"
+    ):
+        parse(MINIMAL | sections | {"learner": {"micro_batch_tokens": 1791}})
+    assert parse(MINIMAL | sections | {"learner": {"micro_batch_tokens": 1792}}).learner.micro_batch_tokens == 1792
+    supervised = {"stages": ["synthesize", "sft"], "learner": {"micro_batch_tokens": 1791}}
+    assert parse(MINIMAL | sections | supervised).stages == ("synthesize", "sft")  # leaves out what is longer, counted
+
+
 def test_shared_values_are_set_once() -> None:
     config = parse(MINIMAL | {"episode": {"temperature": 0.7}})
     assert config.learner.model == config.engine.model == "examples/tiny/base"

@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, tiny
 from transformers import AutoTokenizer
 
 from autotraj import pairs, sft, stages
 from autotraj.errors import UserError
+from autotraj.interrupt import Interrupt
 from learners.config import LearnerConfig
 from trajectory.markup import render_result
 from trajectory.records import preference_record, sft_record, write_jsonl
@@ -81,6 +82,19 @@ def test_repaired_trajectories_are_left_out_when_asked(tmp_path: Path, tokenizer
     hidden = tokenizer.decode(response[~sample.mask])
     assert hidden == render_result("6\n", max_chars=100)
     assert tokenizer.decode(response[sample.mask]).endswith("</answer><|im_end|>")
+
+
+def test_trajectories_that_are_all_too_long_are_told_before_any_learner_starts(tmp_path: Path) -> None:
+    config = tiny(tmp_path, "learner.micro_batch_tokens=20", 'stages=["synthesize", "sft"]')
+    record = sft_record("What is 2 times 3?", CLEAN, "", task_id="a", source="kept", quality=1.0)
+    path = config.folder / stages.SYNTHESIS / stages.SFT_FILE
+    path.parent.mkdir(parents=True)
+    write_jsonl(path, [record, record])
+    with pytest.raises(
+        UserError, match=r"all 2 trajectories are longer than learner\.micro_batch_tokens = 20, the shortest"
+    ):
+        sft.sft(config, interrupt=Interrupt(), on_step=lambda step, num_steps, metrics: None)
+    assert not (config.folder / stages.SFT).exists()
 
 
 @pytest.mark.parametrize("mask_results", [True, False])
