@@ -35,8 +35,8 @@ def run(config_path: str | None, overrides: Sequence[str]) -> int:
 
 def run_all(config: RunConfig, console: Console) -> int:
     """Runs, or goes on with, all stages of `config`; returns the exit code."""
-    preflight.check(config)
-    preflight.check_prompt(config)
+    train, held_out = preflight.check(config)
+    preflight.check_prompt(config, {"data": train, "eval.data": held_out})
     with locked(Home.of(config).path):
         open_folder(config)
         if "synthesize" in config.stages:
@@ -52,7 +52,7 @@ def stage(name: str, config_path: str | None, overrides: Sequence[str]) -> int:
     config = load(config_path, overrides)
     if name not in config.stages:
         raise UserError(f"stages = {list(config.stages)} leaves {name!r} out; add it")
-    preflight.check(config, sandbox=name == "synthesize")
+    tasks, _ = preflight.check(config, sandbox=name == "synthesize")
     console = Console()
     with locked(Home.of(config).path):
         folder = open_folder(config)
@@ -61,7 +61,7 @@ def stage(name: str, config_path: str | None, overrides: Sequence[str]) -> int:
                 f"{name} is done in {config.run_dir} ({stages.STAGES_FILE}); to do it again choose another run_dir"
             )
         stages.check_inputs(name, config)
-        preflight.check_prompt(config)
+        preflight.check_prompt(config, {"data": tasks} if name == "synthesize" else {})
         if name == "synthesize":
             _tell_of_template(config, console)
 
@@ -89,8 +89,8 @@ def grpo(config_path: str | None, overrides: Sequence[str], *, resume: str | Non
             folder, config, checkpoint = RunFolder.resume(resume, overrides)
             return _grpo(config, folder, checkpoint)
     config = with_changes(load(config_path, overrides), preflight.GRPO_ALONE)
-    preflight.check(config)
-    preflight.check_prompt(config)
+    tasks, _ = preflight.check(config)
+    preflight.check_prompt(config, {"data": tasks})
     with locked(Home.of(config).path):
         return _grpo(config, RunFolder.create(config), None)
 
@@ -107,8 +107,8 @@ def _grpo(config: RunConfig, folder: RunFolder, checkpoint: Checkpoint | None) -
                 soft_wrap=True,
             )
             return EXIT_OK
-        preflight.check(config)
-        preflight.check_prompt(config)
+        tasks, _ = preflight.check(config)
+        preflight.check_prompt(config, {"data": tasks})
         require_reward_model(config, checkpoint)
     console.print(f"run folder {folder.home}; sampling and training {config.model}; starting the engines …")
 
@@ -140,7 +140,7 @@ def evaluate(config_path: str | None, overrides: Sequence[str]) -> int:
     console = Console()
     config = load(config_path, overrides)
     _, tasks = preflight.check(config)
-    preflight.check_prompt(config)
+    preflight.check_prompt(config, {"eval.data": tasks})
 
     from autotraj.launch import engines, measure, parts
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -16,7 +17,7 @@ from autotraj.model_check import check_policy, check_weights
 from autotraj.plan import GIB, host_bytes, memory_by_part
 from cluster.roles import LEARNER, ROLLOUT, SANDBOX, Ask, role
 from tool_sandbox import build
-from trajectory.chat import check_append_only, check_template, load_tokenizer
+from trajectory.chat import check_append_only, check_template, load_tokenizer, render_prompt
 from trajectory.locations import is_uri
 from trajectory.storage import StorageError, fetch
 from trajectory.tasks import assert_disjoint, load_tasks
@@ -178,13 +179,28 @@ def _is_installed(package: str) -> bool:
     return True
 
 
-def check_prompt(config: RunConfig) -> None:
-    """Raises `UserError` for a tokenizer or chat template with which no episode can begin. The last check, as it imports
-    transformers."""
+def check_prompt(config: RunConfig, tasks: Mapping[str, Sequence[Task]] | None = None) -> None:
+    """Raises `UserError` for a tokenizer or chat template with which no episode can begin, or for a set of tasks, by the key
+    that it comes from, whose prompts are all too long. The last check, as it imports transformers."""
+    system_prompt, limit = config.episode.system_prompt, config.episode.max_prompt_tokens
     try:
-        check_template(load_tokenizer(config.model), config.episode.system_prompt)
+        tokenizer = load_tokenizer(config.model)
+        check_template(tokenizer, system_prompt)
     except (ValueError, OSError) as error:
         raise UserError(f"model: the tokenizer of {config.model} can't be used: {error}") from error
+    for key, listed in (tasks or {}).items():
+        shortest = None
+        for task in listed:
+            length = len(render_prompt(tokenizer, task.question, system_prompt))
+            if length <= limit:
+                break
+            shortest = min(length, shortest or length)
+        else:
+            raise UserError(
+                f"{key}: all {len(listed)} prompts are longer than episode.max_prompt_tokens = {limit}; the shortest has "
+                f"{shortest} tokens, the system prompt included. Raise episode.max_prompt_tokens, or shorten "
+                "episode.system_prompt"
+            )
 
 
 def template_note(config: RunConfig) -> str:

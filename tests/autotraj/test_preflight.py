@@ -19,6 +19,8 @@ from autotraj.__main__ import main
 from autotraj.errors import UserError
 from autotraj.run_folder import RunFolder, latest_checkpoint
 from autotraj.sandbox import sandbox_session
+from trajectory.chat import render_prompt
+from trajectory.types import Task
 
 
 def fails(tmp_path: Path, *overrides: str) -> str:
@@ -243,3 +245,17 @@ def test_a_chat_template_is_tried_before_an_engine_is_started(tmp_path: Path) ->
     write(template.replace("for message in messages", "for message in messages if message.role == 'user'"))
     with pytest.raises(UserError, match="leaves out the system message"):
         preflight.check_prompt(config)
+
+
+def test_prompts_that_are_all_too_long_are_told_before_an_engine_is_started(tmp_path: Path) -> None:
+    """One that fits is enough for a run to go on: the others are dropped, and counted."""
+    tasks = [Task(id=str(n), question="word " * n, golds=("1",)) for n in (60, 40, 50)]
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "examples/tiny/base")
+    shortest = len(render_prompt(tokenizer, tasks[1].question, ""))
+    preflight.check_prompt(tiny(tmp_path, f"episode.max_prompt_tokens={shortest}"), {"data": tasks})
+    config = tiny(tmp_path, f"episode.max_prompt_tokens={shortest - 1}")
+    message = (
+        rf"data: all 3 prompts are longer than episode\.max_prompt_tokens = {shortest - 1}; the shortest has {shortest}"
+    )
+    with pytest.raises(UserError, match=message):
+        preflight.check_prompt(config, {"data": tasks})
