@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pydantic import TypeAdapter, ValidationError
 
 from autotraj.intervals import Estimate, bootstrap_mean, pass_at_k, wilson
-from rewards import outcome
+from rewards import math_text, outcome
 from trajectory import markup
 from trajectory.types import Group, Reward, Task, Trajectory
 
@@ -103,8 +103,9 @@ def exact_match(answer: str | None, task: Task) -> bool:
     """Whether an answer is a gold one as text: for QA lower-cased, without punctuation and articles; for math cleaned."""
     if answer is None:
         return False
-    clean = outcome.clean_latex if task.kind == "math" else outcome.normalise
-    return any(clean(answer) == clean(gold) for gold in task.golds)
+    if task.kind == "math":
+        return any(math_text.prepare(answer).compact == math_text.prepare(gold).compact for gold in task.golds)
+    return any(outcome.normalise(answer) == outcome.normalise(gold) for gold in task.golds)
 
 
 def token_f1(answer: str | None, task: Task) -> float:

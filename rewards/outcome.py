@@ -1,6 +1,6 @@
 """Is the final answer right? Mathematics by value, questions by the words they share with a gold answer.
 
-Answers are hostile text: all that is done to them here takes linear time, and math-verify, which may not (`9^{9^{9}}`),
+Answers are hostile text: what is done to them here takes milliseconds, and math-verify, which may not (`9^{9^{9}}`),
 runs in a process of its own with a deadline (see `verifier`).
 """
 
@@ -13,12 +13,15 @@ from collections import Counter
 from dataclasses import dataclass
 from fractions import Fraction
 
-from rewards import verifier
+from rewards import math_text, verifier
 from trajectory import typography
 from trajectory.types import Task
 
 TOLERANCE = Fraction(1, 10**6)
 """Numbers closer than this are equal."""
+
+SMALL = Fraction(1, 10**3)
+"""Below this the tolerance is relative: 1.6e-19 isn't 0."""
 
 QA_CORRECT_F1 = 0.5
 """From this token F1 on, an answer to a question counts as correct."""
@@ -26,12 +29,6 @@ QA_CORRECT_F1 = 0.5
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 _PUNCTUATION = frozenset(string.punctuation)  # of which `$+<=>^`|~` are symbols in Unicode
 _EXACT_ONLY = {"yes", "no", "noanswer"}
-
-# What changes how LaTeX looks, but not its value; `%` and degrees as MATH's own graders drop them.
-_NOISE = re.compile(r"\\(?:left|right|displaystyle)(?![a-zA-Z])|\\[!,;: ]|\\?[$%]|\^\\circ|\^\{\\circ\}")
-_TEXT = re.compile(r"\\(?:text|mbox|mathrm|textbf|mathbf)\{([^{}]*)\}")
-_NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3}){1,12}|\d{1,40})?(?:\.\d{0,40})?(?:[eE][-+]?\d{1,3})?")
-_FRACTION = re.compile(r"([-+]?)\\frac\{([-+]?\d{1,40})\}\{([-+]?\d{1,40})\}|([-+]?\d{1,40})/(\d{1,40})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,49 +55,51 @@ def score(answer: str | None, task: Task, timeout_s: float) -> Outcome:
 
 
 def math_equal(answer: str, gold: str, timeout_s: float) -> verifier.Verdict:
-    """Whether two mathematical answers are equal: as cleaned LaTeX, as numbers or sets of numbers, or by math-verify."""
-    cleaned, cleaned_gold = clean_latex(answer), clean_latex(gold)
-    if cleaned and cleaned == cleaned_gold:
+    """Whether two mathematical answers are equal: as prepared text, as numbers or sets of numbers, or by math-verify.
+
+    The order of a list or a set means nothing, the order of a tuple does. A word that only one of them has (`\\text{red}`)
+    makes them different: math-verify would take it for a product of letters.
+    """
+    ours, theirs = math_text.prepare(answer), math_text.prepare(gold)
+    fold = str.casefold if ours.words or theirs.words else str
+    if ours.compact and fold(ours.compact) == fold(theirs.compact):
         return verifier.Verdict(True)
-    values, gold_values = _values(cleaned), _values(cleaned_gold)
+    if _has_other_words(ours, theirs) or _has_other_words(theirs, ours):
+        return verifier.Verdict(False)
+    if "=" in theirs.latex:  # an equation, of which `y =` is a part
+        return verifier.equal(ours.named, theirs.named, timeout_s)
+    if len(ours.items) == 1:
+        for side in math_text.sides_to_check(ours.latex):
+            verdict = _equal(side, (side,), theirs, timeout_s)
+            if not verdict.equal:
+                return verdict
+        return verifier.Verdict(True)
+    return _equal(ours.latex, ours.items, theirs, timeout_s)
+
+
+def _has_other_words(text: math_text.MathText, other: math_text.MathText) -> bool:
+    return any(word not in other.latex.lower() for word in text.words)
+
+
+def _equal(latex: str, items: tuple[str, ...], gold: math_text.MathText, timeout_s: float) -> verifier.Verdict:
+    values, gold_values = _values(items), _values(gold.items)
     if values is not None and gold_values is not None:
-        close = all(abs(a - b) <= TOLERANCE for a, b in zip(values, gold_values, strict=False))
-        if close and len(values) == len(gold_values):
+        if len(values) == len(gold_values) and all(map(_close, values, gold_values)):
             return verifier.Verdict(True)
-        if "%" not in answer + gold:  # 50% may be 50 or 1/2: math-verify knows both
+        if "%" not in latex + gold.latex:  # 50% may be 50 or 1/2: math-verify knows both
             return verifier.Verdict(False)
-    return verifier.equal(answer, gold, timeout_s)
+    return verifier.equal(latex, gold.latex, timeout_s)
 
 
-def clean_latex(text: str) -> str:
-    """`text` without units, spaces and what else doesn't change its value: `x = 1{,}234\\text{ m}` becomes `1,234`."""
-    text = _NOISE.sub("", " ".join(text.split())).replace("{,}", ",")
-    text = text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
-    text = re.sub(r"\\frac(\d)(\d)", r"\\frac{\1}{\2}", text)
-    without_units = _TEXT.sub("", text)
-    text = without_units if without_units.strip() else _TEXT.sub(r"\1", text)
-    text = re.sub(r"(?<!\d) | (?!\d)", "", text)  # "1 1/2" keeps its space: it isn't 11/2
-    text = re.sub(r"^[a-zA-Z]=", "", text)
-    return text.rstrip(".")
-
-
-def _values(text: str) -> list[Fraction] | None:
-    """The numbers of a number, a set or a list without brackets (both sorted: their order means nothing); else None."""
-    if (value := _number(text)) is not None:
-        return [value]
-    items = text.removeprefix("\\{").removesuffix("\\}").split(",")
-    values = [value for item in items if (value := _number(item)) is not None]
+def _values(items: tuple[str, ...]) -> list[Fraction] | None:
+    """The items' values, sorted, if all are numbers."""
+    values = [value for item in items if (value := math_text.number(item)) is not None]
     return sorted(values) if len(values) == len(items) else None
 
 
-def _number(text: str) -> Fraction | None:
-    if (match := _FRACTION.fullmatch(text)) is not None:
-        sign, top, bottom = match[1] or "", match[2] or match[4], match[3] or match[5]
-        value = Fraction(int(top), int(bottom)) if int(bottom) else None
-        return -value if value is not None and sign == "-" else value
-    if _NUMBER.fullmatch(text) is None or not any(c.isdigit() for c in text.lower().split("e")[0]):
-        return None
-    return Fraction(text.replace(",", ""))
+def _close(a: Fraction, b: Fraction) -> bool:
+    size = max(abs(a), abs(b))
+    return abs(a - b) <= TOLERANCE * (1 if size >= SMALL else size)
 
 
 def qa_f1(answer: str, gold: str) -> float:

@@ -159,7 +159,7 @@ _SYNONYMS = {
     **dict.fromkeys(["quad", "qquad", "enspace", "thinspace", "medspace", "thickspace"], " "),
 }
 _COMMAND = re.compile(r"\\([a-zA-Z]+)\s*")
-_SPACE = re.compile(r"\\[,;:> \n]|~|\\!\s*|\\/")
+_SPACE = re.compile(r"(?<!\\)\\[,;:> \n]|~|\\!\s*|\\/")
 _CIRC = re.compile(r"\^\s*\{\s*\\circ\s*\}|\^\s*\\circ(?![a-zA-Z])\s*")
 _FRACTION = re.compile(r"\\frac\s*(?:(\d)|(\{[^{}]*\}))\s*(?:(\d)|(?=\{))")
 _ROOT = re.compile(r"\\sqrt\s*([a-zA-Z0-9])")
