@@ -130,8 +130,8 @@ class SandboxConfig(Section):
     max_content_bytes: int = Field(default=256 * 1024, ge=1, le=1024 * 1024)
     """Longest code, bytes of UTF-8; longer is `rejected`."""
 
-    max_output_bytes: int = Field(default=1_000_000, ge=1, le=8 * 1024 * 1024)
-    """Most output of a call, bytes; a call that writes more is killed with status `output_limit`."""
+    max_output_bytes: int = Field(default=250_000, ge=1, le=8 * 1024 * 1024)
+    """Most output of a call, bytes; a call that writes more is killed with status `output_limit`. A model reads far less."""
 
     max_queue: int = Field(default=1024, ge=0)
     """Calls that may wait for a slot; one more is answered `unavailable` at once, or makes the client that waits with

@@ -19,7 +19,9 @@ import os
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 
 import grpc
 import grpc.aio
@@ -41,6 +43,9 @@ PARENT_CHECK_S = 1.0
 READ_S = 10.0
 """Longest wait for a request's bytes once its headers came: a client that dribbles is hung up on."""
 RETRY_DRAINING_S = 5.0
+MAX_UNREAD_BYTES = 16 * 1024 * 1024
+"""Answers to one connection that its client hasn't read yet; beyond that its calls are refused and not run."""
+RETRY_UNREAD_S = 1.0
 MIN_PING_S = 4.0
 """Clients may ask for a sign of life this often (`client.SILENCE_S`); gRPC's default is five minutes, then it hangs up."""
 
@@ -71,6 +76,7 @@ class Gateway:
         self._handlers: grpc.GenericRpcHandler | None = None
         self._server: grpc.aio.Server | None = None
         self._draining = False
+        self._unread: Counter[str] = Counter()  # bytes of answers, by connection
         self._idle = asyncio.Event()
         self._idle.set()
         self.address = ""
@@ -139,8 +145,13 @@ class Gateway:
         self._idle.clear()
         try:
             name, result = await self._answer(data, context)
+            # Again: it may have stopped reading since.
+            if refusal := self._refuse_unread(context.peer()):
+                result = replace(refusal, duration_s=result.duration_s, queue_s=result.queue_s)
             self._metrics.answered(name, result, time.monotonic() - started)
-            return wire.encode_result(result)
+            answer = wire.encode_result(result)
+            self._count_unread(context, len(answer))
+            return answer
         finally:
             self._metrics.num_running -= 1
             if self._metrics.num_running == 0:
@@ -158,6 +169,8 @@ class Gateway:
         if self._draining:
             message = "the gateway is stopping"
             return name, ToolResult(status="unavailable", message=message, retry_after_s=RETRY_DRAINING_S)
+        if unread := self._refuse_unread(context.peer()):
+            return name, unread
         queue_s, timeout_s = split_deadline(context.time_remaining(), request.timeout_s, self._config.queue_timeout_s)
         result = await self._tools[name].run(
             request.content,
@@ -167,6 +180,28 @@ class Gateway:
             client=context.peer(),
         )
         return name, result
+
+    def _refuse_unread(self, connection: str) -> ToolResult | None:
+        """What a connection hears that reads its answers too slowly or not at all; None if it reads them."""
+        if (size := self._unread[connection]) <= MAX_UNREAD_BYTES:
+            return None
+        message = (
+            f"the client has not read {size} bytes of earlier answers on this connection; the gateway keeps at most "
+            f"{MAX_UNREAD_BYTES}. Read the answers, or make fewer calls at once"
+        )
+        return ToolResult(status="unavailable", message=message, retry_after_s=RETRY_UNREAD_S)
+
+    def _count_unread(self, context: grpc.aio.ServicerContext, size: int) -> None:
+        """`size` bytes are on their way; gRPC says when they have left, or won't."""
+        connection = context.peer()
+
+        def left(_: object) -> None:
+            self._unread[connection] -= size
+            if self._unread[connection] <= 0:
+                del self._unread[connection]
+
+        self._unread[connection] += size
+        context.add_done_callback(left)
 
     async def _stats(self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> bytes:
         await self._admit(context)
