@@ -31,6 +31,7 @@ _FONT_WORDS = re.compile(rf"\\(?:{typography.FONTS})\s*\{{([^{{}}]*)\}}")
 _WORD = re.compile(r"[a-zA-Z]{2,}")
 _JOINED = re.compile(r"\s*,?\s*(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])\s*")
 _DELIMITERS = re.compile(r"(?<!\\)(?:\$|\\[()\[\]])")
+_CURRENCY = re.compile(r"\\\$|[€£¥]")
 _NAMED = re.compile(r"[a-zA-Z]\s*=(?!=)\s*")
 _EQUALS = re.compile(r"\s*(?<![<>!:=])=(?!=)\s*")
 _THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3}){1,12}(?!\d|,\d)")
@@ -63,8 +64,9 @@ def prepare(text: str) -> MathText:
     """Takes `text` apart; one that is too long for math-verify is left as it is."""
     if len(text) > MAX_CHARS:
         return MathText(text, text, (text,), ())
+    text = _in_box(text)
     text = typography.plain_latex(_SQUARE_METRES.sub("", typography.fold(text))).replace("{,}", ",")
-    text = _DELIMITERS.sub(" ", text).replace("\\$", "").strip()
+    text = _CURRENCY.sub("", _DELIMITERS.sub(" ", text)).strip()
     text = _without_outer_braces(text)
     text = _without_unit(text)
     words = tuple(w.lower() for part in _FONT_WORDS.findall(text) for w in _WORD.findall(_JOINED.sub(" ", part)))
@@ -125,6 +127,19 @@ def _without_name(text: str) -> str:
     """`text` without the `x =` at its start."""
     name = _NAMED.match(text)
     return text[name.end() :] if name else text
+
+
+def _in_box(text: str) -> str:
+    r"""What the only box holds, if it stands at the end (`so it is $\boxed{12}$.`), else `text`."""
+    if text.count("\\boxed{") != 1:  # two boxes are two values
+        return text
+    inside = text.partition("\\boxed{")[2].rstrip(" \n.$")
+    depth = 1
+    for i, character in enumerate(inside):
+        depth += (character == "{") - (character == "}")
+        if depth == 0:
+            return inside[:i] if i == len(inside) - 1 else text
+    return text
 
 
 def _without_outer_braces(text: str) -> str:
