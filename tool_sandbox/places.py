@@ -35,6 +35,8 @@ RETIRE_CHECK_S = 0.25
 PROBE_IDLE_S = 15.0
 """A container that nobody used for so long is asked to run a call of ours: a runner that hangs must not wait for theirs."""
 PROBE_TIMEOUT_S = 10.0
+SPARE_PROBE_S = 3.0
+"""A spare runs a call of ours within this time before it serves: calls would wait on one that is paused or hangs."""
 AGE_SPREAD = 0.2
 """Containers that started together reach `recycle_after_s` up to this share apart."""
 
@@ -156,7 +158,7 @@ class Places:
             while True:
                 if member is None:
                     try:
-                        member = self._serve(await self._spares.take() or await self._start())
+                        member = self._serve(await self._next())
                     except (SandboxError, OSError) as error:
                         if not first.done():
                             first.set_exception(error)
@@ -210,6 +212,22 @@ class Places:
             raise RunnerError(f"{container!r} died: {container.cause_of_death}")
         return container
 
+    async def _next(self) -> Container:
+        """A spare that has just run a call of ours, or else one that is started now. Errors: SandboxError, OSError."""
+        for _ in range(self._config.num_spares):
+            if (spare := await self._spares.take()) is None:
+                break
+            try:
+                answers = await _answers(spare)
+            except BaseException:  # cancelled: it is nobody's
+                await spare.stop()
+                raise
+            if answers:
+                return spare
+            logger.warning("the spare %r did not run a call within %.0f s; it is stopped", spare, SPARE_PROBE_S)
+            self._spawn(spare.stop())
+        return await self._start()
+
     def _serve(self, container: Container) -> Member:
         """From now on calls go there."""
         now = time.monotonic()
@@ -224,7 +242,7 @@ class Places:
         """Take the next, then let this one go; it stays if there is no next."""
         async with self._one_at_a_time:  # memory and cores for one container more, not for twice as many
             try:
-                following = self._serve(await self._spares.take() or await self._start())
+                following = self._serve(await self._next())
             except (SandboxError, OSError) as error:
                 logger.warning("%r is due (%s) and stays: %s", member.container, member.due, error)
                 member.due, member.num_calls, member.num_violations = "", 0, 0
@@ -277,3 +295,13 @@ class Places:
         task = asyncio.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+async def _answers(container: Container) -> bool:
+    """Whether a container that serves nobody yet runs a call within `SPARE_PROBE_S`."""
+    try:
+        async with asyncio.timeout(SPARE_PROBE_S):
+            reply = await container.call(container.free.pop(), "cold", "pass", SPARE_PROBE_S)
+    except (RunnerError, TimeoutError):
+        return False
+    return reply.status == "ok"

@@ -27,6 +27,7 @@ class SlowContainer(Container):
 
     made: "list[SlowContainer]"
     stopped = False
+    frozen = False  # it is up, and answers nothing
 
     async def start(self) -> None:
         SlowContainer.made.append(self)
@@ -42,6 +43,8 @@ class SlowContainer(Container):
         await super().stop()
 
     def _send(self, **frame: Any) -> None:
+        if self.frozen:
+            return
         loop = asyncio.get_running_loop()
         loop.call_soon(self._calls[frame["id"]].set_result, Reply("ok", "", repr(self), 0.01, True))
         loop.call_soon(self._on_frame, {"op": "free", "slot": frame["slot"]})
@@ -118,6 +121,21 @@ async def test_a_spare_that_died_is_never_used_and_is_replaced(pool: Pool) -> No
     await until(lambda: pool.state().containers["spare"] == 1)
     first._die("it was killed")
     assert await where(pool) == repr(SlowContainer.made[2])
+
+
+async def test_a_spare_that_answers_nothing_never_serves(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that `docker pause` stopped: it isn't dead, and would keep each call until its deadline."""
+    monkeypatch.setattr(places, "SPARE_PROBE_S", 0.05)
+    first, spare = SlowContainer.made
+    spare.go.set()
+    await until(lambda: pool.state().containers["spare"] == 1)
+    spare.frozen = True
+    first._die("it was killed")
+    await until(lambda: spare.stopped)
+    await until(lambda: len(SlowContainer.made) >= 3)
+    for container in SlowContainer.made[2:]:
+        container.go.set()
+    assert await where(pool) in [repr(container) for container in SlowContainer.made[2:]]
 
 
 async def test_a_spare_that_does_not_start_leaves_its_place_to_one_that_does(pool: Pool) -> None:
