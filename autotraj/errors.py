@@ -17,6 +17,10 @@ class GateError(RunError):
     """After a weight sync the engine and the learner disagree about the probe's logprobs."""
 
 
+class NothingToLearn(Exception):
+    """Training has come to its end before its last step: no group tells its trajectories apart any more."""
+
+
 class NotFinite(RunError):
     """Several training steps in a row had no finite loss or gradient."""
 

@@ -27,7 +27,7 @@ from ray.rllib.utils.metrics import LEARNER_RESULTS, NUM_ENV_STEPS_TRAINED_LIFET
 
 from autotraj import loop_state
 from autotraj.elastic import ElasticRunners
-from autotraj.errors import Stalled
+from autotraj.errors import NothingToLearn, Stalled
 from autotraj.grpo_config import GRPOConfig
 from autotraj.inspection import Inspection
 from autotraj.online_repair import OnlineRepair
@@ -54,6 +54,8 @@ from trajectory.types import Group, Task
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.25
+MAX_STEPS_ALIKE = 20
+"""Groups in a row, in steps' worth, whose rewards did not vary, after which there is nothing left to learn from."""
 
 
 class GRPO(Algorithm):
@@ -81,6 +83,7 @@ class GRPO(Algorithm):
         self._ends_with_the_run = ExitStack()
         self._num_leases = 0
         self._skips = Skips()
+        self._num_alike = 0  # groups in a row without variance
         self._tokens_since_step = 0
         self._last_step_at = time.monotonic()
         self.policy_version = 0
@@ -155,6 +158,7 @@ class GRPO(Algorithm):
         self._collect_scored()
         if self._pending and (result := self._pending[0].poll()) is not None:
             self._finish_step(result, *self._pending[1:])
+        self._check_variance()
         self._check_deadlines()
 
     def _admit(self) -> None:
@@ -228,6 +232,7 @@ class GRPO(Algorithm):
             if self._log:
                 self._log.append(group)
             varied = has_variance(np.array([r.total for r in group.rewards]))
+            self._num_alike = 0 if varied else self._num_alike + 1
             if self.config.run_config.grpo.dynamic_sampling and not varied:
                 self._ledger.drop(group.lease_id, "no_variance")
             else:
@@ -301,6 +306,18 @@ class GRPO(Algorithm):
             self._ledger.hand_back(group.lease_id, reason)
         self._last_step_at = time.monotonic()
         self._skips.took(result.metrics)
+
+    def _check_variance(self) -> None:
+        """Raises NothingToLearn if groups without variance, of which no step is made, are all that comes."""
+        run = self.config.run_config
+        makes_steps = run.loss.kl_coef > 0 and not run.grpo.dynamic_sampling
+        if makes_steps or self._pending or self._num_alike < MAX_STEPS_ALIKE * run.grpo.groups_per_step:
+            return
+        raise NothingToLearn(
+            f"nothing left to learn from: the rewards of the last {self._num_alike} groups did not vary within a group, so "
+            "they have no advantage. The policy solves all of these prompts or none, or episode.temperature is too low for "
+            "siblings to differ"
+        )
 
     def _check_deadlines(self) -> None:
         limit = self.config.run_config.grpo.step_timeout_s

@@ -15,7 +15,7 @@ from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
 from autotraj import preflight, stages
 from autotraj.config import RunConfig
-from autotraj.errors import OutOfMemory, RunError, UserError
+from autotraj.errors import NothingToLearn, OutOfMemory, RunError, UserError
 from autotraj.evaluate import EvalResult
 from autotraj.evaluate import evaluate as evaluate_policy
 from autotraj.gateway_metrics import watched
@@ -47,8 +47,8 @@ def train(
     on_step: Callable[[int, Mapping[str, float]], None],
     interrupt: Interrupt | None = None,
 ) -> bool:
-    """Trains up to `num_steps` optimizer steps, with checkpoints, over the loss of learners too. Returns False if it was
-    interrupted before.
+    """Trains up to `num_steps` optimizer steps, with checkpoints, over the loss of learners too. Ends before, with a warning
+    that says so, when there is nothing left to learn from. Returns False if it was interrupted before.
 
     `interrupt` is the caller's, if it has one that covers more than this."""
     settings = algo.config.run_config.grpo
@@ -75,6 +75,9 @@ def train(
                 on_step(step, metrics)
                 if step % settings.checkpoint_every == 0:
                     checkpoint()
+            except NothingToLearn as ending:
+                logger.warning("GRPO ends after step %d of %d: %s", algo.policy_version, num_steps, ending)
+                num_steps = algo.policy_version
             except LearnerError as error:
                 _replace_learners(algo, folder, error, replacements)
 

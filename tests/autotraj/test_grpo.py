@@ -170,6 +170,29 @@ def test_steps_that_are_not_finite_hand_their_prompts_back_and_end_the_run_by_na
     assert folder.last_step == (algo.policy_version or None)
 
 
+def test_a_policy_whose_groups_are_all_alike_ends_the_run_by_name(
+    gateway: Gateway, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = tiny(
+        tmp_path,
+        "reward.outcome_weight=0.5",
+        "reward.wrong_but_well_formed=0.5",
+        "reward.bad_format_math=0.5",
+        "grpo.groups_per_step=2",
+    )
+    with RunFolder.create(config) as folder:
+        algo = build(config, gateway)
+        try:
+            assert train(algo, folder, num_steps=3, on_step=lambda step, metrics: None)
+            assert algo.policy_version == 0
+            assert_nothing_lost(algo)
+            assert algo._ledger.drop_reasons["no_variance"] >= 38  # a step's worth may still wait for the others
+        finally:
+            algo.stop()
+    assert "GRPO ends after step 0 of 3: nothing left to learn from" in caplog.text
+    assert latest_checkpoint(Path(config.run_dir)) is not None
+
+
 @pytest.mark.skipif(not GSM8K.is_file(), reason="../shared/data/gsm8k_train.jsonl is not there")
 def test_real_questions_go_through_the_whole_loop(gateway: Gateway, tmp_path: Path) -> None:
     """The tiny model solves none of them; nothing may break, and every one is accounted for. On-policy, from_checkpoint."""
