@@ -25,6 +25,9 @@ QUEUE_TIMEOUT_S = 30.0
 MARGIN_S = 5.0
 """On top of execution and queueing: connecting, the kill, and a large reply on a busy machine."""
 
+MAX_DETAILS_CHARS = 2000
+"""Of what gRPC, or the gateway, says of an error."""
+
 SILENCE_S, SIGN_OF_LIFE_S = 5.0, 10.0
 """While a call is in flight: silence after which the gateway is asked for a sign of life, and how long it has to give one;
 it comes from gRPC's own threads, busy or not. The server must allow asking this often (`server.MIN_PING_S`)."""
@@ -167,7 +170,10 @@ def failed(error: WireError | grpc.RpcError, address: str, deadline_s: float) ->
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         message = f"client waited {deadline_s:.1f} s on sandbox gateway {address}, which didn't answer"
         return ToolResult(status="unavailable", message=message)
-    message = f"sandbox gateway {address}: {code.name}: {error.details()}"
+    details = str(error.details())[:MAX_DETAILS_CHARS]
+    message = f"sandbox gateway {address}: {code.name}: {details}"
+    if "WRONG_VERSION_NUMBER" in details:  # BoringSSL's word for an answer that isn't TLS
+        return ToolResult(status="rejected", message=f"sandbox gateway {address} doesn't speak TLS, this client does")
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:  # gRPC's word for a message that is too long: it stays so
         return ToolResult(status="rejected", message=message)
     return ToolResult(status="unavailable", message=message, retry_after_s=1.0)

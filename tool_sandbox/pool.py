@@ -214,7 +214,7 @@ class Pool:
         self._places.ran(container, reply)
         status: ToolStatus = reply.status  # type: ignore[assignment]  # the runner has no other
         messages = {
-            "timeout": f"killed at its limit of {timeout_s:g} s",
+            "timeout": f"stopped after {reply.duration_s:.2g} s: its limit is {timeout_s:g} s",
             "output_limit": "killed because it wrote too much",
         }
         return ToolResult(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import grpc
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 
 from tool_sandbox.config import TlsFiles
 from tool_sandbox.errors import TlsError
@@ -33,4 +36,27 @@ def _read(files: TlsFiles) -> tuple[bytes, bytes, bytes]:
             raise TlsError(f"sandbox.tls.{field}: {path} can't be read: {error.strerror}; name a PEM file") from None
         if marker not in contents[field]:
             raise TlsError(f"sandbox.tls.{field}: {path} holds no {marker.decode().strip('-')} in PEM form")
+    _check_pair(files, contents["key"], contents["cert"])
     return contents["key"], contents["cert"], contents["ca"]
+
+
+def _check_pair(files: TlsFiles, key: bytes, cert: bytes) -> None:
+    """TlsError unless the key is the certificate's, and the certificate is valid today."""
+    try:
+        certificate = x509.load_pem_x509_certificates(cert)[0]  # of a chain, the first is the holder's own
+    except ValueError as error:
+        raise TlsError(f"sandbox.tls.cert: {files.cert} holds no certificate that can be read: {error}") from None
+    try:
+        private = serialization.load_pem_private_key(key, password=None)
+    except (ValueError, TypeError) as error:  # TypeError: it is encrypted
+        raise TlsError(f"sandbox.tls.key: {files.key} holds no key that can be read: {error}") from None
+    if private.public_key() != certificate.public_key():
+        raise TlsError(
+            f"sandbox.tls.key: the key in {files.key} and the certificate in {files.cert} don't belong together; "
+            "name the key that the certificate was made for"
+        )
+    now = datetime.now(UTC)
+    if now > certificate.not_valid_after_utc:
+        raise TlsError(f"sandbox.tls.cert: {files.cert} expired on {certificate.not_valid_after_utc}; make a new one")
+    if now < certificate.not_valid_before_utc:
+        raise TlsError(f"sandbox.tls.cert: {files.cert} is not valid before {certificate.not_valid_before_utc}")

@@ -34,11 +34,11 @@ class Authority:
         builder = self._builder(self._subject, self._key.public_key())
         self._write("ca", builder.add_extension(x509.BasicConstraints(True, None), critical=True))
 
-    def issue(self, name: str, host: str) -> TlsFiles:
-        """Certificate, key and CA for `host`."""
+    def issue(self, name: str, host: str, *, days: int = 1) -> TlsFiles:
+        """Certificate, key and CA for `host`, valid until so many days from now."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        builder = self._builder(subject, key.public_key())
+        builder = self._builder(subject, key.public_key(), days)
         self._write(name, builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False))
         private = key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
@@ -47,11 +47,11 @@ class Authority:
         files = {"cert": self._path(name, "pem"), "key": self._path(name, "key"), "ca": self._path("ca", "pem")}
         return TlsFiles(**{field: str(path) for field, path in files.items()})
 
-    def _builder(self, subject: x509.Name, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
+    def _builder(self, subject: x509.Name, key: ec.EllipticCurvePublicKey, days: int = 1) -> x509.CertificateBuilder:
         now = datetime.now(UTC)
         builder = x509.CertificateBuilder().subject_name(subject).issuer_name(self._subject).public_key(key)
         builder = builder.serial_number(x509.random_serial_number())
-        return builder.not_valid_before(now - timedelta(days=1)).not_valid_after(now + timedelta(days=1))
+        return builder.not_valid_before(now - timedelta(days=9)).not_valid_after(now + timedelta(days=days))
 
     def _write(self, name: str, builder: x509.CertificateBuilder) -> None:
         signed = builder.sign(self._key, hashes.SHA256())
@@ -177,6 +177,33 @@ def test_files_that_are_none_are_told_by_name(authority: Authority, tmp_path: Pa
         SandboxClient("localhost:1", tls=good.model_copy(update={"key": good.cert}))
     with pytest.raises(ValueError, match="ca"):
         TlsFiles.model_validate({"cert": "c", "key": "k"})
+
+
+def test_a_key_of_another_certificate_is_told_at_start(authority: Authority) -> None:
+    files = authority.issue("gateway", "localhost")
+    files = files.model_copy(update={"key": authority.issue("other", "localhost").key})
+    with pytest.raises(TlsError, match=r"sandbox\.tls\.key: .*don't belong together"):
+        Gateway(SandboxConfig(tls=files)).open()
+    with pytest.raises(TlsError, match="don't belong together"):
+        SandboxClient("localhost:1", tls=files)
+
+
+def test_an_expired_certificate_is_refused_at_start_with_its_date(authority: Authority) -> None:
+    day = (datetime.now(UTC) - timedelta(days=3)).date()
+    with pytest.raises(TlsError, match=rf"sandbox\.tls\.cert: .* expired on {day}"):
+        Gateway(SandboxConfig(tls=authority.issue("old", "localhost", days=-3))).open()
+
+
+async def test_a_tls_client_of_a_plain_gateway_hears_so(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tool_sandbox.registry.build", lambda config, metrics: {"echo": EchoTool()})
+    gateway = Gateway(SandboxConfig())
+    gateway.open()
+    await gateway.start()
+    async with AsyncSandboxClient(gateway.address, tls=authority.issue("client", "anywhere")) as client:
+        result = await client.call("echo", "hello", timeout_s=20)
+    await gateway.stop()
+    assert result.status == "rejected"
+    assert "doesn't speak TLS" in result.message
 
 
 def test_beyond_loopback_metrics_need_tls(authority: Authority) -> None:
