@@ -26,18 +26,49 @@ _UNIT_IN_FONT = re.compile(
     re.IGNORECASE,
 )
 _BARE_UNIT = re.compile(rf"{_BEHIND_NUMBER}(?:(?:square|sq\.?|cubic|cu\.?)\s+)?(?:{_WORDS_OF_UNITS}){_POWER}\.?\s*\Z")
+_UNIT_NAMES = {
+    name: names[0]
+    for names in (
+        ("mm", "millimeter", "millimetre"),
+        ("cm", "centimeter", "centimetre"),
+        ("m", "meter", "metre"),
+        ("km", "kilometer", "kilometre"),
+        ("g", "gram"),
+        ("kg", "kilogram"),
+        ("l", "liter", "litre"),
+        ("ml", "milliliter", "millilitre"),
+        ("in", "inch", "inche"),
+        ("ft", "foot", "feet"),
+        ("yd", "yard"),
+        ("mi", "mile"),
+        ("lb", "pound"),
+        ("oz", "ounce"),
+        ("s", "sec", "second"),
+        ("min", "minute"),
+        ("h", "hr", "hour"),
+    )
+    for name in names
+}
+_PLAIN_UNIT = re.compile(r"[a-z ]+")
 _SQUARE_METRES = re.compile(r"(?<=\d) ?[cdkm]?m[²³]\.?\s*\Z")  # `5m^2` may be a polynomial
 _FONT_WORDS = re.compile(rf"\\(?:{typography.FONTS})\s*\{{([^{{}}]*)\}}")
 _WORD = re.compile(r"[a-zA-Z]{2,}")
 _JOINED = re.compile(r"\s*,?\s*(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])\s*")
 _DELIMITERS = re.compile(r"(?<!\\)(?:\$|\\[()\[\]])")
 _CURRENCY = re.compile(r"\\\$|[€£¥]")
-_NAMED = re.compile(r"[a-zA-Z]\s*=(?!=)\s*")
+_NAMED = re.compile(r"(?:[a-zA-Z]|\([a-zA-Z](?:, ?[a-zA-Z]){1,3}\))\s*=(?!=)\s*")
 _EQUALS = re.compile(r"\s*(?<![<>!:=])=(?!=)\s*")
 _THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3}){1,12}(?!\d|,\d)")
 _DECIMAL_COMMA = re.compile(
     r"([-+]?0),(\d{3,40})"
 )  # it can't be a thousand, and nobody lists 0 and 111 without a space
+_FORMULA = re.compile(r"\$\$([^$]+)\$\$|\$([^$]+)\$|\\\(([^$]+?)\\\)|\\\[([^$]+?)\\\]")
+# Words around a formula that may change what it says; nor may there be another number or formula.
+_CHANGES_IT = re.compile(
+    r"[\d\\$]|\b(?:not|no|never|isn|or|and|than|about|between|except|minus|negative|plus|times|half|double|twice|"
+    r"hundred|thousand|million|billion|trillion|dozen|percent)\b",
+    re.IGNORECASE,
+)
 _DEGREES = re.compile(r"\^\\circ\s*\Z")
 
 _NUMBER = re.compile(r"[-+]?(?:\d{1,40}\.?\d{0,40}|\.\d{1,40})(?:[eE][-+]?\d{1,3})?")
@@ -53,6 +84,7 @@ class MathText:
     named: str  # `latex` with its `x =`
     items: tuple[str, ...]  # of a list without brackets or a set, else itself alone; order means nothing
     words: tuple[str, ...]  # that stood in a font and were kept, in lower case
+    unit: str  # what was dropped behind the number, by one name; empty without it, or for a unit with a power
 
     @property
     def compact(self) -> str:
@@ -63,12 +95,12 @@ class MathText:
 def prepare(text: str) -> MathText:
     """Takes `text` apart; one that is too long for math-verify is left as it is."""
     if len(text) > MAX_CHARS:
-        return MathText(text, text, (text,), ())
-    text = _in_box(text)
+        return MathText(text, text, (text,), (), "")
+    text = _in_sentence(_in_box(text))
     text = typography.plain_latex(_SQUARE_METRES.sub("", typography.fold(text))).replace("{,}", ",")
     text = _CURRENCY.sub("", _DELIMITERS.sub(" ", text)).strip()
     text = _without_outer_braces(text)
-    text = _without_unit(text)
+    text, unit = _without_unit(text)
     words = tuple(w.lower() for part in _FONT_WORDS.findall(text) for w in _WORD.findall(_JOINED.sub(" ", part)))
     text = _without_outer_braces(_JOINED.sub(", ", typography.unwrap(text)).strip())
     named = text
@@ -79,7 +111,7 @@ def prepare(text: str) -> MathText:
     parts = _items(text if inside is None else inside, thousands=inside is None)
     items = tuple(_without_name(part.strip()) for part in parts)
     latex = items[0] if len(items) == 1 and inside is None else f"\\{{{', '.join(items)}\\}}"
-    return MathText(latex, named, items, words)
+    return MathText(latex, named, items, words, unit)
 
 
 def number(text: str) -> Fraction | None:
@@ -114,13 +146,18 @@ def _compact(text: str) -> str:
     return _DECIMAL_COMMA.sub(r"\1.\2", text) if _DECIMAL_COMMA.fullmatch(text) else text
 
 
-def _without_unit(text: str) -> str:
-    for unit in (_UNIT_IN_FONT, _BARE_UNIT):
-        shorter = unit.sub("", text)
+def _without_unit(text: str) -> tuple[str, str]:
+    """`text` without what stands behind its number, and that by one name for `m`, `metre` and `meters`."""
+    for pattern in (_UNIT_IN_FONT, _BARE_UNIT):
+        shorter = pattern.sub("", text)
         # A unit within (`2 hours 30 minutes`) makes the last one a part of the number.
         if shorter != text and not _WORD.search(re.sub(r"\\[a-zA-Z]+", "", shorter)):
-            return shorter
-    return text
+            behind = " ".join(typography.unwrap(text[len(shorter) :]).lower().split()).rstrip(".")
+            if not _PLAIN_UNIT.fullmatch(behind):
+                return shorter, ""
+            singular = behind.removesuffix("s") if len(behind) > 1 else behind
+            return shorter, _UNIT_NAMES.get(singular, singular)
+    return text, ""
 
 
 def _without_name(text: str) -> str:
@@ -140,6 +177,17 @@ def _in_box(text: str) -> str:
         if depth == 0:
             return inside[:i] if i == len(inside) - 1 else text
     return text
+
+
+def _in_sentence(text: str) -> str:
+    """The only formula of a sentence (`The answer is $12$.`), if the words around it don't change it, else `text`."""
+    found = list(_FORMULA.finditer(text))
+    if len(found) != 1:
+        return text
+    around = text[: found[0].start()] + " " + text[found[0].end() :]
+    if not _WORD.search(around) or _CHANGES_IT.search(around):
+        return text
+    return next(group for group in found[0].groups() if group is not None).strip()
 
 
 def _without_outer_braces(text: str) -> str:

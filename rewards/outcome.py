@@ -58,9 +58,12 @@ def math_equal(answer: str, gold: str, timeout_s: float) -> verifier.Verdict:
     """Whether two mathematical answers are equal: as prepared text, as numbers or sets of numbers, or by math-verify.
 
     The order of a list or a set means nothing, the order of a tuple does. A word that only one of them has (`\\text{red}`)
-    makes them different: math-verify would take it for a product of letters.
+    makes them different: math-verify would take it for a product of letters. So do different words or units
+    behind the numbers of both.
     """
     ours, theirs = math_text.prepare(answer), math_text.prepare(gold)
+    if ours.unit and theirs.unit and ours.unit != theirs.unit:  # `6\text{ is prime}`: what was dropped isn't the same
+        return verifier.Verdict(False)
     fold = str.casefold if ours.words or theirs.words else str
     if ours.compact and fold(ours.compact) == fold(theirs.compact):
         return verifier.Verdict(True)

@@ -107,6 +107,7 @@ def test_other_answers_are_left_to_math_verify(answer, gold, equal):
         ("4 \\text{ and } 9", "49", False),
         ("x = 1 or x = -1", "-1, 1", True),
         ("(4,9)", "(9,4)", False),
+        ("(x, y) = (4, 9) \\quad \\text{and} \\quad (9, 4)", "(9, 4), (4, 9)", True),
         ("\\sqrt{3}, -\\sqrt{3}", "-\\sqrt{3}, \\sqrt{3}", True),
         ("(1,\\pi), (2,\\pi)", "(2,\\pi), (1,\\pi)", True),
         ("0,125", "0.125", True),
@@ -131,6 +132,19 @@ def test_other_answers_are_left_to_math_verify(answer, gold, equal):
         ("€7.50", "7.5", True),
         ("So the result is $\\boxed{\\frac{7}{2}}$.", "3.5", True),
         ("\\boxed{7} or \\boxed{8}", "8", False),
+        # Words behind both numbers that differ, and a sentence around one formula.
+        ("8\\text{ is even}", "8\\text{ is odd}", False),
+        ("4\\text{C}", "4\\text{D}", False),
+        ("8\\text{ apples}", "8", True),
+        ("8\\text{ metres}", "8\\text{ m}", True),
+        ("8 inches", "8\\text{ in}", True),
+        ("8\\text{ cm}", "8\\text{ m}", False),
+        ("8\\text{ square metres}", "8\\text{ m}^2", True),
+        ("The answer is $14$.", "14", True),
+        ("Therefore \\(x \\ge 4\\) is the solution.", "x \\geq 4", True),
+        ("It is not $14$.", "14", False),
+        ("The answer is $14$ million", "14", False),
+        ("Of 3 there are $14$.", "14", False),
     ],
 )
 def test_what_is_only_written_otherwise_is_equal_and_nothing_else(answer, gold, equal):
