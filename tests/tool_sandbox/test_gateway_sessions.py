@@ -24,6 +24,8 @@ def test_a_session_keeps_its_state_until_it_ends(roomy: SandboxClient) -> None:
     assert "cell_3.py" in output
     assert cell(roomy, "a", "print(x)") == ("ok", "21\n", False)
     assert cell(roomy, "a", "import sys; print('bye'); sys.exit()") == ("ok", "bye\n", False)
+    assert cell(roomy, "a", "print('x' in globals())") == ("ok", "True\n", False)  # a cell ended, not the session
+    assert cell(roomy, "a", "import os; os._exit(0)")[0] == "ok"
     assert cell(roomy, "a", "print('x' in globals())") == ("ok", "False\n", True)
 
 
@@ -41,7 +43,15 @@ def test_a_cell_over_its_deadline_ends_the_session_and_the_next_says_so(roomy: S
 
 def test_a_session_whose_process_ends_between_cells_starts_anew(roomy: SandboxClient) -> None:
     """Its slot may be another call's by then: a cell must never run there."""
-    cell(roomy, "e", "import os, threading\nthreading.Timer(0.2, os._exit, [0]).start()")
+    code = """
+import ctypes, struct
+libc = ctypes.CDLL(None)
+event = ctypes.create_string_buffer(struct.pack("Pii", 0, 9, 0), 64)  # SIGKILL: it ends a process that is stopped, too
+timer = ctypes.c_void_p()
+assert libc.timer_create(1, event, ctypes.byref(timer)) == 0
+assert libc.timer_settime(timer, 0, (ctypes.c_long * 4)(0, 0, 0, 200_000_000), None) == 0
+"""
+    assert cell(roomy, "e", code)[0] == "ok"
     time.sleep(0.6)
     assert cell(roomy, "e", "print('new')") == ("ok", "new\n", True)
 
