@@ -366,6 +366,7 @@ def check_log(log: Path) -> Iterator[str]:
 
 def check_model(folder: Path) -> Iterator[str]:
     import torch
+    from safetensors.torch import load_file
     from transformers import AutoConfig
 
     AutoConfig.from_pretrained(folder)
@@ -373,9 +374,7 @@ def check_model(folder: Path) -> Iterator[str]:
     if not files:
         yield f"{folder} holds no weights"
     for path in files:
-        from safetensors.torch import load_file as load_torch
-
-        if bad := [name for name, tensor in load_torch(path).items() if not torch.isfinite(tensor).all()]:
+        if bad := [name for name, tensor in load_file(path).items() if not torch.isfinite(tensor).all()]:
             yield f"{path}: not finite: {bad[:3]}"
 
 

@@ -37,7 +37,7 @@ _UNIT_NAMES = {
         ("kg", "kilogram"),
         ("l", "liter", "litre"),
         ("ml", "milliliter", "millilitre"),
-        ("in", "inch", "inche"),
+        ("in", "inch", "inche"),  # `inches` without its s
         ("ft", "foot", "feet"),
         ("yd", "yard"),
         ("mi", "mile"),

@@ -84,7 +84,7 @@ def test_a_full_queue_and_a_long_wait_are_unavailable(strict: SandboxClient) -> 
     assert results["runs"].status == "ok"
     assert results["waits"].status == results["is too many"].status == "unavailable"
     assert "waited 3.0 s for a slot" in results["waits"].message
-    assert results["waits"].queue_s == pytest.approx(3.0, abs=0.1) or results["waits"].queue_s > 3.0
+    assert results["waits"].queue_s > 2.9  # two clocks: it may read as 2.9997
     assert "sandbox.max_queue" in results["is too many"].message
     assert results["is too many"].queue_s < 1.0
     assert results["is too many"].retry_after_s is not None
