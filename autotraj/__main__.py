@@ -13,6 +13,11 @@ from autotraj.interrupt import graceful_interrupt
 from trajectory.storage import StorageError
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
+GO_ON = "the same command goes on with what is done"
+WAYS_ON = dict.fromkeys(("run", "synthesize", "sft", "reward-model", "demo"), GO_ON) | dict.fromkeys(
+    ("grpo", "evaluate"), "the same command starts again"
+)
+"""After Ctrl-C, where the command itself hasn't said it."""
 FULL = "Free some space; then `run` goes on with the same command, `grpo` with --resume RUN_DIR"
 
 
@@ -199,8 +204,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with graceful_interrupt():
             return int(args.handler(args))
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interruption:
+        way_on = str(interruption) or WAYS_ON.get(args.command, "")
+        print("interrupted" + (f". {way_on[0].upper()}{way_on[1:]}" if way_on else ""), file=sys.stderr)
         return EXIT_INTERRUPTED
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -114,18 +114,23 @@ def _grpo(config: RunConfig, folder: RunFolder, checkpoint: Checkpoint | None) -
 
     from autotraj.launch import build, export_policy, parts, train
 
-    with folder, graceful_interrupt() as interrupt, parts(config) as gateway:
-        algo = build(config, gateway, trajectory_log=folder.trajectory_log)
-        try:
-            if checkpoint:
-                algo.restore_from_path(checkpoint.folder, learners=checkpoint.learners)
-                console.print(f"resumed at step {algo.policy_version} from {folder.home}")
-            with ProgressView(config.grpo.num_steps, console=console) as view:
-                complete = train(algo, folder, num_steps=config.grpo.num_steps, on_step=view.step, interrupt=interrupt)
-            if complete:
-                export_policy(algo, folder)
-        finally:
-            algo.stop()
+    try:
+        with folder, graceful_interrupt() as interrupt, parts(config) as gateway:
+            algo = build(config, gateway, trajectory_log=folder.trajectory_log)
+            try:
+                if checkpoint:
+                    algo.restore_from_path(checkpoint.folder, learners=checkpoint.learners)
+                    console.print(f"resumed at step {algo.policy_version} from {folder.home}")
+                with ProgressView(config.grpo.num_steps, console=console) as view:
+                    complete = train(
+                        algo, folder, num_steps=config.grpo.num_steps, on_step=view.step, interrupt=interrupt
+                    )
+                if complete:
+                    export_policy(algo, folder)
+            finally:
+                algo.stop()
+    except KeyboardInterrupt as interruption:
+        raise KeyboardInterrupt(folder.way_on) from interruption
     if not complete:
         console.print(
             f"interrupted, with a checkpoint; policy/ is written when all steps are done. Continue with: {folder.go_on}"

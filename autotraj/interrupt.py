@@ -46,6 +46,11 @@ class Interrupt:
         if not _is_importing(frame):
             raise KeyboardInterrupt
 
+    def check(self) -> None:
+        """Raises KeyboardInterrupt if the command was asked to end, for the end of what can't be broken off."""
+        if self._ending:
+            raise KeyboardInterrupt
+
     def remind(self, closed: threading.Event) -> None:
         """In a thread, until `closed`: has the main thread called again if it was asked to end."""
         while not closed.wait(REMIND_EVERY_S):
@@ -62,7 +67,15 @@ def _is_importing(frame: FrameType | None) -> bool:
 
 @contextmanager
 def graceful_interrupt() -> Iterator[Interrupt]:
-    """Has SIGINT and SIGTERM handled by an `Interrupt` for the length of the block. For the main thread."""
+    """Has SIGINT and SIGTERM handled by an `Interrupt` for the length of the block. For the main thread.
+
+    A block within another one shares its `Interrupt`, so that nothing is begun once the command was asked to end: during an
+    import that takes seconds the request is only noted."""
+    outer = signal.getsignal(signal.SIGINT)
+    if isinstance(outer, Interrupt):
+        outer.check()
+        yield outer
+        return
     interrupt, closed = Interrupt(), threading.Event()
     previous = {number: signal.signal(number, interrupt) for number in NUMBERS}
     reminder = threading.Thread(target=interrupt.remind, args=(closed,), name="interrupt-reminder", daemon=True)

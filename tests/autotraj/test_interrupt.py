@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -39,6 +40,20 @@ with graceful_interrupt() as interrupt:
         press()
         time.sleep(60)
 """
+DURING_AN_IMPORT = """
+with graceful_interrupt() as outer:
+    import presses_while_imported
+    with graceful_interrupt() as inner:
+        print("begun in spite of it")
+"""
+SHARED = """
+with graceful_interrupt() as outer, outer.deferred():
+    with graceful_interrupt() as inner:
+        press()
+        print("asked to stop:", inner is outer and inner.requested)
+        press()
+        time.sleep(60)
+"""
 AT_THE_END = """
 with graceful_interrupt(), taken_down_in_order() as parts:
     parts.callback(lambda: print("second part down"))
@@ -48,8 +63,14 @@ with graceful_interrupt(), taken_down_in_order() as parts:
 
 @pytest.mark.parametrize(
     ("code", "said"),
-    [(LOST, ""), (TWICE, "taken down"), (DEFERRED, "asked to stop: True"), (AT_THE_END, "second part down")],
-    ids=["lost", "twice", "deferred", "at the end"],
+    [
+        (LOST, ""),
+        (TWICE, "taken down"),
+        (DEFERRED, "asked to stop: True"),
+        (SHARED, "asked to stop: True"),
+        (AT_THE_END, "second part down"),
+    ],
+    ids=["lost", "twice", "deferred", "shared", "at the end"],
 )
 def test_a_request_to_stop_takes_effect(code: str, said: str) -> None:
     code = START + "try:\n" + "".join(f"    {line}\n" for line in code.strip().splitlines())
@@ -57,3 +78,12 @@ def test_a_request_to_stop_takes_effect(code: str, said: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=30)
     assert done.returncode == 130, done.stderr
     assert said in done.stdout
+
+
+def test_nothing_is_begun_after_a_request_during_an_import(tmp_path: Path) -> None:
+    (tmp_path / "presses_while_imported.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n" + START + DURING_AN_IMPORT
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=30)
+    assert done.stderr.strip().endswith("KeyboardInterrupt")
+    assert done.stdout.count("stopping") == 1
+    assert "begun" not in done.stdout
