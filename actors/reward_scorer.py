@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForSequenceClassification
 
-from models import scalar
+from models import attention, scalar
 from models.layout import lay_out, score_positions
 
 
@@ -24,6 +24,7 @@ class RewardScorer:
             path,
             dtype=torch.bfloat16 if on_gpu else torch.float32,
             local_files_only=True,
+            attn_implementation="eager",
             output_loading_info=True,
         )
         if report["missing_keys"]:
@@ -37,6 +38,7 @@ class RewardScorer:
                 f"{path}: {type(model).__name__} with {model.config.num_labels} labels is not a reward model; "
                 "it needs a causal model with num_labels = 1"
             )
+        attention.use_sdpa(model)
         scalar.use_float32_head(model)
         self._model: Any = model.eval().to(self._device)
         text_config = model.config.get_text_config()

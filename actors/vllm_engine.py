@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from actors import checkpoint, host_weights, vllm_setup
 from actors.config import EngineConfig
 from actors.engine import EngineDead, EngineError, EngineTimeout, Generation, RequestFailed, Sampling, UpdateReport
+from models.on_disk import tensor_shapes
 from trajectory.storage import StorageError, fetch
 from trajectory.types import Segment
 from trajectory.weights import WeightUpdate
@@ -67,7 +68,7 @@ class VLLMEngine:
         except StorageError as error:
             raise ValueError(f"engine.model: {error}") from error
         self._config = self._config.model_copy(update={"model": model})
-        self._expected = checkpoint.tensor_shapes(self._config.model)
+        self._expected = tensor_shapes(self._config.model)
         if self._config.device == "cpu":
             try:
                 checkpoint.refuse_tied_embeddings(self._config.model)

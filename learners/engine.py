@@ -26,7 +26,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from learners import adapters, checkpoint, schedule, skipped_steps
+from learners import adapters, checkpoint, published, schedule, skipped_steps
 from learners.batching import (
     Batch,
     MiniBatch,
@@ -212,9 +212,22 @@ class DeepSpeedEngine:
         return plain_weights(self._module.lm, has_adapters=self.config.lora is not None)
 
     @property
-    def parameters(self) -> list[tuple[str, Any]]:
-        """`plain_weights` as pairs of name and parameter."""
-        return [(weight.name, weight.parameter) for weight in self.plain_weights]
+    def to_publish(self) -> list[published.Published]:
+        """Names, shapes and types of `published_weights`, in that order."""
+        return published.published(self._module.lm, self.plain_weights)
+
+    def published_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """`full_weights` with the names and forms of the checkpoint that training started from, which engines read."""
+        return published.as_in_checkpoint(self._module.lm, self.full_weights())
+
+    def check_published(self) -> None:
+        """Raises ValueError if engines that hold the same checkpoint couldn't take `published_weights`."""
+        published.check(self._module.lm, self.plain_weights, self.config.model)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What whoever trains this model should know of how it is computed."""
+        return self._module.notes
 
     def full_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Names and whole tensors, adapters merged into copies, on every rank; with ZeRO-3 gathered block by block. A

@@ -13,6 +13,7 @@ Implements what RLlib asks of a learner group when it saves and restores an Algo
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 import uuid
 from collections.abc import Callable, Collection, Sequence
@@ -35,6 +36,7 @@ from trajectory.storage import Storage
 from trajectory.weights import LogprobProbe
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 LOST = (
     ray.exceptions.RayActorError,
@@ -127,6 +129,7 @@ class LearnerGroup:
         config.check_loss(self.loss_config)
         self.probe_ids = None if probe_ids is None else tuple(probe_ids)
         self.policy_version = 0
+        self.notes: tuple[str, ...] = ()  # what whoever trains this model should know of how it is computed
         self._ranks: list[Any] = []
         self._placement: PlacementGroup | None = None
 
@@ -301,7 +304,12 @@ class LearnerGroup:
         left = config.start_timeout_s - (time.monotonic() - start)
         address, port = self._rendezvous(left)
         left = config.start_timeout_s - (time.monotonic() - start)
-        Pending(self, "start", self._refs("start", address, port), left, lambda: True).result()
+        refs = self._refs("start", address, port, self.probe_ids is not None)
+        notes = Pending(self, "start", refs, left, lambda: (ray.get(refs[0]),)).result()[0]
+        for note in notes:
+            if note not in self.notes:  # a gang that replaces another one says the same
+                logger.warning(note)
+        self.notes = notes
 
     def _rendezvous(self, timeout_s: float) -> tuple[str, int]:
         """Where a process group with rank 0 as its first member may meet."""

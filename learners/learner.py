@@ -44,8 +44,10 @@ class Learner:
             probe.bind(("", 0))
             return ray.util.get_node_ip_address(), probe.getsockname()[1]
 
-    def start(self, address: str, port: int) -> None:
-        """Join the other ranks and load the model."""
+    def start(self, address: str, port: int, publishes: bool) -> tuple[str, ...]:
+        """Join the other ranks and load the model; returns the engine's notes. `publishes`: engines will take its weights.
+
+        Raises ValueError for a model that can't be trained so."""
         on_gpu = self.config.num_gpus_per_learner > 0
         if on_gpu:
             torch.cuda.set_device(0)  # Ray shows each rank only its own GPU
@@ -62,6 +64,9 @@ class Learner:
         self.engine = DeepSpeedEngine(
             self.config.model_copy(update={"model": fetch(self.config.model)}), self.loss_config
         )
+        if publishes:
+            self.engine.check_published()
+        return self.engine.notes
 
     def train_step(
         self, samples: Sequence[Sample], probe_ids: Sequence[int] | None

@@ -48,9 +48,24 @@ def load_model(path: str, config: LearnerConfig, device: torch.device) -> TokenL
         path,
         config=hf_config,
         dtype=training_dtype(config, device),
-        attn_implementation="sdpa",
+        attn_implementation="eager",
     ).to(device)
-    varlen = varlen and _packs(lm, path, config)
+    notes = []
+    if plain := attention.use_sdpa(lm):
+        if config.attention != "auto":
+            raise ValueError(
+                f"{path}: attention={config.attention!r} isn't there for {type(lm).__name__}: {plain}; set 'auto'"
+            )
+        varlen = False
+        notes.append(
+            f"{path}: attention is computed by transformers' own code, which takes time and memory for each pair of tokens, "
+            f"as this is a {type(lm).__name__}: {plain}"
+        )
+    elif varlen and (fault := _packing_fault(lm, path, config)):
+        varlen = False
+        notes.append(
+            f"{path}: sequences are padded, not packed, as {type(lm).__name__} doesn't keep them apart: {fault}"
+        )
     if not varlen and (fault := separation.fault(lm, packed=False)):
         raise ValueError(f"{path}: {type(lm).__name__} can't be trained on batches of padded sequences: {fault}")
     if config.head == "scalar":
@@ -63,6 +78,9 @@ def load_model(path: str, config: LearnerConfig, device: torch.device) -> TokenL
     else:
         chunk_bytes = config.logit_chunk_mib << 20
         model = TokenLogprobs(lm, varlen=varlen, temperature=config.temperature, chunk_bytes=chunk_bytes)
+    model.notes = tuple(notes)
+    for note in notes:
+        logger.warning(note)
     # Hugging Face hands models out in evaluation mode, in which they ignore gradient checkpointing.
     return model.to(device).train()
 
@@ -86,29 +104,28 @@ def _use_varlen(config: LearnerConfig, hf_config: Any, device: torch.device) -> 
         num_heads=hf_config.num_attention_heads,
         num_kv_heads=getattr(hf_config, "num_key_value_heads", None) or hf_config.num_attention_heads,
         head_dim=getattr(hf_config, "head_dim", None) or hf_config.hidden_size // hf_config.num_attention_heads,
+        windows={None, getattr(hf_config, "sliding_window", None)},
     )
     if config.attention == "varlen" and not available:
         raise ValueError("attention='varlen': this GPU has no such kernel for this model and dtype; set 'auto'")
     return available
 
 
-def _packs(lm: Any, path: str, config: LearnerConfig) -> bool:
-    """Whether `lm` keeps packed sequences apart; it is then left with that attention.
+def _packing_fault(lm: Any, path: str, config: LearnerConfig) -> str | None:
+    """Why `lm` doesn't keep packed sequences apart; None: it does, and is left with that attention.
 
     Layers with a state of their own (linear attention, Mamba, convolutions) often carry it over the borders."""
     fault = separation.fault(lm, packed=True)
-    if fault is None:
-        return True
-    if config.attention == "varlen":
+    if fault is not None and config.attention == "varlen":
         raise ValueError(f"{path}: attention='varlen' would mix up packed sequences ({fault}); set 'auto' or 'sdpa'")
-    logger.warning(
-        "%s: sequences are padded, not packed, as %s doesn't keep them apart: %s", path, type(lm).__name__, fault
-    )
-    return False
+    return fault
 
 
 class _Headless(nn.Module):
-    """The body of a Hugging Face model, which subclasses put a head on. `varlen`: batches must be packed, else padded."""
+    """The body of a Hugging Face model, which subclasses put a head on. `varlen`: batches must be packed, else padded.
+    `notes`: what whoever trains it should know of how it is computed."""
+
+    notes: tuple[str, ...] = ()
 
     def __init__(self, lm: nn.Module, *, varlen: bool) -> None:
         super().__init__()

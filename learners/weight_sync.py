@@ -20,7 +20,7 @@ def host_update(engine: DeepSpeedEngine) -> WeightUpdate | None:
     """A self-contained copy of the weights, on rank 0; None on the others, which take part in gathering them."""
     payload = {}
     shapes = []
-    for name, tensor in engine.full_weights():
+    for name, tensor in engine.published_weights():
         if engine.rank == 0:
             payload[name] = _to_numpy(tensor)
             shapes.append(tuple(tensor.shape))
@@ -38,13 +38,13 @@ def host_update(engine: DeepSpeedEngine) -> WeightUpdate | None:
 
 def nccl_update(engine: DeepSpeedEngine) -> WeightUpdate:
     """What engines must expect from the next `NCCLBroadcast.send`."""
-    parameters = engine.parameters
+    tensors = engine.to_publish
     return WeightUpdate(
         policy_version=engine.policy_version,
         backend="nccl",
-        names=tuple(name for name, _ in parameters),
-        dtypes=tuple(_dtype_name(p.dtype) for _, p in parameters),
-        shapes=tuple(_full_shape(p) for _, p in parameters),
+        names=tuple(tensor.name for tensor in tensors),
+        dtypes=tuple(_dtype_name(tensor.dtype) for tensor in tensors),
+        shapes=tuple(tensor.shape for tensor in tensors),
     )
 
 
@@ -110,18 +110,14 @@ def _weight_source(engine: DeepSpeedEngine) -> Any:
 
     class Source(WeightSource):
         def metadata(self) -> list[Any]:
-            return [ParamMeta(name, p.dtype, _full_shape(p)) for name, p in engine.parameters]
+            return [ParamMeta(tensor.name, tensor.dtype, tensor.shape) for tensor in engine.to_publish]
 
         def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-            for name, tensor in engine.full_weights():
+            for name, tensor in engine.published_weights():
                 # vLLM packs several tensors before it sends; a gathered ZeRO-3 parameter is gone by then.
                 yield name, tensor.clone() if engine.config.zero_stage == 3 else tensor
 
     return Source()
-
-
-def _full_shape(parameter: Any) -> tuple[int, ...]:
-    return tuple(getattr(parameter, "ds_shape", parameter.shape))  # a ZeRO-3 parameter itself is empty
 
 
 def _dtype_name(dtype: torch.dtype) -> str:

@@ -5,6 +5,7 @@ Hugging Face's own way needs the flash-attn package, which is compiled for hours
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -21,8 +22,28 @@ def register() -> None:
     AttentionInterface.register(NAME, _attention)
 
 
-def is_available(device: torch.device, dtype: torch.dtype, *, num_heads: int, num_kv_heads: int, head_dim: int) -> bool:
-    """Whether this GPU has the kernel for such a model: tried on a few tokens, forward and backward, against SDPA."""
+def use_sdpa(lm: Any) -> str | None:
+    """Switches `lm`, loaded with "eager" attention, to PyTorch's fused attention; or says why it must stay as it is."""
+    if getattr(lm.config.get_text_config(), "attn_logit_softcapping", None) is not None:
+        return "PyTorch's fused attention would leave out the soft caps of its attention scores"
+    if not lm._supports_sdpa:
+        return "transformers has no fused attention for it"
+    lm.set_attn_implementation("sdpa")
+    return None
+
+
+def is_available(
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    windows: Iterable[int | None] = (None,),
+) -> bool:
+    """Whether this GPU has the kernel for such a model: tried on a few tokens, forward and backward, against SDPA.
+
+    `windows`: of its layers' attention. One that is longer than the trial's sequences is tried with a short one instead."""
     if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
         return False
     generator = torch.Generator(device).manual_seed(0)
@@ -33,14 +54,17 @@ def is_available(device: torch.device, dtype: torch.dtype, *, num_heads: int, nu
 
     query, key, value = leaves = [random(heads).requires_grad_() for heads in (num_heads, num_kv_heads, num_kv_heads)]
     borders = torch.tensor([0, 5, 8], device=device, dtype=torch.int32)
-    outcomes = []
-    for attend in (_fused, _by_sequence):
-        try:
-            out = attend(query, key, value, borders, max(lengths), head_dim**-0.5)
-            outcomes.append([out, *torch.autograd.grad(out.float().square().sum(), leaves)])
-        except RuntimeError:  # the kernel wasn't built for this GPU or head size
+    for window in {None if window is None else min(window, 2) for window in windows}:
+        outcomes = []
+        for attend in (_fused, _by_sequence):
+            try:
+                out = attend(query, key, value, borders, max(lengths), head_dim**-0.5, window)
+                outcomes.append([out, *torch.autograd.grad(out.float().square().sum(), leaves)])
+            except RuntimeError:  # the kernel wasn't built for this GPU or head size
+                return False
+        if not all(torch.allclose(a, b, atol=0.05, rtol=0.05) for a, b in zip(*outcomes, strict=True)):
             return False
-    return all(torch.allclose(a, b, atol=0.05, rtol=0.05) for a, b in zip(*outcomes, strict=True))
+    return True
 
 
 def _attention(
@@ -54,18 +78,24 @@ def _attention(
     cu_seq_lens_q: Tensor,
     max_length_q: int,
     sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Hugging Face's attention interface: (1, heads, ΣL, head_dim) each → (1, ΣL, heads, head_dim)."""
+    """Hugging Face's attention interface: (1, heads, ΣL, head_dim) each → (1, ΣL, heads, head_dim).
+
+    `sliding_window`: how many tokens a token sees, itself included; None: all before it."""
     assert attention_mask is None
-    if sliding_window is not None and sliding_window < max_length_q:
-        raise ValueError(f"sequences of {max_length_q} tokens exceed the model's sliding window; set attention='sdpa'")
+    if softcap is not None or s_aux is not None:
+        raise ValueError("attention over packed sequences knows no soft caps and no sinks")
     attend = _fused if query.is_cuda else _by_sequence
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-    return attend(q, k, v, cu_seq_lens_q, max_length_q, scaling)[None], None
+    return attend(q, k, v, cu_seq_lens_q, max_length_q, scaling, sliding_window)[None], None
 
 
-def _fused(query: Tensor, key: Tensor, value: Tensor, borders: Tensor, longest: int, scale: float) -> Tensor:
+def _fused(
+    query: Tensor, key: Tensor, value: Tensor, borders: Tensor, longest: int, scale: float, window: int | None
+) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
     out = varlen_attn(
@@ -77,19 +107,35 @@ def _fused(query: Tensor, key: Tensor, value: Tensor, borders: Tensor, longest: 
         longest,
         longest,
         scale=scale,
-        window_size=(-1, 0),  # causal
+        window_size=(-1 if window is None else window - 1, 0),  # causal; the kernel doesn't count the token itself
         enable_gqa=query.shape[1] != key.shape[1],
     )
     assert isinstance(out, Tensor)  # a tuple only if auxiliary outputs are asked for
     return out
 
 
-def _by_sequence(query: Tensor, key: Tensor, value: Tensor, borders: Tensor, longest: int, scale: float) -> Tensor:
+def _by_sequence(
+    query: Tensor, key: Tensor, value: Tensor, borders: Tensor, longest: int, scale: float, window: int | None
+) -> Tensor:
     """The same by plain SDPA, one sequence at a time: for CPUs, and what the kernel is checked against."""
     sizes = borders.diff().tolist()
     query, key, value = (x.transpose(0, 1)[None] for x in (query, key, value))  # (1, heads, ΣL, head_dim)
     parts = [
-        F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
+        F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=None if window is None else _within(window, q.shape[2], q.device),
+            is_causal=window is None,
+            scale=scale,
+            enable_gqa=True,
+        )
         for q, k, v in zip(*(torch.split(x, sizes, dim=2) for x in (query, key, value)), strict=True)
     ]
     return torch.cat(parts, dim=2)[0].transpose(0, 1)
+
+
+def _within(window: int, length: int, device: torch.device) -> Tensor:
+    """(length, length) bool: whether a token (row) sees another: itself and the `window` − 1 before it."""
+    whole = torch.ones(length, length, dtype=torch.bool, device=device)
+    return whole.tril().triu(1 - window)

@@ -16,8 +16,21 @@ from models.layout import lay_out
 LENGTHS = (11, 13)
 FIRST = 4
 """Tokens of the second sequence that are compared: what came before it changes these most."""
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05}
-"""Largest relative difference of a hidden state that rounding may explain."""
+FROM_ALONE = {torch.float32: 3e-5, torch.bfloat16: 0.05}
+"""Largest relative difference, from a sequence alone, that rounding may explain.
+
+Measured on CPU with random models of 2 and 16 layers, weights of deviation 0.02 and 0.2, four seeds each. In float32
+models that keep sequences apart (Llama, Qwen2, Qwen3, Gemma, Gemma3, Mistral, Phi3, OLMo2, Granite, Mixtral, Qwen3-MoE)
+differ by at most 1.1e-6, those that don't (Qwen3.5, Qwen3-Next, LFM2, Falcon-H1, Bamba, Jamba) by 4e-4 to 1.4. In
+bfloat16 another way to compute attention (eager against SDPA), as the packed kernel on a GPU is one, makes 0.003 to 0.027,
+at 64 layers up to 0.027 with the small weights and 0.08 with the large ones, while small weights leak only 0.003 to 0.4:
+this comparison misses small leaks, which `FROM_OTHER` finds.
+"""
+FROM_OTHER = {torch.float32: 3e-5, torch.bfloat16: 2e-3}
+"""Likewise when packed, between two runs in which only the tokens of the other sequence differ.
+
+The same kernels compute both. In bfloat16 the right models above differ by 0 and the leaking ones by 0.0033 to 1.5; in
+float32 by at most 3e-7, and by 6e-4 to 1.5."""
 
 
 def fault(lm: Any, *, packed: bool) -> str | None:
@@ -27,6 +40,8 @@ def fault(lm: Any, *, packed: bool) -> str | None:
     first's tokens. The reference is each alone under the model's present attention; with `packed`, the two are then run
     with `attention.NAME`, which is left switched on only if there is no fault.
     """
+    if packed and "chunked_attention" in (getattr(lm.config.get_text_config(), "layer_types", None) or ()):
+        return "packing knows no attention in chunks"
     generator = np.random.default_rng(0)
     size = lm.config.get_text_config().vocab_size
     one, other, second = (generator.integers(0, size, n).astype(np.int32) for n in (LENGTHS[0], *LENGTHS))
@@ -41,12 +56,12 @@ def fault(lm: Any, *, packed: bool) -> str | None:
     except Exception as error:  # models raise what they like at arguments that they don't know
         found: str | None = f"its forward pass failed: {error!r}"
     else:
-        differences = [_difference(together, alone), _difference(together, changed)]
-        limit = TOLERANCE.get(lm.dtype, 0.05)
-        found = None
-        if not max(differences) <= limit:
-            most = max(differences)
-            found = f"hidden states differ by {most:.2g} from those of a sequence alone; rounding explains {limit}"
+        found = _too_different(_difference(together, alone), FROM_ALONE[lm.dtype], "from those of a sequence alone")
+        found = found or _too_different(
+            _difference(together, changed),
+            (FROM_OTHER if packed else FROM_ALONE)[lm.dtype],
+            "with the tokens of the sequence before",
+        )
     finally:
         lm.train(training)
     if found and packed:
@@ -64,3 +79,9 @@ def _second(lm: Any, sequences: list[NDArray[np.int32]], *, packed: bool) -> Ten
 
 def _difference(found: Tensor, expected: Tensor) -> float:
     return float(((found - expected).norm(dim=-1) / expected.norm(dim=-1)).mean())
+
+
+def _too_different(difference: float, limit: float, what: str) -> str | None:
+    if difference <= limit:
+        return None
+    return f"hidden states differ by {difference:.2g} {what}; rounding explains {limit:g}"  # NaN, too

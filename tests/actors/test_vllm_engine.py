@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from transformers import Qwen3ForCausalLM
 
 from actors import host_weights
-from actors.checkpoint import check_update, refuse_tied_embeddings, tensor_shapes
+from actors.checkpoint import check_update, refuse_tied_embeddings
 from actors.config import EngineConfig
 from actors.engine import EngineDead, Generation, Sampling
 from actors.vllm_engine import VLLMEngine
+from models.on_disk import tensor_shapes
 from trajectory.types import Segment
 from trajectory.weights import WeightUpdate
 

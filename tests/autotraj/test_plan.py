@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from actors.checkpoint import tensor_shapes
 from actors.config import RewardModelConfig
 from autotraj.config import RunConfig, load
 from autotraj.errors import UserError
 from autotraj.model_size import KNOWN, architecture
 from autotraj.plan import GIB, plan, render
+from models.on_disk import tensor_shapes
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 RECIPES = ["qwen2.5-3b", "qwen2.5-7b", "qwen2.5-32b", "qwen3-8b"]

@@ -138,7 +138,7 @@ def step_that_is_not_finite(engine: DeepSpeedEngine, samples: list[Sample], kind
         assert samples[0].behaviour_logprobs is not None
         nan = samples[0].behaviour_logprobs * np.float32("nan")
         return engine.policy_step([replace(samples[0], behaviour_logprobs=nan), *samples[1:]])
-    hook = engine.parameters[-1][1].register_hook(lambda gradient: gradient * 1e38 * 1e38)
+    hook = engine.plain_weights[-1].parameter.register_hook(lambda gradient: gradient * 1e38 * 1e38)
     try:
         return engine.policy_step(samples)
     finally:
@@ -179,7 +179,7 @@ def test_of_two_minibatches_the_one_that_is_finite_is_trained_on(tiny_model: Pat
 
 def test_supervised_steps_are_skipped_likewise(tiny_model: Path, samples: list[Sample]) -> None:
     engine = DeepSpeedEngine(config(tiny_model, max_grad_norm=0.0))
-    engine.parameters[-1][1].data[7] = float("inf")
+    engine.plain_weights[-1].parameter.data[7] = float("inf")
     assert engine.sft_step(samples) == {"skipped/nonfinite_loss": 1.0}
     assert engine.num_steps == 0
 

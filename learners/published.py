@@ -1,0 +1,82 @@
+"""The weights as the engines take them: named and cut as in the checkpoint that training started from.
+
+transformers (5) loads some layers in another form than the checkpoint has, such as the experts of a mixture, which it
+fuses into one tensor a layer. Its own `save_pretrained` turns them back by rules that the loaded model keeps; they are
+applied here to one tensor at a time, so that a model needn't be whole in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.core_model_loading import revert_weight_conversion
+
+from learners.plain_weights import PlainWeight
+from models.on_disk import tensor_shapes
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What there is to know of one tensor before it is sent."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+def published(lm: Any, weights: Iterable[PlainWeight]) -> list[Published]:
+    """In the order of `as_in_checkpoint`, without touching the weights."""
+    return [
+        Published(name, tuple(tensor.shape), tensor.dtype)
+        for weight in weights
+        for name, tensor in _converted(lm, weight.name, _shape_only(weight.parameter))
+    ]
+
+
+def as_in_checkpoint(lm: Any, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """Of the training's names and tensors the checkpoint's; each is only valid until the next one is asked for."""
+    for name, tensor in tensors:
+        yield from _converted(lm, name, tensor)
+
+
+def check(lm: Any, weights: Iterable[PlainWeight], model: str) -> None:
+    """Raises ValueError unless what would be sent is what the checkpoint in the folder `model` holds and engines expect."""
+    try:
+        sent = {tensor.name: tensor.shape for tensor in published(lm, weights)}
+    except Exception as error:  # rules that need several tensors at once raise what they like
+        raise ValueError(
+            f"{model}: the weights of {type(lm).__name__} can't be sent to the engines one by one, as transformers loads "
+            f"them in another form than the checkpoint has: {error!r}. GRPO can't train this model"
+        ) from error
+    held = tensor_shapes(model)
+    missing, unknown = sorted(held.keys() - sent.keys()), sorted(sent.keys() - held.keys())
+    other = [name for name in sorted(held.keys() & sent.keys()) if held[name] != sent[name]]
+    faults = [
+        f"{what}: {', '.join(names[:3])}" + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        for what, names in (
+            ("the checkpoint holds tensors that training doesn't have", missing),
+            ("training has tensors that the checkpoint lacks", unknown),
+            ("shapes differ", other),
+        )
+        if names
+    ]
+    if faults:
+        raise ValueError(
+            f"{model}: engines couldn't take new weights, as {type(lm).__name__} has other tensors in training than in its "
+            f"checkpoint ({'; '.join(faults)}). A copy without what training doesn't have can be trained by GRPO: load the "
+            "model with transformers' AutoModelForCausalLM, and save_pretrained to another folder"
+        )
+
+
+def _converted(lm: Any, name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    found: dict[str, Tensor] = revert_weight_conversion(lm, {name: tensor})
+    yield from found.items()
+
+
+def _shape_only(parameter: Any) -> Tensor:
+    """With ZeRO-3 a parameter itself is empty."""
+    return torch.empty(getattr(parameter, "ds_shape", parameter.shape), dtype=parameter.dtype, device="meta")
