@@ -21,7 +21,7 @@ from autotraj.progress import ProgressView
 from autotraj.refreshed_models import require_reward_model
 from autotraj.run_folder import Checkpoint, RunFolder
 from autotraj.run_lock import locked
-from autotraj.run_start import open_folder
+from autotraj.run_start import is_complete, open_folder
 from trajectory.locations import is_uri
 from trajectory.storage import RETRY_S, scratch
 
@@ -35,16 +35,30 @@ def run(config_path: str | None, overrides: Sequence[str]) -> int:
 
 def run_all(config: RunConfig, console: Console) -> int:
     """Runs, or goes on with, all stages of `config`; returns the exit code."""
+    if is_complete(config):
+        return _complete(config, console)
     train, held_out = preflight.check(config)
-    preflight.check_prompt(config, {"data": train, "eval.data": held_out})
     with locked(Home.of(config).path):
-        open_folder(config)
+        if open_folder(config):
+            return _complete(config, console)
+        preflight.check_prompt(config, {"data": train, "eval.data": held_out})
         if "synthesize" in config.stages:
             _tell_of_template(config, console)
 
         from autotraj.run import execute
 
         return execute(config, console)
+
+
+def _complete(config: RunConfig, console: Console) -> int:
+    home = Home.of(config)
+    more = " For more steps give a larger grpo.num_steps with the same command" if "grpo" in config.stages else ""
+    console.print(
+        f"already complete: {', '.join(config.stages) or 'base'} are done in {home}. Figures: {home.place('summary.json')}. "
+        f"Report: {home.place('report.html')}.{more}",
+        soft_wrap=True,
+    )
+    return EXIT_OK
 
 
 def stage(name: str, config_path: str | None, overrides: Sequence[str]) -> int:
@@ -55,8 +69,8 @@ def stage(name: str, config_path: str | None, overrides: Sequence[str]) -> int:
     tasks, _ = preflight.check(config, sandbox=name == "synthesize")
     console = Console()
     with locked(Home.of(config).path):
-        folder = open_folder(config)
-        if name in stages.read_done(folder):
+        open_folder(config)
+        if name in stages.read_done(config.folder):
             raise UserError(
                 f"{name} is done in {config.run_dir} ({stages.STAGES_FILE}); to do it again choose another run_dir"
             )

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import ray
-
 from learners.errors import LearnerOutOfMemory
 
 VMSTAT = Path("/proc/vmstat")
@@ -20,6 +18,8 @@ class MemoryDeaths:
 
     def note(self, error: Exception) -> bool:
         """Whether the actor that `error` is of was ended for memory; counts it then."""
+        import ray  # here: the command line imports this module before it knows that anything runs
+
         kills = kernel_kills()
         by_kernel, self._kernel_kills = kills > self._kernel_kills, kills
         found = by_kernel or isinstance(error, ray.exceptions.OutOfMemoryError | LearnerOutOfMemory)

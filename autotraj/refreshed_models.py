@@ -14,6 +14,9 @@ import shutil
 from collections.abc import Collection
 from pathlib import Path
 
+import msgpack
+
+from autotraj.changes import damaged
 from autotraj.config import RunConfig
 from autotraj.errors import UserError
 from autotraj.home import CHECKPOINTS, Home
@@ -76,9 +79,14 @@ class RefreshedModels:
 
 
 def require_reward_model(config: RunConfig, checkpoint: Checkpoint) -> None:
-    """UserError if the reward model that scored for a checkpoint is no longer there: said before anything is started."""
+    """UserError if the reward model that scored for a checkpoint is no longer there, or if the checkpoint's state, which
+    names it, can't be read: said before anything is started."""
+    state = checkpoint.folder / STATE_FILE
+    try:
+        version, path = reward_model(state.read_bytes())
+    except (OSError, ValueError, KeyError, TypeError, msgpack.UnpackException) as error:
+        raise damaged(state, error) from error
     if config.reward_model.path:
-        version, path = reward_model((checkpoint.folder / STATE_FILE).read_bytes())
         RefreshedModels(config).find(version, path)
 
 

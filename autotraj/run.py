@@ -38,7 +38,6 @@ from autotraj.sandbox import Gateway
 from autotraj.sft import sft
 from autotraj.stage_config import Stage
 from autotraj.stage_progress import StageView
-from autotraj.stages import STAGES_FILE
 from autotraj.step_metrics import reward_parts
 from autotraj.synthesize import Progress, Synthesis
 from trajectory.locations import join
@@ -188,7 +187,7 @@ class Pipeline:
                 self.evaluate("grpo", algo, seconds=time.monotonic() - started)
             finally:
                 algo.stop()
-        self.record("grpo", {})
+        self.record("grpo", {"num_steps": config.grpo.num_steps})
 
     # --- measuring --------------------------------------------------------------------------------------------------
 
@@ -242,9 +241,7 @@ class Pipeline:
     def record(self, name: str, figures: dict[str, Any]) -> None:
         """From here on this is done."""
         self.done[name] = figures
-        partial = self.path / f".{STAGES_FILE}.partial"
-        partial.write_text(json.dumps(self.done, indent=2) + "\n")
-        partial.replace(self.path / STAGES_FILE)
+        stages.write_done(self.path, self.done)
         self.push()
 
     def push(self, *, only_if_due: bool = False) -> None:

@@ -24,7 +24,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from autotraj.config import RunConfig, differences, load, to_toml, with_changes
+from autotraj.changes import check_learners, damaged, refused
+from autotraj.config import RunConfig, load, to_toml, with_changes
 from autotraj.errors import UserError
 from autotraj.home import CHECKPOINTS, Home, named
 from autotraj.run_lock import clear
@@ -40,22 +41,6 @@ SAME_COMMAND = "the same command"
 LOG_SIZES = "log_sizes.json"
 LOGS = ("trajectories.log", "online_repair/pairs.jsonl")
 """Append-only files of a run, which a set-back shortens to what they were."""
-FIXED = (
-    "model ",
-    "run_dir ",
-    "seed ",
-    "data.",
-    "episode.temperature ",
-    "rollout.group_size ",
-    "grpo.groups_per_step ",
-    "learner.lora",
-    "learner.dtype ",
-    "learner.head ",
-    "reward_model.path ",
-    "scorer.mask_results ",
-)
-"""How changes of settings begin that a run can't be resumed with: its weights, optimizer, ledger, saved groups and folder
-are of them."""
 CHECKPOINT = re.compile(r"step-(\d+)")
 
 
@@ -115,11 +100,12 @@ class RunFolder:
             raise UserError(f"--resume {location}: no run with a checkpoint there; start one with --config")
         saved = with_changes(load(home.path / "config.toml"), {"run_dir": location})
         config = load(home.path / "config.toml", [f"run_dir={json.dumps(location)}", *overrides])
-        if fixed := [change for change in differences(saved, config) if change.startswith(FIXED)]:
+        if fixed := refused(saved, config, ["grpo"]):
             raise UserError(
                 f"--resume {location}: the checkpoint was made with {'; '.join(fixed[:4])}. These settings can't change "
                 "within a run: leave them out, or start a new run"
             )
+        check_learners(checkpoint.learners, config.learner)
         (home.path / "config.toml").write_text(to_toml(config), encoding="utf-8")
         _undo_after(home.path, checkpoint)
         home = Home.of(config)
@@ -284,7 +270,11 @@ def _undo_after(path: Path, checkpoint: Checkpoint | None) -> None:
     sizes: dict[str, int] = {}
     if checkpoint is not None:
         saved = checkpoint.folder / LOG_SIZES
-        sizes = json.loads(saved.read_text()) if saved.is_file() else _log_sizes(path)
+        try:
+            sizes = json.loads(saved.read_text()) if saved.is_file() else _log_sizes(path)
+            sizes = {name: int(size) for name, size in sizes.items()}
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise damaged(saved, error) from error
     for name, size in _log_sizes(path).items():
         if size > sizes.get(name, 0):
             os.truncate(path / name, sizes.get(name, 0))

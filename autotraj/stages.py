@@ -55,6 +55,13 @@ def read_done(folder: Path) -> dict[str, Any]:
     return done
 
 
+def write_done(folder: Path, done: Mapping[str, Any]) -> None:
+    """`read_done` reads it; the file is whole, or as it was."""
+    partial = folder / f".{STAGES_FILE}.partial"
+    partial.write_text(json.dumps(done, indent=2) + "\n")
+    partial.replace(folder / STAGES_FILE)
+
+
 def remaining(wanted: Sequence[str], done: Collection[str]) -> str:
     """What an interrupted run has and hasn't got, so that nobody takes a half-trained model for a finished one."""
     ended, open_ = [name for name in wanted if name in done], [name for name in wanted if name not in done]

@@ -12,7 +12,7 @@ from autotraj.__main__ import main
 
 TINY = "examples/tiny/run.toml"
 TYPO = ["--config", TINY, "grpo.num_stepz=3"]
-HEAVY = {"torch", "ray.rllib", "vllm", "transformers", "deepspeed"}
+HEAVY = {"torch", "ray", "vllm", "transformers", "deepspeed"}
 
 
 @pytest.fixture(autouse=True)

@@ -73,7 +73,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunConf
     config = small()
     with s3_server("runs") as address, pytest.MonkeyPatch.context() as patch:
         set_environment(environment(address, tmp_path_factory.mktemp("one")), patch.setenv)
-        folder = open_folder(config)
+        open_folder(config)
+        folder = config.folder
         with parts(runs.at_its_largest(config)) as gateway:
             first = runs.Pipeline(config, gateway, Console(), AfterSome(folder / "synthesis"))
             with pytest.raises(Interrupted):
