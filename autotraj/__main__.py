@@ -123,9 +123,9 @@ def _report(args: argparse.Namespace) -> int:
 
 
 def _status(args: argparse.Namespace) -> int:
-    from autotraj import board
+    from autotraj.show_status import show
 
-    print(board.show(args.run_dir))
+    print(show(args.run_dir))
     return EXIT_OK
 
 

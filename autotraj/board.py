@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
 import ray
 from ray._private import services
 from ray._raylet import GcsClient  # type: ignore[attr-defined]  # compiled; its stub leaves it out
@@ -25,12 +24,10 @@ from ray.experimental import internal_kv
 
 from autotraj.errors import UserError
 from autotraj.gateway_metrics import sandbox_rows
-from autotraj.status import Row, Since, render
-from trajectory.locations import local_path
+from autotraj.status import STATUS_FILE, Row, Since
 
 logger = logging.getLogger(__name__)
 
-STATUS_FILE = "status.json"
 NAMESPACE = b"autotraj"
 KEY_PREFIX = b"status/"
 EVERY_S = 1.0
@@ -107,21 +104,6 @@ class StatusBoard:
             internal_kv._internal_kv_del(self._key, namespace=NAMESPACE)
 
 
-def show(run_dir: str | None) -> str:
-    """What `python -m autotraj status` prints: of the run in `run_dir`, or of all runs of the Ray cluster. UserError."""
-    statuses = [_of_folder(local_path(run_dir))] if run_dir else of_cluster()
-    return "\n\n".join(render(status, gone=_is_gone(status)) for status in statuses)
-
-
-def _of_folder(folder: Path) -> dict[str, Any]:
-    """The newest status in a run's folder or its stages'."""
-    paths = [*folder.glob(STATUS_FILE), *folder.glob(f"*/{STATUS_FILE}")]
-    if not paths:
-        raise UserError(f"{folder}: no {STATUS_FILE} there; is it the run_dir of a run that was started here?")
-    statuses: list[dict[str, Any]] = [json.loads(path.read_text()) for path in paths]
-    return max(statuses, key=lambda status: float(status["time"]))
-
-
 def of_cluster() -> list[dict[str, Any]]:
     """The statuses of all runs of the cluster at RAY_ADDRESS, or of the one on this machine. Raises UserError."""
     try:
@@ -154,10 +136,3 @@ def _reach(address: str) -> None:
             f"RAY_ADDRESS: nothing answers at {address} within {CONNECT_TIMEOUT_S:g} s ({error}); is the cluster up, and "
             "is this the address of its head (port 6379 unless it was started with another)?"
         ) from error
-
-
-def _is_gone(status: dict[str, Any]) -> bool:
-    """Whether the controller was on this machine and isn't any more; of another machine's nothing is known here."""
-    return (
-        status["host"] == socket.gethostname() and status["doing"] != "ended" and not psutil.pid_exists(status["pid"])
-    )

@@ -103,14 +103,18 @@ def _meta(learners: Path | Storage) -> dict[str, Any]:
         found = json.loads(data)
         if not isinstance(found, dict):
             raise ValueError(f"a {type(found).__name__}, not an object")
-    except (OSError, ValueError, StorageError) as error:
-        raise damaged(learners.at(META_FILE) if isinstance(learners, Storage) else learners / META_FILE, error) from error
+    except StorageError as error:
+        raise UserError(f"run_dir: {error}") from error
+    except (OSError, ValueError) as error:
+        raise damaged(
+            learners.at(META_FILE) if isinstance(learners, Storage) else learners / META_FILE, error
+        ) from error
     return found
 
 
 def damaged(file: Path | Storage, error: Exception) -> UserError:
     """Of a checkpoint's file that can't be read."""
     return UserError(
-        f"{file} can't be read: {error or type(error).__name__}. This checkpoint is damaged: restore the file, or remove the "
-        "checkpoint (and its marker step-N.json at a URI) to go on from the one before it"
+        f"{file} can't be read: {error or type(error).__name__}. This checkpoint is damaged: restore the file, or remove "
+        "the checkpoint (and its marker step-N.json at a URI) to go on from the one before it"
     )

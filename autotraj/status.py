@@ -1,6 +1,6 @@
 """Who does what in a live run, who waits on whom, and for how long: the rule and its text, without actors.
 
-`board.StatusBoard` keeps the answer beside the run; `python -m autotraj status` prints it.
+`board.StatusBoard` keeps the answer beside the run; `show_status` reads it for `python -m autotraj status`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # `python -m autotraj status` would wait for RLlib
     from autotraj.runner_calls import RunnerView
 
+STATUS_FILE = "status.json"
 LATE_S = 10.0
 """A controller that has not reported for so long is said to be busy, or gone."""
 MANY = 8

@@ -25,19 +25,21 @@ def kind(config: LearnerConfig) -> dict[str, Any]:
 
 
 def check(meta: Mapping[str, Any], config: LearnerConfig, where: str) -> None:
-    """Raises ValueError if learners of `config` can't load the checkpoint at `where`, whose `META_FILE` is `meta`. The message
-    begins with the setting.
+    """Raises ValueError if learners of `config` can't load the checkpoint at `where`, whose `META_FILE` is `meta`. The
+    message begins with the setting.
 
     A checkpoint of an earlier version says less of itself, and what it doesn't say is taken to fit."""
     ours = kind(config)
     theirs = ours | {name: value for name, value in meta.items() if name in ours}
     if theirs["adapters_only"] != ours["adapters_only"]:
         held, trained = ("adapters", "all weights") if theirs["adapters_only"] else ("all weights", "adapters")
-        raise ValueError(f"lora: {where} holds {held} and this learner trains {trained}: its lora setting is another one")
+        raise ValueError(
+            f"lora: {where} holds {held} and this learner trains {trained}: its lora setting is another one"
+        )
     if (then := theirs["zero_stage"]) != config.zero_stage and {then, config.zero_stage} != CONVERTIBLE:
         raise ValueError(
-            f"zero_stage: {where} was written with zero_stage={then}, which zero_stage={config.zero_stage} can't load (only 1 and 2 "
-            f"can be converted into each other): set zero_stage={then}"
+            f"zero_stage: {where} was written with zero_stage={then}, which zero_stage={config.zero_stage} can't load (only 1 "
+            f"and 2 can be converted into each other): set zero_stage={then}"
         )
     if theirs["bfloat16"] != ours["bfloat16"]:
         names = {True: "bfloat16", False: "float32"}
@@ -48,6 +50,6 @@ def check(meta: Mapping[str, Any], config: LearnerConfig, where: str) -> None:
     if theirs["decays_weights"] != ours["decays_weights"]:
         which = "with" if theirs["decays_weights"] else "without"
         raise ValueError(
-            f"weight_decay: {where} was written by an optimizer {which} weight decay, whose state is laid out in another way: "
-            f"weight_decay={config.weight_decay:g} must {'be above' if theirs['decays_weights'] else 'stay'} 0"
+            f"weight_decay: {where} was written by an optimizer {which} weight decay, whose state is laid out in another "
+            f"way: weight_decay={config.weight_decay:g} must {'be above' if theirs['decays_weights'] else 'stay'} 0"
         )

@@ -14,12 +14,12 @@ import ray
 from conftest import ROOT, tiny
 from scrape import METRIC, Prometheus, labels_of, prometheus, queries, wait_exported
 
-from autotraj.board import show
 from autotraj.errors import GateError, NotFinite
 from autotraj.grpo import GRPO
 from autotraj.launch import build, measure, train
 from autotraj.run_folder import RunFolder, latest_checkpoint
 from autotraj.sandbox import Gateway
+from autotraj.show_status import show
 from trajectory.store import read_log
 from trajectory.tasks import load_tasks
 

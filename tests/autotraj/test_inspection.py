@@ -13,11 +13,12 @@ from scrape import DASHBOARD, METRIC, labels_of, queries
 
 from actors import metrics as engine_metrics
 from autotraj import gateway_metrics, metrics_export
-from autotraj.board import StatusBoard, show
+from autotraj.board import StatusBoard
 from autotraj.config import load
 from autotraj.errors import UserError
 from autotraj.inspection import announce
 from autotraj.runner_calls import Call, Runner, RunnerView, views
+from autotraj.show_status import show
 from autotraj.status import LoopState, Row, Since, loop_rows, render, runner_rows
 from tool_sandbox.stats import PoolState, Stats
 

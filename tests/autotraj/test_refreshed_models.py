@@ -13,6 +13,7 @@ from autotraj.errors import UserError
 from autotraj.loop_state import STATE_FILE
 from autotraj.refreshed_models import RefreshedModels, require_reward_model
 from autotraj.run_folder import RunFolder, files_of_checkpoints, newest
+from learners.checkpoint_format import META_FILE
 from trajectory.locations import is_uri
 from trajectory.storage import Storage
 
@@ -49,6 +50,9 @@ class Run:
     def save(self, driver: Path, learners: Path | Storage) -> None:
         scorer = {"version": self.serving, "path": self.models.location(self.serving)}
         (driver / STATE_FILE).write_bytes(msgpack.packb({"scorer": scorer}))
+        if isinstance(learners, Path):
+            learners.mkdir()
+            (learners / META_FILE).write_text("{}")
 
     def checkpoint(self, step: int) -> None:
         self.folder.checkpoint(step, self.save, keep=self.config.grpo.keep_checkpoints)

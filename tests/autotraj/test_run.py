@@ -12,7 +12,7 @@ from object_store import environment, s3_server, set_environment
 from rich.console import Console
 
 from autotraj import run as runs
-from autotraj.config import RunConfig, load
+from autotraj.config import RunConfig, load, with_changes
 from autotraj.errors import UserError
 from autotraj.interrupt import Interrupt
 from autotraj.launch import parts
@@ -66,9 +66,10 @@ class AfterSome(Interrupt):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunConfig, set[str]]]:
-    """A run that was interrupted in stage 1 and then completed; with the questions that were done before.
+    """A run that was interrupted in stage 1, then completed, then asked for one more step; with the questions that were done
+    before.
 
-    The driver's disk is another one then. The actors keep theirs, so that driver and actors share nothing but S3.
+    The driver's disk is another one each time. The actors keep theirs, so that driver and actors share nothing but S3.
     """
     config = small()
     with s3_server("runs") as address, pytest.MonkeyPatch.context() as patch:
@@ -82,7 +83,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunConf
             first.push()
             before = {record.group.task.id for record in read_journal(folder / "synthesis")}
             patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("two")))
-            open_folder(config)
+            shorter = with_changes(config, {"grpo.num_steps": 1})
+            open_folder(shorter)
+            runs.Pipeline(shorter, gateway, Console(), Interrupt()).run()
+            patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("extended")))
+            assert open_folder(shorter), "it is complete"
+            assert not open_folder(config)
             runs.Pipeline(config, gateway, Console(), Interrupt()).run()
         # What another machine finds.
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("three")))
@@ -142,9 +148,12 @@ def test_grpo_scored_with_the_reward_model_and_refreshed_it(finished: tuple[RunC
     config, _ = finished
     folder = config.folder / "grpo"
     groups = list(read_log(folder / "trajectories.log"))
+    assert len(groups) == 2 * 4
     assert all(group.metrics["reward_model_version"] >= 1 for group in groups)
     assert any(reward.parts["trajectory"] != 0 for group in groups for reward in group.rewards)
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [step["step"] for step in metrics] == [1, 2], "the second step was asked for when the run was done"
+    assert {path.name for path in (folder / "checkpoints").iterdir()} >= {"step-000001", "step-000002"}
     assert metrics[-1]["repair/groups_offered"] > 0
     assert metrics[-1]["gate_max_delta"] <= 1e-4
 

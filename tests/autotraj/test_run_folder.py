@@ -17,6 +17,7 @@ from autotraj.errors import RunError, UserError
 from autotraj.home import Home
 from autotraj.run_folder import RunFolder, drop_metrics_after, newest
 from autotraj.run_start import open_folder
+from learners.checkpoint_format import META_FILE
 from trajectory.storage import Storage, files_of, scratch
 from trajectory.store import RecordLog, read_records
 
@@ -37,9 +38,11 @@ def save(folder: Path, learners: Path | Storage) -> None:
     if isinstance(learners, Path):
         learners.mkdir()
         torch.save(content, learners / "shard")
+        (learners / META_FILE).write_text("{}")
         return
     with scratch() as mine:
         torch.save(content, mine / "shard")
+        (mine / META_FILE).write_text("{}")
         learners.upload(mine, files_of(mine))
 
 
@@ -69,7 +72,7 @@ def test_checkpoints_are_pruned_and_found_again(
         assert checkpoint.step == 3
         assert (checkpoint.folder / "state").read_text() == "driver"
         found = checkpoint.learners
-        assert files_of(found) == ["shard"] if isinstance(found, Path) else set(found.entries()) == {"shard"}
+        assert set(files_of(found) if isinstance(found, Path) else found.entries()) == {"shard", META_FILE}
         steps = [json.loads(line)["step"] for line in (folder.path / "metrics.jsonl").read_text().splitlines()]
         assert steps == [1, 2, 3]  # the fourth will be taken again
         assert list((folder.path / "tensorboard").iterdir())
@@ -102,7 +105,7 @@ def test_a_checkpoint_that_fails_at_any_request_leaves_the_one_before(
         assert f"The last complete checkpoint is of step {found.step};" in errors[-1]
         assert "the credentials have expired" in errors[-1]
         assert isinstance(found.learners, Storage)
-        assert set(found.learners.entries()) == {"shard"}
+        assert set(found.learners.entries()) == {"shard", META_FILE}
     assert len(errors) >= 5
     found = newest(home)
     assert found is not None

@@ -1,5 +1,6 @@
 """Two commands on one run folder, and what `grpo --resume` takes: refused or done before anything is started."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from autotraj.config import load
 from autotraj.errors import UserError
 from autotraj.run_folder import RunFolder
 from autotraj.run_lock import LOCK_FILE, clear, locked
+from learners.checkpoint_format import META_FILE, kind
+from trajectory.storage import Storage
 
 HOLDER = """
 import sys, time
@@ -69,11 +72,17 @@ def test_every_command_that_writes_is_refused(tmp_path: Path, holder) -> None:
     assert (done.returncode, done.stderr[:15]) == (2, "error: run_dir:")
 
 
+def save(driver: Path, learners: Path | Storage) -> None:
+    assert isinstance(learners, Path)
+    learners.mkdir()
+    (learners / META_FILE).write_text(json.dumps(kind(tiny(driver).learner)))
+
+
 def finished(tmp_path: Path) -> str:
     """A run's folder with the checkpoint of its last step and its policy."""
     config = tiny(tmp_path, f"run_dir={tmp_path / 'run'}", "grpo.num_steps=2")
     with RunFolder.create(config) as folder:
-        folder.checkpoint(2, lambda driver, learners: None, keep=1)
+        folder.checkpoint(2, save, keep=1)
         (folder.path / "policy").mkdir()
     return str(tmp_path / "run")
 
@@ -94,6 +103,9 @@ def test_overrides_of_a_resume_are_applied_and_kept(tmp_path: Path) -> None:
         ('run_dir="elsewhere"', "the checkpoint was made with run_dir = "),
         ("nonsense.key=1", "nonsense"),
         ("grpo.num_stepz=1", "grpo.num_steps"),
+        ("learner.zero_stage=3", "learner.zero_stage: the checkpoint "),
+        ("learner.weight_decay=0.1", "learner.weight_decay: the checkpoint "),
+        ("learner.num_gpus_per_learner=1", "learner.dtype: the checkpoint "),
     ],
 )
 def test_what_a_checkpoint_depends_on_can_not_change(tmp_path: Path, override: str, said: str) -> None:
@@ -113,3 +125,16 @@ def test_a_finished_run_says_so_and_starts_nothing(tmp_path: Path, capsys: pytes
     with pytest.raises(UserError, match="there is no such folder"):
         grpo(None, [], resume=str(tmp_path / "nowhere"))
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_checkpoint_that_is_cut_short_is_named_before_anything_is_started(tmp_path: Path) -> None:
+    run_dir = finished(tmp_path)
+    checkpoint = Path(run_dir, "checkpoints/step-000002")
+    for name in ("learner_group/learner.json", "log_sizes.json"):
+        whole = (checkpoint / name).read_text()
+        (checkpoint / name).write_text(whole[:-3])
+        with pytest.raises(UserError, match=rf"{checkpoint / name} can't be read: .*to go on from the one before it"):
+            RunFolder.resume(run_dir)
+        (checkpoint / name).write_text(whole)
+    with pytest.raises(UserError, match=r"autotraj_state\.msgpack can't be read"):
+        grpo(None, ["grpo.num_steps=6"], resume=run_dir)

@@ -111,7 +111,9 @@ def test_a_run_of_an_earlier_version_is_opened_again_too(tmp_path: Path) -> None
         (ALL, {"grpo.num_steps": 50, "rollout.group_size": 4}),
     ],
 )
-def test_what_is_done_was_made_by_its_settings(tmp_path: Path, done: tuple[str, ...], changes: dict[str, object]) -> None:
+def test_what_is_done_was_made_by_its_settings(
+    tmp_path: Path, done: tuple[str, ...], changes: dict[str, object]
+) -> None:
     config = config_of(tmp_path)
     run_of(config, *done)
     before = (config.folder / "config.toml").read_text()
@@ -146,7 +148,9 @@ def test_learners_that_can_not_load_a_stages_checkpoint_are_refused_at_once(tmp_
     config = config_of(tmp_path)
     run_of(config, "base", "synthesize")
     checkpoint(config, stage, 3)
-    said = r"^learner\.zero_stage: the checkpoint .*/step-000003/learner_group was written with zero_stage=0, which zero_stage=2"
+    said = (
+        r"^learner\.zero_stage: the checkpoint .*/step-000003/learner_group was written with zero_stage=0, which zero_"
+    )
     with pytest.raises(UserError, match=said):
         open_folder(with_changes(config, {"learner.zero_stage": 2}))
     (config.folder / stage / "checkpoints/step-000003/learner_group" / META_FILE).write_text('{"zero_sta')

@@ -11,6 +11,7 @@ from tensorboardX.proto.event_pb2 import Event
 from test_scoring import GROUP
 
 from autotraj.run_folder import LOGS, RunFolder, latest_checkpoint, newest
+from learners.checkpoint_format import META_FILE
 from trajectory.locations import is_uri
 from trajectory.storage import Storage
 from trajectory.store import TrajectoryLog, read_log
@@ -37,9 +38,9 @@ def save(folder: Path, learners: Path | Storage) -> None:
     (folder / "state").write_text("driver")
     if isinstance(learners, Path):
         learners.mkdir()
-        (learners / "shard").write_text("rank")
+        (learners / META_FILE).write_text("{}")
     else:
-        learners.write("shard", b"rank")
+        learners.write(META_FILE, b"{}")
 
 
 def group(lease_id: str) -> Group:
