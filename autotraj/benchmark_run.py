@@ -37,7 +37,7 @@ def load_benchmarks(suite: BenchmarkSuite) -> dict[str, list[Task]]:
 def evaluate_suite(config_path: str | None, overrides: Sequence[str], suite_path: str, out: str) -> int:
     """Samples `model` on every benchmark of a suite, and writes `<out>/<benchmark>.json`."""
     console = Console()
-    config = load(config_path, overrides)
+    config = load(config_path, [*overrides, preflight.EVALUATION_ALONE])
     suite = load_suite(suite_path)
     tasks = load_benchmarks(suite)
     preflight.check(config)

@@ -157,7 +157,7 @@ def _grpo(config: RunConfig, folder: RunFolder, checkpoint: Checkpoint | None) -
 def evaluate(config_path: str | None, overrides: Sequence[str]) -> int:
     """`python -m autotraj evaluate`: engines only, no learner."""
     console = Console()
-    config = load(config_path, overrides)
+    config = load(config_path, [*overrides, preflight.EVALUATION_ALONE])
     _, tasks = preflight.check(config)
     preflight.check_prompt(config, {"eval.data": tasks})
 

@@ -143,6 +143,11 @@ class RunConfig(Section):
         return location
 
     @property
+    def only_measures(self) -> bool:
+        """No stage is wanted: engines sample, and nothing is trained, repaired or scored by a reward model."""
+        return not self.stages
+
+    @property
     def folder(self) -> Path:
         """The run's folder on the driver: `run_dir`, or the working folder of one at a URI."""
         return local_path(self.run_dir)

