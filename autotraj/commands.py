@@ -19,8 +19,8 @@ from autotraj.home import Home
 from autotraj.interrupt import graceful_interrupt
 from autotraj.progress import ProgressView
 from autotraj.refreshed_models import require_reward_model
+from autotraj.run_claim import held
 from autotraj.run_folder import Checkpoint, RunFolder
-from autotraj.run_lock import locked
 from autotraj.run_start import is_complete, open_folder
 from trajectory.locations import is_uri
 from trajectory.storage import RETRY_S, scratch
@@ -38,7 +38,7 @@ def run_all(config: RunConfig, console: Console) -> int:
     if is_complete(config):
         return _complete(config, console)
     train, held_out = preflight.check(config)
-    with locked(Home.of(config).path):
+    with held(Home.of(config)):
         if open_folder(config):
             return _complete(config, console)
         preflight.check_prompt(config, {"data": train, "eval.data": held_out})
@@ -68,7 +68,7 @@ def stage(name: str, config_path: str | None, overrides: Sequence[str]) -> int:
         raise UserError(f"stages = {list(config.stages)} leaves {name!r} out; add it")
     tasks, _ = preflight.check(config, sandbox=name == "synthesize")
     console = Console()
-    with locked(Home.of(config).path):
+    with held(Home.of(config)):
         open_folder(config)
         if name in stages.read_done(config.folder):
             raise UserError(
@@ -99,13 +99,13 @@ def grpo(config_path: str | None, overrides: Sequence[str], *, resume: str | Non
         home = Home(resume, retry_s=RETRY_S)
         if not home.storage and not home.path.is_dir():
             raise UserError(f"--resume {resume}: there is no such folder; start a run with --config")
-        with locked(home.path):
+        with held(home):
             folder, config, checkpoint = RunFolder.resume(resume, overrides)
             return _grpo(config, folder, checkpoint)
     config = with_changes(load(config_path, overrides), preflight.GRPO_ALONE)
     tasks, _ = preflight.check(config)
     preflight.check_prompt(config, {"data": tasks})
-    with locked(Home.of(config).path):
+    with held(Home.of(config)):
         return _grpo(config, RunFolder.create(config), None)
 
 

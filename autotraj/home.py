@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 
 from autotraj.config import RunConfig
 from autotraj.errors import RunError, UserError
+from autotraj.run_claim import CLAIMS, check_held
 from autotraj.run_lock import clear
 from trajectory.locations import is_uri, join, local_path
 from trajectory.storage import STAMP, Storage, StorageError, files_of
@@ -95,6 +96,7 @@ class Home:
         files = self._files()
         changed = [name for name, stat in files.items() if self._pushed.get(name) != stat]
         last = [name for name in changed if PurePosixPath(name).name in LAST]
+        check_held(self.location)
         self.storage.upload(self.path, changed, last=last)
         if gone := self._pushed.keys() - files.keys():
             self.storage.remove(*sorted(gone))
@@ -119,7 +121,7 @@ def _without_models(entries: Mapping[str, object]) -> list[str]:
     return [
         name
         for name in entries
-        if CHECKPOINTS not in PurePosixPath(name).parts and str(PurePosixPath(name).parent) not in models
+        if not {CHECKPOINTS, CLAIMS} & set(PurePosixPath(name).parts) and str(PurePosixPath(name).parent) not in models
     ]
 
 

@@ -2,7 +2,7 @@
 
 The lock is the kernel's (`flock` on `.run.lock`), so it ends with the process that holds it, however that ends; nobody has
 to tell a dead holder's lock from a living one's. The file's text is only for the message. For a run at a URI the folder is
-the working folder on the driver's machine: two machines at one URI are not noticed.
+the working folder on the driver's machine; `run_claim` keeps other machines out.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from pathlib import Path
 
 from autotraj.errors import UserError
 
-LOCK_FILE = ".run.lock"
+OWN = ".run."
+"""How the files begin that are the working folder's own, and stay when it is emptied."""
+LOCK_FILE = f"{OWN}lock"
 
 
 @contextmanager
@@ -57,7 +59,7 @@ def clear(folder: Path) -> None:
     for path in folder.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
-        elif path.name != LOCK_FILE:
+        elif not path.name.startswith(OWN):
             path.unlink()
 
 

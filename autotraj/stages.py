@@ -22,12 +22,13 @@ from autotraj.errors import RunError, UserError
 from autotraj.home import Home
 from autotraj.interrupt import Interrupt
 from autotraj.replacement import Replacements
+from autotraj.run_claim import check_held
 from autotraj.run_folder import Checkpoint, RunFolder
 from autotraj.skips import Skips
 from learners.config import LearnerConfig, LoraConfig
 from learners.errors import LearnerDied, LearnerError, LearnerTimeout
 from trajectory.records import check_preference, check_sft, read_jsonl
-from trajectory.storage import Storage
+from trajectory.storage import Storage, StorageError
 
 if TYPE_CHECKING:
     from learners.group import LearnerGroup  # torch and Ray: seconds
@@ -146,7 +147,7 @@ def export(group: LearnerGroup, path: Path | Storage) -> None:
         _export(group, path)
     except (LearnerDied, LearnerTimeout):
         raise
-    except (OSError, LearnerError) as error:
+    except (OSError, StorageError, LearnerError) as error:
         raise RunError(
             f"the model {path} could not be written: {error}; mend that and go on from the last checkpoint"
         ) from error
@@ -154,6 +155,7 @@ def export(group: LearnerGroup, path: Path | Storage) -> None:
 
 def _export(group: LearnerGroup, path: Path | Storage) -> None:
     if isinstance(path, Storage):
+        check_held(path.uri)
         group.export_hf(path)
         return
     partial = path.with_name(f".{path.name}.partial")
