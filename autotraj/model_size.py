@@ -12,6 +12,12 @@ from pathlib import Path
 
 from autotraj.errors import UserError
 
+KEPT = 1.8
+"""What each block keeps, in `block_bytes_per_token`. Of the tensors that live in transformers' own Qwen2 and Qwen3 on CPU:
+1.7 (Qwen2) and 1.8 (Qwen3) in float32, 1.8 and 2.1 in bfloat16, whose norms compute in float32."""
+RECOMPUTED = 3.1
+"""The same of a block that is recomputed: its tensors and, while they live, their gradients (3.0 to 3.4)."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
@@ -58,16 +64,19 @@ class Architecture:
         """Keys and values of one token on one of t GPUs: 2 · layers · KV heads / t · head size · b; a head isn't split."""
         return 2 * self.num_layers * max(1, self.num_kv_heads // tensor_parallel) * self.head_dim * element_bytes
 
-    def activation_bytes_per_token(self, element_bytes: int, *, checkpointing: bool) -> int:
-        """What one token keeps for the backward pass, attention fused (it keeps no L × L matrix).
-
-        A block: inputs and outputs of two norms (4h), q and the attention's output, k, v, and gate, up and their product
-        (3i), after arXiv 2205.05198 §4. With checkpointing each block keeps its input (h), and one block is recomputed.
-        """
+    def block_bytes_per_token(self, element_bytes: int) -> int:
+        """One token's tensors in one block, attention fused (there is no L × L matrix): inputs and outputs of two norms
+        (4h), q and the attention's output, k, v, and gate, up and their product (3i), after arXiv 2205.05198 §4."""
         q, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        block = 4 * self.hidden + 2 * q + 2 * kv + 3 * self.intermediate
-        kept = self.num_layers * self.hidden + block if checkpointing else self.num_layers * block
-        return kept * element_bytes
+        return element_bytes * (4 * self.hidden + 2 * q + 2 * kv + 3 * self.intermediate)
+
+    def activation_bytes_per_token(self, element_bytes: int, *, checkpointing: bool) -> int:
+        """What one token takes at the height of a training pass, measured in blocks (`KEPT`, `RECOMPUTED`). With
+        checkpointing each block keeps its input (h), and one block at a time is recomputed."""
+        block = self.block_bytes_per_token(element_bytes)
+        if checkpointing:
+            return self.num_layers * self.hidden * element_bytes + int(RECOMPUTED * block)
+        return int(self.num_layers * KEPT * block)
 
 
 KNOWN: dict[str, Architecture] = {

@@ -16,6 +16,9 @@ GIB = 1 << 30
 PROCESS_GIB = 1.5
 """Resident memory of one engine or learner process before any weights: Python, PyTorch and vLLM (measured on CPU)."""
 
+LOGITS = 4
+"""Tensors of a chunk's size that live at a time (measured): logits, their log-softmax, its exponential, their product."""
+
 GPU_OVERHEAD_BYTES = 2 * GIB
 """Of a process on a GPU: CUDA context, kernels' workspaces, communication buckets, fragmentation. An assumption."""
 
@@ -225,13 +228,16 @@ def _learner(config: RunConfig, shape: Architecture) -> ActorPlan:
     num_weights = shape.num_parameters + (num_trained if learner.lora else 0)
     gradient_bytes = 4 if b == 4 or zero > 0 else 2  # bfloat16 gradients are summed in float32 from stage 1 on
     activation = shape.activation_bytes_per_token(b, checkpointing=learner.gradient_checkpointing)
+    all_logits = 4 * learner.micro_batch_tokens * shape.vocab_size
+    chunk = min(learner.logit_chunk_mib << 20, all_logits)
+    # Adapters leave the output layer frozen. Of several chunks the sum and the newest one's are there at a time.
+    head_gradients = 0 if learner.lora else 1 + (chunk < all_logits)
     memory = {
         "weights": b * num_weights // (ranks if zero == 3 else 1),
         "gradients": gradient_bytes * num_trained // (ranks if zero >= 2 else 1),
         "optimizer": _optimizer_bytes(config) * num_trained // (ranks if zero >= 1 else 1),
         "activations": learner.micro_batch_tokens * activation,
-        # All of a micro-batch's logits where they are less than a chunk of them.
-        "logits": 3 * min(learner.logit_chunk_mib << 20, 4 * learner.micro_batch_tokens * shape.vocab_size),
+        "logits": LOGITS * chunk + head_gradients * b * shape.vocab_size * shape.hidden,
         "overhead": GPU_OVERHEAD_BYTES if learner.num_gpus_per_learner else int(PROCESS_GIB * GIB),
     }
     formulas = {
@@ -241,7 +247,9 @@ def _learner(config: RunConfig, shape: Architecture) -> ActorPlan:
         f"{', master weights' if b == 2 else ''} in float32",
         "activations": f"micro_batch_tokens · {activation:,} bytes"
         + (", checkpointed" if learner.gradient_checkpointing else ""),
-        "logits": "3 · logit_chunk_mib: logits, their log-softmax, its gradient",
+        "logits": f"{LOGITS} · {'logit_chunk_mib' if chunk < all_logits else '4 · micro_batch_tokens · vocabulary'}: "
+        "logits, their log-softmax and the entropy's"
+        + (f"; {head_gradients} · {b} · vocabulary · hidden: the output layer's gradient" if head_gradients else ""),
         "overhead": "context and workspaces" if learner.num_gpus_per_learner else "one process",
     }
     if config.loss.kl_coef > 0 and learner.lora is None:  # with adapters it is the model without them
@@ -261,7 +269,7 @@ def _learner(config: RunConfig, shape: Architecture) -> ActorPlan:
 def _reward_model(config: RewardModelConfig, shape: Architecture) -> ActorPlan:
     b = 2 if config.num_gpus else 4
     weights = b * (shape.num_parameters + shape.hidden - (0 if shape.tied else shape.vocab_size * shape.hidden))
-    activation = shape.activation_bytes_per_token(b, checkpointing=True) - b * shape.num_layers * shape.hidden
+    activation = shape.block_bytes_per_token(b)
     return ActorPlan(
         name="reward model",
         count=1,
