@@ -97,7 +97,7 @@ def test_activations(kind: str, dtype: torch.dtype, checkpointing: bool) -> None
 @pytest.mark.parametrize("num_chunks", [1, 8])
 @pytest.mark.parametrize("trained", [True, False])
 def test_logits(num_chunks: int, trained: bool) -> None:
-    """Of a vocabulary beside which the one block, and the hidden states' gradients, are small."""
+    """Of a vocabulary beside which the one block is small."""
     lm, shape = model("qwen3", torch.float32, vocab_size=16_384, hidden=32, layers=1)
     if not trained:
         lm.lm_head.requires_grad_(False)
@@ -109,4 +109,5 @@ def test_logits(num_chunks: int, trained: bool) -> None:
         logprobs, _ = learner(torch.arange(TOKENS), ids.flatten(), ids, positions, None, TOKENS // 4)
         logprobs.sum().backward()
     gradients = trained * (1 + (num_chunks > 1)) * 4 * shape.vocab_size * shape.hidden
-    assert LOGITS * chunk + gradients == pytest.approx(living.peak, rel=0.2)
+    block = TOKENS * shape.activation_bytes_per_token(4, checkpointing=False)
+    assert LOGITS * chunk + gradients + block == pytest.approx(living.peak, rel=0.15)
