@@ -53,6 +53,7 @@ def train(
     `interrupt` is the caller's, if it has one that covers more than this."""
     settings = algo.config.run_config.grpo
     replacements = Replacements(algo.config.run_config, folder)
+    folder.note(algo.learner_group.notes)
 
     def save(driver: Path, learners: Path | Storage) -> None:
         algo.save_to_path(driver, learners=learners)

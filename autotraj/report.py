@@ -119,6 +119,7 @@ def _header(data: ReportData) -> dict[str, Any]:
         ("finished", data.finished.strftime("%-d %B %Y, %H:%M UTC") if data.finished else ""),
         ("took", seconds(summary.total_seconds) if summary and summary.total_seconds is not None else ""),
         ("seed", str(summary.seed) if summary and summary.seed is not None else ""),
+        *(("note", visible(note)) for note in data.notes),
     ]
     return {
         "title": f"{visible(data.name)} · AutoTraj run",

@@ -12,6 +12,7 @@ import json
 import math
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
@@ -21,6 +22,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from autotraj.errors import UserError
+from autotraj.home import NOTES_FILE
 from trajectory.store import read_log
 from trajectory.types import Group
 
@@ -156,6 +158,7 @@ class ReportData:
     grpo: Metrics | Missing
     samples: tuple[StageSamples, ...] | Missing
     repairs: Repairs | Missing
+    notes: tuple[str, ...]  # of all stages, on how the model is computed
 
 
 def load_report(run_dir: str | Path) -> ReportData:
@@ -177,7 +180,18 @@ def load_report(run_dir: str | Path) -> ReportData:
         grpo=read_metrics(root if root.is_file() and not grpo.is_file() else grpo, "the GRPO stage"),
         samples=_samples(path, () if isinstance(summary, Missing) else [stage.name for stage in summary.stages]),
         repairs=_repairs(path / "synthesis/repairs.jsonl"),
+        notes=read_notes(path),
     )
+
+
+def read_notes(run_dir: Path) -> tuple[str, ...]:
+    """What learners said in any stage, each sentence once. A file that is broken has nothing to say."""
+    found: list[str] = []
+    for path in (run_dir / stage / NOTES_FILE for stage in ("", "sft", "reward_model", "grpo")):
+        with suppress(OSError, ValueError, RecursionError):
+            listed = json.loads(path.read_bytes())
+            found += [sentence for sentence in listed if isinstance(sentence, str)] if isinstance(listed, list) else []
+    return tuple(dict.fromkeys(found))
 
 
 def read_metrics(path: Path, what: str) -> Metrics | Missing:

@@ -30,6 +30,7 @@ from autotraj.progress import ProgressView
 from autotraj.refreshed_models import require_reward_model
 from autotraj.repairers import repairer_pool
 from autotraj.report import write_report
+from autotraj.report_data import read_notes
 from autotraj.reward_model import train_reward_model
 from autotraj.run_folder import SAME_COMMAND, RunFolder
 from autotraj.run_start import at_its_largest
@@ -264,6 +265,7 @@ class Pipeline:
             "seed": self.config.seed,
             "stages": measured,
             "total_seconds": round(total, 1),
+            "notes": list(read_notes(self.path)),
             **{
                 name.replace("-", "_"): self.done[name]
                 for name in ("synthesize", "sft", "reward-model")

@@ -4,6 +4,7 @@ config.toml          what ran, every default spelled out
 metrics.jsonl        one line a step
 tensorboard/         the same for TensorBoard
 trajectories.log     every scored group (`trajectory.store`)
+notes.json           what the learners said of how the model is computed, if there is something
 checkpoints/step-N   complete or absent: written beside and renamed; at a URI with a marker, see `home`
   …/log_sizes.json   how long the logs were then: what was written after it is undone when a run goes on from it
 policy/              the trained model, Hugging Face format
@@ -27,7 +28,7 @@ from typing import Any
 from autotraj.changes import check_learners, damaged, refused
 from autotraj.config import RunConfig, load, to_toml, with_changes
 from autotraj.errors import UserError
-from autotraj.home import CHECKPOINTS, Home, named
+from autotraj.home import CHECKPOINTS, NOTES_FILE, Home, named
 from autotraj.run_lock import clear
 from autotraj.scalars import Scalars
 from learners.errors import LearnerDied, LearnerTimeout
@@ -152,6 +153,11 @@ class RunFolder:
     def write_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         self._metrics.write(json.dumps({"time": time.time(), "step": step, **metrics}) + "\n")
         self._board.write(step, metrics)
+
+    def note(self, sentences: Sequence[str]) -> None:
+        """Keeps for the report what whoever trains should know, if there is something."""
+        if sentences:
+            self.write_json(NOTES_FILE, list(sentences))
 
     def write_json(self, name: str, content: Any) -> None:
         """Writes the file whole, or leaves it as it was."""

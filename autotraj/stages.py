@@ -193,6 +193,7 @@ def supervised(
     while True:
         try:
             group.recreate(checkpoint.learners if checkpoint else None)
+            folder.note(group.notes)
             with interrupt.deferred():
                 _take(
                     group,

@@ -1,5 +1,6 @@
 """Reading a run's folder: whole, in parts, broken, or written twice."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -98,3 +99,13 @@ def test_repairs_of_both_kinds_are_kept_and_counted(tmp_path: Path) -> None:
     repairs = load_report(tmp_path).repairs
     assert isinstance(repairs, Repairs)
     assert (repairs.num_repaired, repairs.num_hard, len(repairs.shown)) == (100, 3, 67)
+
+
+def test_what_learners_said_of_the_model_stands_on_the_page_once(run_dir: Path) -> None:
+    padded, slow = "model: sequences are padded <b>here</b>", "model: attention is slow"
+    (run_dir / "sft/notes.json").write_text(json.dumps([padded]))
+    (run_dir / "grpo/notes.json").write_text(json.dumps([padded, slow, 7]))
+    (run_dir / "reward_model/notes.json").write_text("[")
+    assert load_report(run_dir).notes == (padded, slow)
+    text = Page(report.write_report(run_dir).read_text(encoding="utf-8")).text
+    assert text.count(padded) == text.count(slow) == 1

@@ -13,6 +13,8 @@ import pytest
 import ray
 import torch
 from plain_reference import plain_logprobs, plain_policy_training
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, Gemma2Config, Qwen3Config
 
 from learners.batching import Sample
 from learners.config import LearnerConfig, LossConfig
@@ -24,6 +26,17 @@ from trajectory.weights import WeightUpdate
 pytestmark = pytest.mark.ray
 
 LOSS = LossConfig(algorithm="dapo", is_max=1.5)
+SHAPE: dict[str, Any] = {
+    "vocab_size": 330,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "tie_word_embeddings": False,
+    "pad_token_id": None,
+}
 
 
 @pytest.fixture(scope="module")
@@ -153,3 +166,31 @@ def test_waits_end_at_their_deadline_and_name_what_was_waited_for(ray_cluster: N
     while ray.available_resources().get("CPU", 0.0) < free and time.monotonic() < until:
         time.sleep(0.1)
     assert ray.available_resources()["CPU"] == free, "a group that failed to start must give back what it reserved"
+
+
+def test_what_is_to_be_known_of_a_model_reaches_the_driver_once(
+    ray_cluster: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    soft_caps = Gemma2Config(**SHAPE, final_logit_softcapping=None)
+    AutoModelForCausalLM.from_config(soft_caps).save_pretrained(tmp_path)
+    group = LearnerGroup(config(tmp_path), LOSS)
+    try:
+        group.start()
+        (note,) = group.notes
+        assert "soft caps" in note
+        group.recreate()
+        assert group.notes == (note,)
+        assert [record.getMessage() for record in caplog.records if record.name == "learners.group"] == [note]
+    finally:
+        group.shutdown()
+
+
+def test_a_model_whose_weights_engines_could_not_take_is_refused_at_its_load(ray_cluster: None, tmp_path: Path) -> None:
+    AutoModelForCausalLM.from_config(Qwen3Config(**SHAPE)).save_pretrained(tmp_path)
+    save_file({"mtp.fc.weight": torch.zeros(2)}, tmp_path / "model-mtp.safetensors", metadata={"format": "pt"})
+    group = LearnerGroup(config(tmp_path), LOSS, probe_ids=range(5, 25))
+    with pytest.raises(LearnerFailed, match="holds tensors that training doesn't have: mtp.fc.weight"):
+        group.start()
+    supervised = LearnerGroup(config(tmp_path))  # publishes nothing
+    supervised.start()
+    supervised.shutdown()
