@@ -9,10 +9,10 @@ import sys
 from collections.abc import Callable, Sequence
 
 from autotraj.errors import RunError, UserError
-from autotraj.interrupt import graceful_interrupt
+from autotraj.interrupt import EXIT_INTERRUPTED, graceful_interrupt, last_words
 from trajectory.storage import StorageError
 
-EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
+EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 GO_ON = "the same command goes on with what is done"
 WAYS_ON = dict.fromkeys(("run", "synthesize", "sft", "reward-model", "demo"), GO_ON) | dict.fromkeys(
     ("grpo", "evaluate"), "the same command starts again"
@@ -202,11 +202,12 @@ def _sandbox_bench(args: argparse.Namespace) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     try:
-        with graceful_interrupt():
+        with graceful_interrupt() as interrupt:
+            interrupt.way_on = WAYS_ON.get(args.command, "")
+            interrupt.nothing_begun = args.command in WAYS_ON
             return int(args.handler(args))
     except KeyboardInterrupt as interruption:
-        way_on = str(interruption) or WAYS_ON.get(args.command, "")
-        print("interrupted" + (f". {way_on[0].upper()}{way_on[1:]}" if way_on else ""), file=sys.stderr)
+        print(last_words(str(interruption) or WAYS_ON.get(args.command, "")), file=sys.stderr)
         return EXIT_INTERRUPTED
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

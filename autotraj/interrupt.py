@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -13,13 +14,19 @@ from cluster.main_thread import call_handler, is_unwinding
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
 REMIND_EVERY_S = 0.5
+EXIT_INTERRUPTED = 130
 
 
 @dataclass(slots=True)
 class Interrupt:
-    """The signal handler of `graceful_interrupt`. `requested`: a stage that looks at it finishes its step and stops."""
+    """The signal handler of `graceful_interrupt`. `requested`: a stage that looks at it finishes its step and stops.
+
+    `nothing_begun`: all that this process would have to end is within `taken_down_in_order`, and nothing is yet. Then an
+    import, which may take half a minute and can't be broken off, ends with the process, which says `way_on`."""
 
     requested: bool = False
+    nothing_begun: bool = False
+    way_on: str = ""
     _deferred: bool = False
     _ending: bool = False
 
@@ -42,8 +49,12 @@ class Interrupt:
             print("\nstopping after this step, with a checkpoint; again to stop at once", flush=True)
             return
         self.requested = self._ending = True
+        importing = _is_importing(frame)
+        if importing and self.nothing_begun:
+            print(f"\n{last_words(self.way_on)}", flush=True)
+            os._exit(EXIT_INTERRUPTED)
         print("\nstopping; what was started is ended in order", flush=True)
-        if not _is_importing(frame):
+        if not importing:
             raise KeyboardInterrupt
 
     def check(self) -> None:
@@ -56,6 +67,11 @@ class Interrupt:
         while not closed.wait(REMIND_EVERY_S):
             if self._ending:
                 call_handler(signal.SIGINT)
+
+
+def last_words(way_on: str) -> str:
+    """Of a command that was interrupted; `way_on`: how to go on, without a capital or a full stop."""
+    return "interrupted" + (f". {way_on[0].upper()}{way_on[1:]}" if way_on else "")
 
 
 def _is_importing(frame: FrameType | None) -> bool:
@@ -92,6 +108,8 @@ def graceful_interrupt() -> Iterator[Interrupt]:
 @contextmanager
 def taken_down_in_order() -> Iterator[ExitStack]:
     """A stack whose parts are taken down to the last one, whatever is pressed meanwhile; that takes effect afterwards."""
+    if isinstance(handler := signal.getsignal(signal.SIGINT), Interrupt):
+        handler.nothing_begun = False
     with ExitStack() as outer, ExitStack() as parts:
         try:
             yield parts

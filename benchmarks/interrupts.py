@@ -123,7 +123,9 @@ def faults(code: int | None, text: str) -> Iterator[str]:
     yield from (f"printed {crash!r}" for crash in CRASHES if crash in text)
     lines = [line for line in text.splitlines() if line.strip()]
     # Rich breaks lines at the width of a terminal that isn't there.
-    if not any("interrupted" in line for line in lines[-3:]) or not any(way in " ".join(lines[-3:]) for way in GO_ON):
+    if not any("interrupted" in line for line in lines[-3:]) or not any(
+        way in " ".join(lines[-3:]).lower() for way in GO_ON
+    ):
         yield "its last words don't say that it was interrupted and how to go on"
 
 

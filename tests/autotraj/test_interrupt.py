@@ -46,6 +46,19 @@ with graceful_interrupt() as outer:
     with graceful_interrupt() as inner:
         print("begun in spite of it")
 """
+BEFORE_ANYTHING = """
+with graceful_interrupt() as interrupt:
+    interrupt.nothing_begun, interrupt.way_on = True, "the same command starts again"
+    try:
+        if within:
+            with taken_down_in_order() as parts:
+                parts.callback(lambda: print("taken down"))
+                import presses_while_imported
+                interrupt.check()
+        import presses_while_imported
+    finally:
+        print("the import has ended")
+"""
 SHARED = """
 with graceful_interrupt() as outer, outer.deferred():
     with graceful_interrupt() as inner:
@@ -87,3 +100,16 @@ def test_nothing_is_begun_after_a_request_during_an_import(tmp_path: Path) -> No
     assert done.stderr.strip().endswith("KeyboardInterrupt")
     assert done.stdout.count("stopping") == 1
     assert "begun" not in done.stdout
+
+
+@pytest.mark.parametrize("within", [False, True], ids=["nothing begun", "parts are up"])
+def test_an_import_ends_with_the_process_only_if_nothing_was_begun(tmp_path: Path, within: bool) -> None:
+    (tmp_path / "presses_while_imported.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); within = {within}\n" + START + BEFORE_ANYTHING
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=30)
+    if within:
+        assert done.stdout.splitlines()[-2:] == ["taken down", "the import has ended"]
+        assert "KeyboardInterrupt" in done.stderr
+    else:
+        assert done.stdout == "\ninterrupted. The same command starts again\n"
+        assert (done.returncode, done.stderr) == (130, "")

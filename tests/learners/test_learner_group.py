@@ -189,7 +189,7 @@ def test_a_model_whose_weights_engines_could_not_take_is_refused_at_its_load(ray
     AutoModelForCausalLM.from_config(Qwen3Config(**SHAPE)).save_pretrained(tmp_path)
     save_file({"mtp.fc.weight": torch.zeros(2)}, tmp_path / "model-mtp.safetensors", metadata={"format": "pt"})
     group = LearnerGroup(config(tmp_path), LOSS, probe_ids=range(5, 25))
-    with pytest.raises(LearnerFailed, match="holds tensors that training doesn't have: mtp.fc.weight"):
+    with pytest.raises(LearnerFailed, match=r"holds tensors that training doesn't have: mtp\.fc\.weight"):
         group.start()
     supervised = LearnerGroup(config(tmp_path))  # publishes nothing
     supervised.start()
