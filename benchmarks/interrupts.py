@@ -2,6 +2,7 @@
 
     python -m benchmarks.interrupts --last 25 --out interrupts.md
     python -m benchmarks.interrupts --command run --moments 3 9 --twice
+    python -m benchmarks.interrupts --after "starting the" --first 0       # on a busy machine: counted from those words on
 
 Real: Ray, vLLM, DeepSpeed, Docker. Each try starts `python -m autotraj` on the tiny model in a process group of its own, as
 a shell does, and sends SIGINT to the whole group, as a terminal does: at a moment of the grid, and in the tries of `--twice`
@@ -51,6 +52,8 @@ SETTINGS = {
     ],
     "evaluate": ["--config", "examples/tiny/grpo.toml", "eval.data.limit=64"],
 }
+START_S = 300.0
+"""How long the words of `--after` may take to come."""
 END_S = 120.0
 """How long after the last signal a command may take to end; a stage ends its step and writes a checkpoint first."""
 LEFTOVERS_S = 30.0
@@ -70,6 +73,7 @@ class Try:
     command: str
     moment_s: float
     again_s: float | None  # after the first signal
+    after: str  # what the command must have printed before the time is counted
     code: int | None = None
     end_s: float = 0.0  # from the last signal to the end
     last_words: str = ""
@@ -91,6 +95,9 @@ def attempt(one: Try, folder: Path) -> None:
             env={**os.environ, "PYTHONFAULTHANDLER": "1"},
         )
     seen: dict[int, psutil.Process] = {driver.pid: driver}
+    until = time.monotonic() + START_S
+    while one.after not in output.read_text(errors="replace") and driver.poll() is None and time.monotonic() < until:
+        time.sleep(0.05)
     started = time.monotonic()
     due = [started + one.moment_s] + ([] if one.again_s is None else [started + one.moment_s + one.again_s])
     until = due[-1] + END_S
@@ -150,7 +157,11 @@ def table(tries: list[Try]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for one in tries:
-        signals = f"{one.moment_s:g}" + ("" if one.again_s is None else f" and {one.moment_s + one.again_s:.1f}")
+        signals = (
+            (f"{one.after!r} + " if one.after else "")
+            + f"{one.moment_s:g}"
+            + ("" if one.again_s is None else f" and {one.moment_s + one.again_s:.1f}")
+        )
         lines.append(
             f"| {one.command} | {signals} | {one.code} | {one.end_s:.1f} | {one.last_words[:110]} | "
             f"{'; '.join(one.faults) or 'none'} |"
@@ -164,6 +175,7 @@ def main() -> None:
     parser.add_argument("--first", type=float, default=0.5, help="moment of the first try, s (default: %(default)s)")
     parser.add_argument("--last", type=float, default=25.0)
     parser.add_argument("--every", type=float, default=1.0)
+    parser.add_argument("--after", default="", metavar="TEXT", help="count moments from when the command prints this")
     parser.add_argument("--moments", type=float, nargs="*", help="instead of a grid: these moments, s")
     parser.add_argument("--twice", action="store_true", help="a second signal, 0.3 to 2 s after the first")
     parser.add_argument("--seed", type=int, default=0, help="of the second signals' times")
@@ -176,7 +188,7 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         root = args.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         for moment in args.moments or [args.first + i * args.every for i in range(count)]:
-            one = Try(args.command, moment, rng.uniform(0.3, 2.0) if args.twice else None)
+            one = Try(args.command, moment, rng.uniform(0.3, 2.0) if args.twice else None, args.after)
             tries.append(one)
             folder = root / f"{args.command}-{len(tries)}"
             folder.mkdir(parents=True)
