@@ -5,7 +5,7 @@ The tests run in order on one engine, as it takes half a minute to start; the la
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,8 @@ import pytest_asyncio
 import torch
 from conftest import build_model, build_tokenizer
 from numpy.typing import NDArray
-from transformers import Qwen3ForCausalLM
+from safetensors.torch import load_file
+from transformers import Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from actors import host_weights
 from actors.checkpoint import check_update, refuse_tied_embeddings
@@ -33,7 +34,7 @@ PROMPT = [int(i) for i in np.random.default_rng(0).integers(0, 256, 70)]
 """Two whole blocks of 32, and some."""
 
 
-def reference(model: Qwen3ForCausalLM, token_ids: Sequence[int], temperature: float = 1.0) -> NDArray[np.float32]:
+def reference(model: torch.nn.Module, token_ids: Sequence[int], temperature: float = 1.0) -> NDArray[np.float32]:
     """log p(token_ids[i + 1] | token_ids[: i + 1]) by transformers, (len − 1,)."""
     ids = torch.tensor([list(token_ids)])
     with torch.no_grad():
@@ -45,8 +46,8 @@ def sampled_reference(model: Qwen3ForCausalLM, prompt: Sequence[int], sampled: G
     return reference(model, [*prompt, *sampled.token_ids], temperature)[len(prompt) - 1 :]
 
 
-def update_of(model: Qwen3ForCausalLM, policy_version: int) -> WeightUpdate:
-    state = model.state_dict()
+def update_of(model: Qwen3ForCausalLM | Mapping[str, torch.Tensor], policy_version: int) -> WeightUpdate:
+    state = model.state_dict() if isinstance(model, torch.nn.Module) else model
     return WeightUpdate(
         policy_version=policy_version,
         backend="host",
@@ -194,6 +195,31 @@ class TestOneEngine:
         with pytest.raises(EngineDead, match="policy version 2"):
             await engine.generate(PROMPT, Sampling(max_tokens=1), "after")
         assert not broken.exists()
+
+
+@pytest.mark.engine
+async def test_a_mixture_of_experts_takes_new_weights_again_and_again(tmp_path: Path) -> None:
+    """In the form of its checkpoint, which has a tensor for each expert where transformers' modules have one a layer."""
+    shape = dict.fromkeys(("hidden_size", "intermediate_size", "moe_intermediate_size"), 64)
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 32, "num_hidden_layers": 2}
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "initializer_range": 0.2, "tie_word_embeddings": False}
+    mixture = Qwen3MoeConfig(vocab_size=VOCAB_SIZE, eos_token_id=257, bos_token_id=None, **shape, **heads, **experts)
+    mixtures, held = [], []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        mixtures.append(Qwen3MoeForCausalLM(mixture).eval())
+        mixtures[-1].save_pretrained(tmp_path / str(seed))
+        held.append(load_file(tmp_path / str(seed) / "model.safetensors"))
+    build_tokenizer().save_pretrained(tmp_path / "0")
+    engine = VLLMEngine(EngineConfig(model=str(tmp_path / "0"), max_model_len=256, cpu_kv_cache_gib=1))
+    try:
+        await engine.start()
+        np.testing.assert_allclose(await engine.score(PROMPT), reference(mixtures[0], PROMPT), atol=1e-4)
+        for version, which in enumerate((1, 0, 1), start=1):
+            await engine.update_weights(update_of(held[which], version))
+            np.testing.assert_allclose(await engine.score(PROMPT), reference(mixtures[which], PROMPT), atol=1e-4)
+    finally:
+        await engine.shutdown()
 
 
 def test_tied_embeddings_are_refused_with_the_remedy(tmp_path: Path) -> None:
