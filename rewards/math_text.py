@@ -9,59 +9,48 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
+from rewards import units
 from rewards.verifier import MAX_CHARS
 from trajectory import typography
 
-_WORDS_OF_UNITS = (
-    "mm|cm|dm|km|kg|mg|ml|mL|ft|lbs?|oz|mph|kph|hrs?|mins?|secs?|"
-    "inch(?:es)?|feet|foot|yards?|miles?|(?:centi|milli|kilo)?met(?:er|re)s?|(?:kilo)?grams?|lit(?:er|re)s?|pounds?|"
-    "hours?|minutes?|seconds?|days?|weeks?|months?|years?|dollars?|cents?|percent|degrees?|radians?|units?"
-)
-# A word in a font behind a number is its unit, unless it is one of these: they change the number, or are one.
-_NO_UNIT = r"(?:[ijke]|and|or|a\.?m\.?|p\.?m\.?|hundred|thousand|million|billion|trillion|dozen|mod.*|base.*)"
-_POWER = r"(?:\s*\^\s*(?:\d|\{\d\}))?"
-_BEHIND_NUMBER = r"(?:(?<=[\d})\]])|(?<=\\pi)|(?<=\\pi )|(?<=\d\.))\s*"
-_UNIT_IN_FONT = re.compile(
-    rf"{_BEHIND_NUMBER}\\(?:{typography.FONTS})\s*\{{\s*(?!{_NO_UNIT}\s*\}})[a-zA-Z][a-zA-Z./ ^²³]*\}}{_POWER}\.?\s*\Z",
-    re.IGNORECASE,
-)
-_BARE_UNIT = re.compile(rf"{_BEHIND_NUMBER}(?:(?:square|sq\.?|cubic|cu\.?)\s+)?(?:{_WORDS_OF_UNITS}){_POWER}\.?\s*\Z")
-_UNIT_NAMES = {
-    name: names[0]
-    for names in (
-        ("mm", "millimeter", "millimetre"),
-        ("cm", "centimeter", "centimetre"),
-        ("m", "meter", "metre"),
-        ("km", "kilometer", "kilometre"),
-        ("g", "gram"),
-        ("kg", "kilogram"),
-        ("l", "liter", "litre"),
-        ("ml", "milliliter", "millilitre"),
-        ("in", "inch", "inche"),  # `inches` without its s
-        ("ft", "foot", "feet"),
-        ("yd", "yard"),
-        ("mi", "mile"),
-        ("lb", "pound"),
-        ("oz", "ounce"),
-        ("s", "sec", "second"),
-        ("min", "minute"),
-        ("h", "hr", "hour"),
-    )
-    for name in names
-}
-_PLAIN_UNIT = re.compile(r"[a-z ]+")
+_IN_FONT = rf"\\(?:{typography.FONTS})\s*\{{\s*"
 _SQUARE_METRES = re.compile(r"(?<=\d) ?[cdkm]?m[²³]\.?\s*\Z")  # `5m^2` may be a polynomial
-_FONT_WORDS = re.compile(rf"\\(?:{typography.FONTS})\s*\{{([^{{}}]*)\}}")
+_FONT_WORDS = re.compile(rf"{_IN_FONT}([^{{}}]*)\}}")
 _WORD = re.compile(r"[a-zA-Z]{2,}")
+_ALL_WORDS = re.compile(r"[a-zA-Z]{3,}(?: [a-zA-Z]+)*|no", re.IGNORECASE)
 _JOINED = re.compile(r"\s*,?\s*(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])\s*")
 _DELIMITERS = re.compile(r"(?<!\\)(?:\$|\\[()\[\]])")
 _CURRENCY = re.compile(r"\\\$|[€£¥]")
-_NAMED = re.compile(r"(?:[a-zA-Z]|\([a-zA-Z](?:, ?[a-zA-Z]){1,3}\))\s*=(?!=)\s*")
+_QUOTED = re.compile(r"""(["'])([^"']*)\1""")
+_NAMED = re.compile(  # `x =`, `x_1 =`, `f'(x) =`, `(x, y) =` and `x \in`
+    r"([a-zA-Z]'*(?:_(?:\w|\{\w{1,3}\}))?(?:\([a-zA-Z\d](?:, ?[a-zA-Z\d]){0,3}\))?|\([a-zA-Z](?:, ?[a-zA-Z]){1,3}\))"
+    r"\s*(?:=(?!=)|\\in(?![a-zA-Z]))\s*"
+)
+_INDEX = re.compile(r"_\w+")
 _EQUALS = re.compile(r"\s*(?<![<>!:=])=(?!=)\s*")
 _THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3}){1,12}(?!\d|,\d)")
+_SPACED_THOUSANDS = re.compile(
+    r"(?<![\w.,}/^\\])(?<![\d}] )[1-9]\d{0,2}(?: \d{3}){1,12}(?! ?[\d/^_]| ?\\frac)"  # `2 100/3` is a mixed number
+)
 _DECIMAL_COMMA = re.compile(
     r"([-+]?0),(\d{3,40})"
 )  # it can't be a thousand, and nobody lists 0 and 111 without a space
+_SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+_SCALED = re.compile(rf"(?<=[\d}}])\s*(?P<font>{_IN_FONT})?(?P<scale>{'|'.join(_SCALES)})(?![a-zA-Z])\s*(?P<end>\}})?")
+_PERCENT_WORD = r"(?:percentage|percent|pct)"
+_PERCENT = re.compile(rf"(?<=[\d}}])\s*(?:{_PERCENT_WORD}(?![a-zA-Z])|{_IN_FONT}{_PERCENT_WORD}\s*\}})")
+_BASES = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+_BASE = rf"(\d+|{'|'.join(_BASES)}|sixteen)"
+_IN_BASE = re.compile(
+    rf"(?<=[\dA-F])\s*(?:_\s*(?:(\d+)|\{{\s*(?:{_IN_FONT})?\(?(?:base )?{_BASE}\)?\s*\}}?\s*\}})"
+    rf"|\(?(?:{_IN_FONT})?\(?(?:in )?base\s*\}}?\s*{_BASE}\s*\}}?\)?\}}?\s*\Z)"
+)
+_PRIMES = re.compile(r"\s*\^\s*(?:\{((?:\s*\\prime)+)\s*\}|\\prime(?![a-zA-Z]))")
+_PLAIN_FUNCTION = re.compile(r"(?<![a-zA-Z\\])(arc(?:sin|cos|tan)|(?:sin|cos|tan)h?|cot|csc|ln|log|exp)(?![a-zA-Z])")
+# `f'` and `5'`, and `123_5`: what math-verify doesn't see.
+_MARKS = re.compile(r"""([a-zA-Z)\]}])('+)(?![a-zA-Z])|(\d)(['"]+)|(?<![\w^{.])([\dA-F]*\d[\dA-F]*)_\{?(\d+)""")
+_CAPITALS = re.compile(r"\\(?:Gamma|Delta|Theta|Lambda|Xi|Pi|Sigma|Upsilon|Phi|Psi|Omega)(?![a-zA-Z])")
+_SINGLE_SCRIPT = re.compile(r"([_^])\{(\w)\}(?!\w)")
 _FORMULA = re.compile(r"\$\$([^$]+)\$\$|\$([^$]+)\$|\\\(([^$]+?)\\\)|\\\[([^$]+?)\\\]")
 # Words around a formula that may change what it says; nor may there be another number or formula.
 _CHANGES_IT = re.compile(
@@ -72,7 +61,10 @@ _CHANGES_IT = re.compile(
 _DEGREES = re.compile(r"\^\\circ\s*\Z")
 
 _NUMBER = re.compile(r"[-+]?(?:\d{1,40}\.?\d{0,40}|\.\d{1,40})(?:[eE][-+]?\d{1,3})?")
-_POWER_OF_TEN = re.compile(r"\s*(?:\\times|\\cdot|\*)\s*10\s*\^\s*(?:\{\s*([-+]?\d{1,3})\s*\}|([-+]?\d{1,3}))")
+_REPEATING = re.compile(r"([-+]?)(\d{0,40})\.(\d{0,40})\\overline\{(\d{1,40})\}")
+_POWER_OF_TEN = re.compile(
+    r"(?:(?<=[\d.}])\s*(?:\\times|\\cdot|\*)\s*|(?<![^-+]))10\s*\^\s*(?:\{\s*([-+]?\d{1,3})\s*\}|([-+]?\d{1,3}))\Z"
+)
 _FRACTION = re.compile(
     r"([-+]?)(?:(\d{1,40})(?: |(?=\\)))?(?:\\frac\{([-+]?\d{1,40})\}\{([-+]?\d{1,40})\}|([-+]?\d{1,40})/(\d{1,40}))"
 )
@@ -83,52 +75,112 @@ class MathText:
     latex: str  # without fonts, a unit at its end, and the `x =` before a value
     named: str  # `latex` with its `x =`
     items: tuple[str, ...]  # of a list without brackets or a set, else itself alone; order means nothing
+    names: tuple[str, ...]  # of each item, the `x` of its `x =`; empty without one
+    is_set: bool  # written with braces
     words: tuple[str, ...]  # that stood in a font and were kept, in lower case
-    unit: str  # what was dropped behind the number, by one name; empty without it, or for a unit with a power
+    unit: str  # what was dropped behind the number, by one name; see `units.without_unit`
+    written: str  # `compact`, with its unit
 
     @property
     def compact(self) -> str:
-        """`latex` without spaces and signs of currency, percent and degrees, apart from the space of `1 1/2`."""
-        return _compact(self.latex)
+        """`latex`, see `compact`."""
+        return compact(self.latex)
+
+    @property
+    def is_words(self) -> bool:
+        return bool(self.words) or _ALL_WORDS.fullmatch(self.latex) is not None
+
+    def values_by_name(self, other: MathText) -> dict[str, tuple[str, ...]] | None:
+        """The items of each name, if all have one. `x_1` and `x_2` are both x for another that has only x."""
+        if not all(self.names):
+            return None
+        same = all(other.names) and not any(map(_INDEX.search, other.names))
+        names = [_INDEX.sub("", name) for name in self.names] if same else list(self.names)
+        return {name: tuple(item for item, its in zip(self.items, names, strict=True) if its == name) for name in names}
 
 
 def prepare(text: str) -> MathText:
     """Takes `text` apart; one that is too long for math-verify is left as it is."""
     if len(text) > MAX_CHARS:
-        return MathText(text, text, (text,), (), "")
+        return MathText(text, text, (text,), ("",), False, (), "", text)
     text = _in_sentence(_in_box(text))
     text = typography.plain_latex(_SQUARE_METRES.sub("", typography.fold(text))).replace("{,}", ",")
     text = _CURRENCY.sub("", _DELIMITERS.sub(" ", text)).strip()
-    text = _without_outer_braces(text)
-    text, unit = _without_unit(text)
+    if quoted := _QUOTED.fullmatch(text):
+        text = quoted[2]
+    text = _one_notation(_without_outer_braces(text))
+    written = compact(typography.unwrap(text))
+    text, unit = units.without_unit(text)
     words = tuple(w.lower() for part in _FONT_WORDS.findall(text) for w in _WORD.findall(_JOINED.sub(" ", part)))
     text = _without_outer_braces(_JOINED.sub(", ", typography.unwrap(text)).strip())
+    text = _PLAIN_FUNCTION.sub(r"\\\1 ", text)
     named = text
-    text = _without_name(text)
+    name, text = _name_and_value(text)
     if len(text) > 1 and text.endswith("."):
         text = text[:-1]
-    inside = text[2:-2] if text.startswith("\\{") and text.endswith("\\}") else None
-    parts = _items(text if inside is None else inside, thousands=inside is None)
-    items = tuple(_without_name(part.strip()) for part in parts)
-    latex = items[0] if len(items) == 1 and inside is None else f"\\{{{', '.join(items)}\\}}"
-    return MathText(latex, named, items, words, unit)
+    is_set = text.startswith("\\{") and text.endswith("\\}") and not text[2:-2].isspace() and len(text) > 4
+    names, items = [], []
+    for part in _items(text[2:-2] if is_set else text, thousands=not is_set):
+        its_name, value = _name_and_value(part.strip())
+        name = its_name or name  # in `x = 1, 2` both are x
+        names.append(name)
+        items.append(value)
+    latex = items[0] if len(items) == 1 and not is_set else f"\\{{{', '.join(items)}\\}}"
+    if len(items) == 1 and (found := components(items[0])) and name.count(",") == len(found[1]) - 1:
+        names, items = name[1:-1].split(","), list(found[1])  # `(x, y) = (1, 2)`
+    return MathText(latex, named, tuple(items), tuple(names), is_set, words, unit, written)
+
+
+def compact(text: str) -> str:
+    """`text` without spaces and signs of currency, percent and degrees, apart from the space of `1 1/2`."""
+    text = _DEGREES.sub("", text.strip()).replace("\\%", "").replace("%", "")
+    text = re.sub(r"(?<!\d) | (?!\d)", "", text)
+    text = _SINGLE_SCRIPT.sub(r"\1\2", text)
+    return _DECIMAL_COMMA.sub(r"\1.\2", text) if _DECIMAL_COMMA.fullmatch(text) else text
 
 
 def number(text: str) -> Fraction | None:
-    """The value of a decimal, fraction, mixed number or power of ten, or None."""
-    text = _compact(text)
+    """The value of a decimal, fraction, mixed number, repeating decimal, or any of them times a power of ten, or None."""
+    text = compact(text)
+    scale = Fraction(1)
+    if power := _POWER_OF_TEN.search(text):
+        scale, text = Fraction(10) ** int(power[1] or power[2]), text[: power.start()]
+        if text in ("", "-", "+"):
+            text += "1"
     if match := _FRACTION.fullmatch(text):
         whole, top, bottom = int(match[2] or 0), int(match[3] or match[5]), int(match[4] or match[6])
         if not bottom or (match[2] and (top < 0 or bottom < 0)):
             return None
         value = whole + Fraction(top, bottom)
-        return -value if match[1] == "-" else value
-    power = 0
-    if match := _POWER_OF_TEN.search(text):
-        if match.end() != len(text):
+        return scale * (-value if match[1] == "-" else value)
+    if match := _REPEATING.fullmatch(text):
+        before, repeated = match[2] + match[3], match[4]
+        value = Fraction(int(before + repeated) - int(before or 0), 10 ** len(match[3]) * (10 ** len(repeated) - 1))
+        return scale * (-value if match[1] == "-" else value)
+    return scale * Fraction(text) if _NUMBER.fullmatch(text) else None
+
+
+def is_rounded(text: str) -> bool:
+    """Whether a number is written as a decimal, which may be an approximation of one."""
+    return "." in text and "\\overline" not in text
+
+
+def components(text: str) -> tuple[str, tuple[str, ...]] | None:
+    """The brackets (`(]`) and the two or more parts of a tuple or an interval, or None for anything else."""
+    if len(text) < 5 or text[0] not in "([" or text[-1] not in ")]":
+        return None
+    parts = _items(text[1:-1], thousands=False)
+    depth = 0
+    for character in text[1:-1]:  # `(1,2) \cup (3,4)` isn't one
+        depth += (character in "([{") - (character in ")]}")
+        if depth < 0:
             return None
-        power, text = int(match[1] or match[2]), text[: match.start()]
-    return Fraction(text) * Fraction(10) ** power if _NUMBER.fullmatch(text) else None
+    return (text[0] + text[-1], tuple(part.strip() for part in parts)) if len(parts) > 1 else None
+
+
+def marks(text: str) -> list[tuple[str, ...]]:
+    """What math-verify doesn't see in `text`: primes, the bases of numbers, and that a Greek letter is a capital."""
+    return sorted(match.groups("") for match in _MARKS.finditer(text)) + sorted({(c,) for c in _CAPITALS.findall(text)})
 
 
 def sides_to_check(text: str) -> list[str]:
@@ -137,33 +189,35 @@ def sides_to_check(text: str) -> list[str]:
     A side with letters may only name what the last one says (`S = ab = 6`). Without an equation: `text` alone.
     """
     *others, last = _EQUALS.split(text)
-    return [*(side for side in others if not re.search(r"(?<![a-zA-Z\\])[a-zA-Z]", side)), last]
+    return [*(side for side in others if side and not re.search(r"(?<![a-zA-Z\\])[a-zA-Z]", side)), last]
 
 
-def _compact(text: str) -> str:
-    text = _DEGREES.sub("", text.strip()).replace("\\%", "").replace("%", "")
-    text = re.sub(r"(?<!\d) | (?!\d)", "", text)
-    return _DECIMAL_COMMA.sub(r"\1.\2", text) if _DECIMAL_COMMA.fullmatch(text) else text
+def _one_notation(text: str) -> str:
+    """`1 000` as 1000, `2 million` as a power of ten, `percent` as its sign, bases as `_{5}` and primes as `'`."""
+    text = _SPACED_THOUSANDS.sub(lambda m: m[0].replace(" ", ""), text)
+    text = _PERCENT.sub(r"\\%", _SCALED.sub(_power_of_ten, text))
+    text = _PRIMES.sub(lambda m: "'" * (m[1] or "\\prime").count("\\"), text)
+    return _IN_BASE.sub(_as_subscript, text)
 
 
-def _without_unit(text: str) -> tuple[str, str]:
-    """`text` without what stands behind its number, and that by one name for `m`, `metre` and `meters`."""
-    for pattern in (_UNIT_IN_FONT, _BARE_UNIT):
-        shorter = pattern.sub("", text)
-        # A unit within (`2 hours 30 minutes`) makes the last one a part of the number.
-        if shorter != text and not _WORD.search(re.sub(r"\\[a-zA-Z]+", "", shorter)):
-            behind = " ".join(typography.unwrap(text[len(shorter) :]).lower().split()).rstrip(".")
-            if not _PLAIN_UNIT.fullmatch(behind):
-                return shorter, ""
-            singular = behind.removesuffix("s") if len(behind) > 1 else behind
-            return shorter, _UNIT_NAMES.get(singular, singular)
-    return text, ""
+def _power_of_ten(match: re.Match[str]) -> str:
+    power = f"\\times 10^{{{_SCALES[match['scale']]}}}"
+    if match["font"]:
+        return power if match["end"] else power + match["font"]
+    return power + (match["end"] or "")
 
 
-def _without_name(text: str) -> str:
-    """`text` without the `x =` at its start."""
+def _as_subscript(match: re.Match[str]) -> str:
+    base = next(group for group in match.groups() if group)
+    if not base.isdigit():
+        base = "16" if base == "sixteen" else str(_BASES.index(base) + 2)
+    return f"_{{{base}}}"
+
+
+def _name_and_value(text: str) -> tuple[str, str]:
+    """The `x` of an `x =` at the start of `text`, empty without it, and the rest."""
     name = _NAMED.match(text)
-    return text[name.end() :] if name else text
+    return (re.sub(r"[ {}]", "", name[1]), text[name.end() :]) if name else ("", text)
 
 
 def _in_box(text: str) -> str:
@@ -202,18 +256,29 @@ def _without_outer_braces(text: str) -> str:
 
 
 def _items(text: str, thousands: bool) -> list[str]:
-    """`text` split at the commas outside brackets; `1,234` is one number unless it stands in a set."""
+    """`text` split at the commas or semicolons outside brackets; `1,234` is one number unless it stands in a set.
+
+    Between semicolons, commas make a tuple: `p=5, q=2; p=7, q=2` are (5,2) and (7,2).
+    """
     if _DECIMAL_COMMA.fullmatch(text.strip()):
         return [text.strip().replace(",", ".")]
     if thousands:
         text = _outside_brackets(text)
+    groups = _split(text, ";")
+    if len(groups) == 1:
+        return _split(text, ",")
+    parts = [[_name_and_value(part.strip())[1] for part in _split(group, ",")] for group in groups]
+    return [f"({', '.join(of)})" if len(of) > 1 else group for of, group in zip(parts, groups, strict=True)]
+
+
+def _split(text: str, separator: str) -> list[str]:
     items, depth, start = [], 0, 0
     for i, character in enumerate(text):
         if character in "([{":
             depth += 1
         elif character in ")]}":
             depth -= 1
-        elif character == "," and depth == 0:
+        elif character == separator and depth == 0:
             items.append(text[start:i])
             start = i + 1
     return [*items, text[start:]]

@@ -13,6 +13,7 @@ import unicodedata
 from trajectory import typography
 
 _FUNCTIONS = "sin|cos|tan|cot|sec|csc|log|ln|exp|lcm|gcd|mod|max|min"
+_FUNCTION = re.compile(rf"\\(?:{typography.FUNCTIONS})")
 _WORD = r"[^\W\d_]"
 _DELIMITERS = re.compile(r"\\?\$|\\[()\[\]]")
 _ESCAPED = re.compile(r"\\([%#&_])|\{,\}")
@@ -54,6 +55,8 @@ def question_key(question: str) -> str:
             token = ":"
         elif kind == "blank":
             token = "_"
+        elif kind == "command" and _FUNCTION.fullmatch(token):
+            token = token[1:]  # `\sin x` is `sin x`
         tokens.append(token)
         if token == "}" and len(tokens) >= 3 and tokens[-3] == "{":  # x^{2} is x^2, \frac{1}{2} is told by its tokens
             tokens[-3:] = [tokens[-2]]

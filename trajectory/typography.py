@@ -156,10 +156,16 @@ _SYNONYMS = {
         ],
         "",
     ),
-    **dict.fromkeys(["quad", "qquad", "enspace", "thinspace", "medspace", "thickspace"], " "),
 }
+FUNCTIONS = "sin|cos|tan|cot|sec|csc|sinh|cosh|tanh|coth|arcsin|arccos|arctan|ln|lg|log|exp|gcd|max|min|det|dim|arg"
+"""Functions that LaTeX has a command for, as alternatives of a regular expression."""
+
+_FUNCTION_IN_FONT = re.compile(  # `\mathrm{sin} x`; without an argument, `min` and `sec` are units
+    rf"\\(?:{FONTS})\s*\{{({FUNCTIONS})\}}\s*(?=[\w({{^\\|])"
+)
 _COMMAND = re.compile(r"\\([a-zA-Z]+)\s*")
 _SPACE = re.compile(r"(?<!\\)\\[,;:> \n]|~|\\!\s*|\\/")
+_WIDE_SPACE = re.compile(r"\\(?:q?quad|enspace|(?:thin|med|thick)space)(?![a-zA-Z])")
 _CIRC = re.compile(r"\^\s*\{\s*\\circ\s*\}|\^\s*\\circ(?![a-zA-Z])\s*")
 _FRACTION = re.compile(r"\\frac\s*(?:(\d)|(\{[^{}]*\}))\s*(?:(\d)|(?=\{))")
 _ROOT = re.compile(r"\\sqrt\s*([a-zA-Z0-9])")
@@ -237,11 +243,16 @@ def plain_latex(text: str) -> str:
             lambda m: f"^{{{m[1].translate(_UP)}}}" if m[1] else f"_{{{m[2].translate(_DOWN)}}}",
             text,
         )
-    text = _COMMAND.sub(_one_spelling, text)
-    text = _SPACE.sub(lambda m: "" if m[0].startswith("\\!") else " ", text)
+    text = _COMMAND.sub(_one_spelling, _FUNCTION_IN_FONT.sub(r"\\\1 ", text))
+    text = plain_spaces(text)
     text = _CIRC.sub(r"^\\circ ", text)
     text = _FRACTION.sub(_braced, text)
     return _ROOT.sub(r"\\sqrt{\1}", text)
+
+
+def plain_spaces(text: str) -> str:
+    r"""`text` with a space for each of LaTeX's (`~`, `\,`, `\quad`), and without `\!`, which takes space away."""
+    return _SPACE.sub(lambda m: "" if m[0].startswith(("\\!", "\\/")) else " ", _WIDE_SPACE.sub(" ", text))
 
 
 _UP, _DOWN = str.maketrans(_SUPERSCRIPTS), str.maketrans(_SUBSCRIPTS)

@@ -2,10 +2,12 @@
 
 import itertools
 import json
+import math
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rewards import math_text, outcome, verifier
@@ -153,6 +155,106 @@ def test_what_is_only_written_otherwise_is_equal_and_nothing_else(answer, gold, 
     assert outcome.math_equal(gold, gold, 30.0) == Verdict(True)
 
 
+@pytest.mark.parametrize(
+    ("answer", "gold", "equal"),
+    [
+        # A unit is a word in a font, a known word, or a known symbol behind a space; a letter at a number is a factor.
+        ("7t", "7", False),
+        ("4m", "4", False),
+        ("4m", "4\\text{ m}", True),
+        ("4 m", "4", True),
+        ("x+4s", "x+4", False),
+        ("3\\pi h", "3\\pi", False),
+        ("9 m/s", "9", True),
+        ("9\\text{ m/s}", "9\\text{ metres per second}", True),
+        ("9\\text{ m/s}", "9\\text{ m/s}^2", False),
+        ("9\\text{ cm}^2", "9\\text{ cm}^3", False),
+        ("9\\text{ cm}^2", "9 square centimeters", True),
+        ("30 mph", "30\\text{ miles per hour}", True),
+        # Primes, bases, and the case of a letter.
+        ("g'(t)", "g(t)", False),
+        ("g''(t)", "g'(t)", False),
+        ("g'(t)", "g^{\\prime}(t)", True),
+        ("7'", "7", False),
+        ("214_7", "214", False),
+        ("214_7", "214_{8}", False),
+        ("214_7", "214_{\\text{seven}}", True),
+        ("214_7", "214\\text{ (base 7)}", True),
+        ("B", "b", False),
+        ("\\pi R^2", "\\pi r^2", False),
+        ("B-b", "0", False),
+        ("\\Delta", "\\delta", False),
+        ("E", "e", False),
+        ("SUNDAY", "Sunday", True),
+        # Brackets and order.
+        ("\\{3,4\\}", "(3,4)", False),
+        ("\\{3,4\\}", "[3,4]", False),
+        ("3, 4", "(3,4)", True),
+        ("4, 3", "(3,4)", False),
+        ("(4,3]", "(4,3)", False),
+        ("((3,4),5)", "((4,3),5)", False),
+        ("(\\tfrac12, \\sqrt{12})", "(0.5, 2\\sqrt3)", True),
+        # Names of values.
+        ("u=7", "v=7", False),
+        ("u=7", "7", True),
+        ("u=1, v=2", "v=2, u=1", True),
+        ("u=1, v=2", "u=2, v=1", False),
+        ("u=1, v=2", "(u,v)=(1,2)", True),
+        ("u=1, v=2", "(2,1)", False),
+        ("u=1, v=3; u=2, v=3", "(2,3), (1,3)", True),
+        ("x_1=4, x_2=6", "6, 4", True),
+        ("x_1=4, x_2=6", "x=6, x=4", True),
+        ("a_1=4, a_2=6", "a_1=6, a_2=4", False),
+        ("g(3)=7", "g(2)=7", False),
+        ("g(3)=7", "7", True),
+        ("2x=7", "x=7", False),
+        ("x+2y=6", "y=3-\\frac{x}{2}", True),
+        # What has no decimal is exact.
+        ("1/2^{90}", "1/2^{91}", False),
+        ("\\frac{1}{50!}", "\\frac{1}{51!}", False),
+        ("\\frac{\\sqrt2}{10^{20}}", "\\frac{\\sqrt3}{10^{20}}", False),
+        ("\\frac{x}{2^{60}}", "\\frac{x}{2^{61}}", False),
+        ("\\pi 10^{-30}", "1.6\\times 10^{-19}", False),
+        ("2^{80}+1", "2^{80}", False),
+        ("\\frac{1000001}{1000000}", "1", False),
+        ("\\frac{1}{3}", "0.333333", True),
+        ("\\sqrt2", "1.41421356", True),
+        # Ways to write a number.
+        ("4 000", "4000", True),
+        ("4\\,000", "4,000", True),
+        ("4{,}000", "4\\ 000", True),
+        ("-4 000 000.5", "-4000000.5", True),
+        ("\\{4 000, 5 000\\}", "5000, 4000", True),
+        ("4 00", "400", False),
+        ("4 100/3", "4100/3", False),
+        ("3\\text{ million}", "3000000", True),
+        ("\\$1.5\\text{ million}", "1500000", True),
+        ("1\\frac12\\text{ billion dollars}", "1.5\\times10^9", True),
+        ("10^{-30}", "1e-30", True),
+        ("0.1\\overline{6}", "1/6", True),
+        ("0.\\overline{6}", "0.6", False),
+        ("30 percent", "30\\%", True),
+        ("25\\text{ percent}", "\\frac14", True),
+        # Ways to write a function.
+        ("\\mathrm{cos} x", "\\cos x", True),
+        ("\\operatorname{cos}^2(x)", "\\cos^2 x", True),
+        ("ln 3", "\\ln 3", True),
+        ("\\mathrm{cos} x", "\\sin x", False),
+        # Others.
+        ("x > 4", "(4,\\infty)", True),
+        ("x > 4", "[4,\\infty)", False),
+        ("\\emptyset", "\\{\\}", True),
+        ("\\foo{ 7", "7", False),  # its number isn't taken out of what nobody can read
+        ("it is not \\{ 7", "7", False),
+    ],
+)
+def test_what_math_verify_does_not_see_decides_before_it_is_asked(answer, gold, equal):
+    assert outcome.math_equal(answer, gold, 30.0) == Verdict(equal)
+    assert outcome.math_equal(gold, answer, 30.0) == Verdict(equal)
+    assert outcome.math_equal(answer, answer, 30.0) == Verdict(True)
+    assert outcome.math_equal(gold, gold, 30.0) == Verdict(True)
+
+
 HOSTILE = ["{" * 1000, "{" * 500 + "}" * 500, "\\text{" * 200, "(" * 999, "1," * 500, "=" * 999, "{}" * 10**6]
 
 
@@ -189,6 +291,71 @@ def test_any_text_is_cleaned_and_read_without_an_error(text, number):
     assert math_text.number(math_text.prepare(f"{number:,}").latex) == number
 
 
+@st.composite
+def written_numbers(draw):
+    """(a number as text, its value, whether it is a decimal)"""
+    n = draw(st.integers(-3000, 3000) | st.integers(-(10**9), 10**9))
+    bottom, power = draw(st.integers(1, 12)), draw(st.integers(0, 9))
+    sign, size = "-" if n < 0 else "", abs(n)
+    whole, rest = divmod(size, bottom)
+    grouped = f"{n:,}"
+    forms = [
+        *((grouped.replace(",", comma), Fraction(n)) for comma in ("", ",", "{,}", " ", "\\,", "\\ ", ",\\!")),
+        *(
+            (form % (sign, size, bottom), Fraction(n, bottom))
+            for form in ("%s\\frac{%d}{%d}", "%s\\dfrac{%d}{%d}", "%s%d/%d")
+        ),
+        *((form % (sign, whole, rest, bottom), Fraction(n, bottom)) for form in ("%s%d\\frac{%d}{%d}", "%s%d %d/%d")),
+        (f"{n}\\times10^{{{-power}}}", Fraction(n, 10**power)),
+        (f"{n}\\cdot 10^{{{power}}}", Fraction(n) * 10**power),
+        (f"{n}\\text{{ million}}", Fraction(n) * 10**6),
+        (f"x = {n} billion", Fraction(n) * 10**9),
+    ]
+    digits = f"{size:0{power + 1}}"
+    forms.append((f"{sign}{digits[: len(digits) - power]}.{digits[len(digits) - power :]}", Fraction(n, 10**power)))
+    form = draw(st.integers(0, len(forms) - 1))
+    return *forms[form], form == len(forms) - 1
+
+
+@given(written_numbers(), written_numbers())
+def test_two_numbers_are_equal_if_their_values_are(a, b):
+    (text, value, decimal), (gold, gold_value, gold_decimal) = a, b
+    size = max(abs(value), abs(gold_value))
+    tolerance = Fraction(1, 10**6) * (1 if size >= Fraction(1, 1000) else size) if decimal or gold_decimal else 0
+    assert outcome.math_equal(text, gold, 30.0) == Verdict(abs(value - gold_value) <= tolerance)
+    assert outcome.math_equal(gold, text, 30.0) == Verdict(abs(value - gold_value) <= tolerance)
+
+
+@given(written_numbers())
+def test_one_number_in_two_forms_is_equal(number):
+    text, value, _ = number
+    assert outcome.math_equal(text, f"\\frac{{{value.numerator}}}{{{value.denominator}}}", 30.0) == Verdict(True)
+
+
+@st.composite
+def written_powers(draw):
+    """(an expression for math-verify, its value)"""
+    a, b, n = draw(st.integers(1, 9)), draw(st.integers(2, 9)), draw(st.integers(0, 70))
+    forms = [
+        (f"\\frac{{{a}}}{{{b}^{{{n}}}}}", Fraction(a, b**n)),
+        (f"{a}\\cdot {b}^{{{-n}}}", Fraction(a, b**n)),
+        (f"{b}^{{{n}}}+{a}", Fraction(b**n + a)),
+        (f"\\frac{{{a}}}{{{b}!}}", Fraction(a, math.factorial(b))),
+        (f"\\sqrt{{{b * b}}}-{a}", Fraction(b - a)),
+        (f"1-\\frac{{1}}{{{b}^{{{n}}}}}", 1 - Fraction(1, b**n)),
+    ]
+    return draw(st.sampled_from(forms))
+
+
+@settings(max_examples=60, deadline=None)
+@given(written_powers(), written_powers())
+def test_two_exact_expressions_are_equal_if_their_values_are(a, b):
+    """Failed before: `1/2^{99}` was `1/2^{98}`."""
+    (text, value), (gold, gold_value) = a, b
+    assert outcome.math_equal(text, gold, 30.0) == Verdict(value == gold_value)
+    assert outcome.math_equal(text, f"\\frac{{{value.numerator}}}{{{value.denominator}}}", 30.0) == Verdict(True)
+
+
 @pytest.mark.parametrize(
     ("answer", "gold", "f1"),
     [
@@ -213,6 +380,8 @@ def test_any_text_is_cleaned_and_read_without_an_error(text, number):
         ("Nin\u0303o", "Niño", 1.0),
         ("Kenya’s “lion”", 'Kenya\'s "lion"', 1.0),
         ("《東京》。", "東京", 1.0),
+        ("New~York\\,City", "New York City", 1.0),
+        ("\\text{New}\\quad\\text{York}", "New York", 1.0),
         ("Ｒ２Ｄ２", "r2d2", 1.0),
         ("Zürich", "Zurich", 0.0),  # another letter, not another typography
     ],
@@ -226,14 +395,14 @@ def test_score_takes_the_best_gold():
     assert outcome.score("lowy", qa, 1.0) == outcome.Outcome(1.0, True)
     assert outcome.score("Frank X Y Z", qa, 1.0).value == pytest.approx(1 / 3)
     assert not outcome.score("Frank X Y Z", qa, 1.0).correct
-    math = Task(id="m", question="?", golds=("1", "2"))
-    assert outcome.score("2", math, 1.0) == outcome.Outcome(1.0, True)
-    assert outcome.score("3", math, 1.0) == outcome.Outcome(0.0, False)
-    assert outcome.score(None, math, 1.0) == outcome.Outcome(0.0, False)
+    sums = Task(id="m", question="?", golds=("1", "2"))
+    assert outcome.score("2", sums, 1.0) == outcome.Outcome(1.0, True)
+    assert outcome.score("3", sums, 1.0) == outcome.Outcome(0.0, False)
+    assert outcome.score(None, sums, 1.0) == outcome.Outcome(0.0, False)
 
 
 def test_a_failed_comparison_is_noted(monkeypatch):
     monkeypatch.setattr(verifier, "equal", lambda answer, gold, timeout_s: Verdict(False, f"{gold} took too long"))
-    math = Task(id="m", question="?", golds=("\\pi", "\\tau"))
-    assert outcome.score("\\sqrt{2}", math, 1.0) == outcome.Outcome(0.0, False, "\\pi took too long")
-    assert outcome.score("\\tau", math, 1.0) == outcome.Outcome(1.0, True)
+    sums = Task(id="m", question="?", golds=("\\pi", "\\tau"))
+    assert outcome.score("\\sqrt{2}", sums, 1.0) == outcome.Outcome(0.0, False, "\\pi took too long")
+    assert outcome.score("\\tau", sums, 1.0) == outcome.Outcome(1.0, True)

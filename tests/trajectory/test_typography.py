@@ -67,6 +67,9 @@ def test_unwrap_shows_the_content_to_its_writer():
         ("\\sqrt2", "\\sqrt{2}"),
         ("2π", "2\\pi "),
         ("λΩ", "\\lambda \\Omega "),
+        ("\\operatorname{tan} x", "\\tan x"),
+        ("5\\text{ min}", "5\\text{ min}"),
+        ("a\\quad~b", "a  b"),
     ],
 )
 def test_plain_latex(text, latex):
