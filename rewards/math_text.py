@@ -19,18 +19,19 @@ _FONT_WORDS = re.compile(rf"{_IN_FONT}([^{{}}]*)\}}")
 _WORD = re.compile(r"[a-zA-Z]{2,}")
 _ALL_WORDS = re.compile(r"[a-zA-Z]{3,}(?: [a-zA-Z]+)*|no", re.IGNORECASE)
 _JOINED = re.compile(r"\s*,?\s*(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])\s*")
+_APPROXIMATELY = re.compile(r"\A\s*\\approx(?![a-zA-Z])\s*")
 _DELIMITERS = re.compile(r"(?<!\\)(?:\$|\\[()\[\]])")
 _CURRENCY = re.compile(r"\\\$|[€£¥]")
 _QUOTED = re.compile(r"""(["'])([^"']*)\1""")
-_NAMED = re.compile(  # `x =`, `x_1 =`, `f'(x) =`, `(x, y) =` and `x \in`
+_NAMED = re.compile(  # `x =`, `x_1 =`, `f'(x) =`, `(x, y) =`, `x \in` and `x \approx`
     r"([a-zA-Z]'*(?:_(?:\w|\{\w{1,3}\}))?(?:\([a-zA-Z\d](?:, ?[a-zA-Z\d]){0,3}\))?|\([a-zA-Z](?:, ?[a-zA-Z]){1,3}\))"
-    r"\s*(?:=(?!=)|\\in(?![a-zA-Z]))\s*"
+    r"\s*(?:=(?!=)|\\(?:in|approx)(?![a-zA-Z]))\s*"
 )
 _INDEX = re.compile(r"_\w+")
 _EQUALS = re.compile(r"\s*(?<![<>!:=])=(?!=)\s*")
 _THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3}){1,12}(?!\d|,\d)")
 _SPACED_THOUSANDS = re.compile(
-    r"(?<![\w.,}/^\\])(?<![\d}] )[1-9]\d{0,2}(?: \d{3}){1,12}(?! ?[\d/^_]| ?\\frac)"  # `2 100/3` is a mixed number
+    r"(?<![\w.}/^\\])(?<![\d}] )[1-9]\d{0,2}(?: \d{3}){1,12}(?! ?[\d/^_]| ?\\frac)"  # `2 100/3` is a mixed number
 )
 _DECIMAL_COMMA = re.compile(
     r"([-+]?0),(\d{3,40})"
@@ -46,9 +47,11 @@ _IN_BASE = re.compile(
     rf"|\(?(?:{_IN_FONT})?\(?(?:in )?base\s*\}}?\s*{_BASE}\s*\}}?\)?\}}?\s*\Z)"
 )
 _PRIMES = re.compile(r"\s*\^\s*(?:\{((?:\s*\\prime)+)\s*\}|\\prime(?![a-zA-Z]))")
-_PLAIN_FUNCTION = re.compile(r"(?<![a-zA-Z\\])(arc(?:sin|cos|tan)|(?:sin|cos|tan)h?|cot|csc|ln|log|exp)(?![a-zA-Z])")
+_PLAIN_COMMAND = re.compile(r"(?<![a-zA-Z\\])(arc(?:sin|cos|tan)|(?:sin|cos|tan)h?|cot|csc|ln|log|exp|pi)(?![a-zA-Z])")
 # `f'` and `5'`, and `123_5`: what math-verify doesn't see.
-_MARKS = re.compile(r"""([a-zA-Z)\]}])('+)(?![a-zA-Z])|(\d)(['"]+)|(?<![\w^{.])([\dA-F]*\d[\dA-F]*)_\{?(\d+)""")
+_MARKS = re.compile(
+    r"""([a-zA-Z)\]}])('+)(?![a-zA-Z])|(\d)(['"]+)|(?<![\w^{.])([\dA-F]*\d[\dA-F]*(?:\.[\dA-F]+)?)_\{?(\d+)"""
+)
 _CAPITALS = re.compile(r"\\(?:Gamma|Delta|Theta|Lambda|Xi|Pi|Sigma|Upsilon|Phi|Psi|Omega)(?![a-zA-Z])")
 _SINGLE_SCRIPT = re.compile(r"([_^])\{(\w)\}(?!\w)")
 _FORMULA = re.compile(r"\$\$([^$]+)\$\$|\$([^$]+)\$|\\\(([^$]+?)\\\)|\\\[([^$]+?)\\\]")
@@ -105,15 +108,15 @@ def prepare(text: str) -> MathText:
         return MathText(text, text, (text,), ("",), False, (), "", text)
     text = _in_sentence(_in_box(text))
     text = typography.plain_latex(_SQUARE_METRES.sub("", typography.fold(text))).replace("{,}", ",")
-    text = _CURRENCY.sub("", _DELIMITERS.sub(" ", text)).strip()
+    text = _one_space(_CURRENCY.sub("", _DELIMITERS.sub(" ", text)))
     if quoted := _QUOTED.fullmatch(text):
         text = quoted[2]
-    text = _one_notation(_without_outer_braces(text))
+    text = _one_notation(_APPROXIMATELY.sub("", _without_outer_braces(text)))
     written = compact(typography.unwrap(text))
     text, unit = units.without_unit(text)
     words = tuple(w.lower() for part in _FONT_WORDS.findall(text) for w in _WORD.findall(_JOINED.sub(" ", part)))
-    text = _without_outer_braces(_JOINED.sub(", ", typography.unwrap(text)).strip())
-    text = _PLAIN_FUNCTION.sub(r"\\\1 ", text)
+    text = _without_outer_braces(_JOINED.sub(", ", _one_space(typography.unwrap(text))).strip())
+    text = _PLAIN_COMMAND.sub(r"\\\1 ", text)
     named = text
     name, text = _name_and_value(text)
     if len(text) > 1 and text.endswith("."):
@@ -190,6 +193,11 @@ def sides_to_check(text: str) -> list[str]:
     """
     *others, last = _EQUALS.split(text)
     return [*(side for side in others if side and not re.search(r"(?<![a-zA-Z\\])[a-zA-Z]", side)), last]
+
+
+def _one_space(text: str) -> str:
+    """`text` with single spaces: the patterns here take quadratic time, and worse, for runs of them."""
+    return " ".join(text.split())
 
 
 def _one_notation(text: str) -> str:

@@ -43,6 +43,8 @@ def comparison() -> Callable[[str, str], bool]:
     def read(latex: str, is_real: bool) -> Any:
         try:
             return latex2sympy(latex, is_real=is_real, normalization_config=None, conversion_config=conversion)
+        except MemoryError:
+            raise  # says nothing about the text, so it isn't remembered
         except Exception:  # a parser of hostile text raises whatever it likes; what it can't read equals nothing
             return None
 
@@ -55,9 +57,12 @@ def comparison() -> Callable[[str, str], bool]:
         gold, answer = gold.doit(), answer.doit()
         if isinstance(gold, Rational) and isinstance(answer, Rational):
             return bool(gold != answer)
-        size = max(abs(gold.evalf(30)), abs(answer.evalf(30)))
-        allowed = RELATIVE * size if exact else TOLERANCE * (1 if size >= SMALL else size)
-        return bool(abs((gold - answer).evalf(30)) > allowed)
+        try:
+            size = max(abs(gold.evalf(30)), abs(answer.evalf(30)))
+            allowed = RELATIVE * size if exact else TOLERANCE * (1 if size >= SMALL else size)
+            return bool(abs((gold - answer).evalf(30)) > allowed)
+        except TypeError:  # 0/0 has no order
+            return False
 
     def equal(gold_text: str, answer_text: str) -> bool:
         texts = [normalize_latex(text, normalization) for text in (gold_text, answer_text)]

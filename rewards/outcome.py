@@ -28,6 +28,7 @@ QA_CORRECT_F1 = 0.5
 """From this token F1 on, an answer to a question counts as correct."""
 
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
+_COMMAND = re.compile(r"\\[a-zA-Z]+")
 _PUNCTUATION = frozenset(string.punctuation)  # of which `$+<=>^`|~` are symbols in Unicode
 _EXACT_ONLY = {"yes", "no", "noanswer"}
 
@@ -92,7 +93,8 @@ def _has_other_words(text: math_text.MathText, other: math_text.MathText) -> boo
 
 def _is_equation_in(text: math_text.MathText, names: tuple[str, ...]) -> bool:
     """Whether `text` is an equation in the gold answer's unknown: `x+2y=6` for `y = 3-x/2`, and not `3+4=7`."""
-    return len(names) == 1 and text.latex.count("=") == 1 and names[0] != "" and names[0] in text.latex
+    letters = _COMMAND.sub("", text.latex)
+    return len(names) == 1 and letters.count("=") == 1 and names[0] != "" and names[0] in letters
 
 
 def _same_order(ours: math_text.MathText, theirs: math_text.MathText, timeout_s: float) -> verifier.Verdict | None:

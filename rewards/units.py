@@ -1,6 +1,7 @@
 r"""Units behind a number: `17\text{ metres}`, `12 cm^2`, `5 m/s`.
 
-A unit is a word in a font, a known word, or a known symbol behind a space. `2t` and `5m` have none: they are products.
+A unit is a word in a font, a known word, or behind a space a known symbol or any word of four letters and more. `2t` and
+`5m` have none: they are products.
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ _WORDS = (
 _SYMBOLS = "m|g|s|h|l|L|N|J|W|V|K|in|yd|mi|rad|Hz|kHz|Pa|kPa|kJ|kW|kN|mol|(?:k?m|mi|ft)/(?:s|h|hr|min)"
 # These words in a font change the number, or are one.
 _NO_UNIT = (
-    r"(?:[ijke]|and|or|a\.?m\.?|p\.?m\.?|hundred|thousand|million|billion|trillion|dozen|mod.*|base.*|per ?cent.*|pct)"
+    r"(?:[ijke]|and|or|a\.?m\.?|p\.?m\.?|hundred|thousand|million|billion|trillion|dozen|mod.*|base.*|"
+    r"per ?cent|percentage|pct)"
 )
+# These words, of four letters and more, are factors.
+_FACTORS = "alpha|beta|gamma|delta|epsilon|zeta|theta|iota|kappa|lambda|sigma|omega|infinity|sqrt|sinh|cosh|tanh"
 _POWER = r"(?:\s*\^\s*(?:\d|\{\d\}))?"
 _BEHIND_NUMBER = r"(?:(?<=[\d})\]])|(?<=\\pi)|(?<=\\pi )|(?<=\d\.))\s*"
 _IN_FONT = re.compile(
@@ -27,7 +31,7 @@ _IN_FONT = re.compile(
 )
 _BARE = re.compile(
     rf"{_BEHIND_NUMBER}(?:(?:square|sq\.?|cubic|cu\.?)\s+)?(?:{_WORDS}){_POWER}\.?\s*\Z"
-    rf"|(?<=\d) +(?:{_SYMBOLS}){_POWER}\.?\s*\Z"
+    rf"|(?<=\d) +(?:(?:{_SYMBOLS}){_POWER}|(?!(?:{_NO_UNIT}|{_FACTORS})\.?\s*\Z)[a-z]{{4,}})\.?\s*\Z"
 )
 _NAMES = {
     name: names[0]
