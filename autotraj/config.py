@@ -51,6 +51,20 @@ class EvalConfig(Section):
     """The evaluation tasks. Training refuses to start if a question stands in both sets."""
     num_samples: int = Field(default=1, ge=1)
     """Trajectories sampled a question; accuracy is their mean."""
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _split(cls, data: Any) -> Any:
+        """A section without `split` means the split that isn't trained on; the default of `data`, `train`, is."""
+        if not isinstance(data, dict) or "split" in data:
+            return data
+        source = data.get("source", "word-problems")
+        if isinstance(source, str) and source.startswith("hf:"):
+            raise ValueError(
+                f"set split, as of {source} there is none that is meant for evaluation by itself ('test'?)"
+            )
+        return data | {"split": "eval"}
+
     temperature: float = Field(default=1.0, ge=0.0)
     """Sampling temperature; 0 is greedy."""
 
@@ -157,6 +171,8 @@ class RunConfig(Section):
     def _hand_out_shared_values(cls, data: Any) -> Any:
         """Fills what two rooms need from the one key that a person sets."""
         filled = dict(data)
+        if "model" not in filled:  # else the sections that share it would be called missing, too
+            raise ValueError("model: required; set it in the file or as model=VALUE")
         for (section, key), source in SHARED.items():
             inner = filled.get(section, {})
             if not isinstance(inner, dict):

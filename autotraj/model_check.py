@@ -23,6 +23,11 @@ def check_policy(key: str, folder: Path, *, max_model_len: int, on_cpu: bool) ->
     config = check_weights(key, folder)
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
         raise UserError(f"{key}: {folder} holds no tokenizer (tokenizer.json)")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        if (folder / name).is_file():
+            _read(key, folder / name)
+    if (folder / "tokenizer.json").is_file() and "model" not in _read(key, folder / "tokenizer.json"):
+        raise UserError(f"{key}: {folder / 'tokenizer.json'} has no `model`: it is no tokenizer; download it again")
     if not _has_chat_template(key, folder):
         raise UserError(
             f"{key}: the tokenizer of {folder} has no chat template, so that no question can be put to it: use an instruct "
@@ -96,7 +101,7 @@ def _read(key: str, path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise UserError(f"{key}: {path} can't be read: {error}") from error
+        raise UserError(f"{key}: {path} can't be read: {error}; if it is damaged, download it again") from error
     if not isinstance(found, dict):
         raise UserError(f"{key}: {path} is no JSON object")
     return found

@@ -17,6 +17,8 @@ from autotraj.model_check import check_policy, check_weights
 from autotraj.plan import GIB, host_bytes, memory_by_part
 from cluster.roles import LEARNER, ROLLOUT, SANDBOX, Ask, role
 from tool_sandbox import build
+from tool_sandbox.errors import SearchError, TlsError
+from tool_sandbox.search_index import check_index
 from trajectory.chat import check_append_only, check_template, load_tokenizer, render_prompt
 from trajectory.locations import is_uri
 from trajectory.storage import StorageError, fetch
@@ -50,8 +52,10 @@ def check(config: RunConfig, *, sandbox: bool = True) -> tuple[list[Task], list[
     _check_models(config)
     if sandbox:
         _check_devices(config)
+    if sandbox and not config.place_by_role:  # by role the files are on other nodes
+        _check_sandbox_files(config)
     try:
-        train, held_out = load_tasks(config.data), load_tasks(config.eval.data)
+        train, held_out = load_tasks(config.data), load_tasks(config.eval.data, called="eval.data")
         assert_disjoint(train, held_out)
         if sandbox and config.gateway is None and not config.place_by_role:  # by role it runs on a sandbox node
             build.check_ready(config.sandbox)
@@ -177,6 +181,26 @@ def _check_devices(config: RunConfig) -> None:
         )
 
 
+def _check_sandbox_files(config: RunConfig) -> None:
+    """Of TLS and of the search index: what the gateway, or its clients, would refuse when it starts."""
+    search = config.sandbox.search
+    try:
+        if config.sandbox.tls is not None:
+            from tool_sandbox.tls import check_files  # cryptography and gRPC take half a second
+
+            check_files(config.sandbox.tls)
+        if config.gateway is not None or search.kind != "bm25":
+            return
+        if Path(search.index).exists() or not search.corpus:
+            check_index(Path(search.index))
+        elif search.corpus != "word-problems" and not Path(search.corpus).is_file():
+            raise UserError(f"sandbox.search.corpus: there is no file {search.corpus}; name a .jsonl file of documents")
+    except TlsError as error:
+        raise UserError(str(error)) from error
+    except SearchError as error:
+        raise UserError(f"sandbox.search.index: {error}") from error
+
+
 def _is_installed(package: str) -> bool:
     try:
         metadata.distribution(package)
@@ -192,8 +216,11 @@ def check_prompt(config: RunConfig, tasks: Mapping[str, Sequence[Task]] | None =
     try:
         tokenizer = load_tokenizer(config.model)
         check_template(tokenizer, system_prompt)
-    except (ValueError, OSError) as error:
-        raise UserError(f"model: the tokenizer of {config.model} can't be used: {error}") from error
+    except Exception as error:  # a damaged file meets transformers' and tokenizers' parsers, which raise of every kind
+        said = str(error) if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {error}"
+        raise UserError(
+            f"model: the tokenizer of {config.model} can't be used: {said}; if a file is damaged, download it again"
+        ) from error
     for key, listed in (tasks or {}).items():
         shortest = None
         for task in listed:

@@ -107,6 +107,21 @@ def as_document(record: Any) -> Document | None:
     return {"id": str(name), "contents": contents}
 
 
+def check_index(folder: Path) -> None:
+    """Errors: SearchError, as of `SearchIndex`, for a folder without an index of this version: read from its manifest and
+    its list of files, in no time."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        if manifest["format"] != FORMAT:
+            raise SearchError(f"the search index {folder} has format {manifest['format']}, not {FORMAT}; {BUILD}")
+        for name in (OFFSETS, DOCUMENTS):
+            (folder / name).stat()
+    except SearchError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SearchError(f"there is no search index in {folder} ({type(error).__name__}: {error}); {BUILD}") from error
+
+
 class SearchIndex:
     """An index that `build_index` made. `search` may be called from several threads."""
 
@@ -114,16 +129,12 @@ class SearchIndex:
         """Errors: SearchError, with the remedy, if there is no index in `folder` or one of another version."""
         import bm25s
 
+        check_index(folder)
         try:
-            manifest = json.loads((folder / MANIFEST).read_text())
-            if manifest["format"] != FORMAT:
-                raise SearchError(f"the search index {folder} has format {manifest['format']}, not {FORMAT}; {BUILD}")
             self._bm25 = bm25s.BM25.load(str(folder), mmap=True, show_progress=False)
             self._vocabulary: dict[str, int] = self._bm25.vocab_dict
             self._offsets = np.load(folder / OFFSETS, mmap_mode="r")
             self._documents = np.memmap(folder / DOCUMENTS, dtype=np.uint8, mode="r")
-        except SearchError:
-            raise
         except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
             raise SearchError(
                 f"there is no search index in {folder} ({type(error).__name__}: {error}); {BUILD}"

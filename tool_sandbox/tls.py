@@ -25,6 +25,11 @@ def channel_credentials(files: TlsFiles) -> grpc.ChannelCredentials:
     return grpc.ssl_channel_credentials(root_certificates=ca, private_key=key, certificate_chain=cert)
 
 
+def check_files(files: TlsFiles) -> None:
+    """Errors: TlsError, as of the credentials, without making any."""
+    _read(files)
+
+
 def _read(files: TlsFiles) -> tuple[bytes, bytes, bytes]:
     """Key, certificate and CA. gRPC itself says nothing of what it can't parse: the connection just never comes up."""
     contents = {}
@@ -47,6 +52,10 @@ def _check_pair(files: TlsFiles, key: bytes, cert: bytes) -> None:
     except ValueError as error:
         raise TlsError(f"sandbox.tls.cert: {files.cert} holds no certificate that can be read: {error}") from None
     try:
+        authority = x509.load_pem_x509_certificates(Path(files.ca).read_bytes())[0]
+    except (OSError, ValueError) as error:
+        raise TlsError(f"sandbox.tls.ca: {files.ca} holds no certificate that can be read: {error}") from None
+    try:
         private = serialization.load_pem_private_key(key, password=None)
     except (ValueError, TypeError) as error:  # TypeError: it is encrypted
         raise TlsError(f"sandbox.tls.key: {files.key} holds no key that can be read: {error}") from None
@@ -56,6 +65,8 @@ def _check_pair(files: TlsFiles, key: bytes, cert: bytes) -> None:
             "name the key that the certificate was made for"
         )
     now = datetime.now(UTC)
+    if now > authority.not_valid_after_utc:
+        raise TlsError(f"sandbox.tls.ca: {files.ca} expired on {authority.not_valid_after_utc}; make a new one")
     if now > certificate.not_valid_after_utc:
         raise TlsError(f"sandbox.tls.cert: {files.cert} expired on {certificate.not_valid_after_utc}; make a new one")
     if now < certificate.not_valid_before_utc:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -14,13 +15,25 @@ from trajectory.question_key import question_key
 from trajectory.task_config import TaskConfig
 from trajectory.types import Task
 
+_SETTING = re.compile(rf"(?<![\w.])data\.(?=(?:{'|'.join(TaskConfig.model_fields)})\b)")
+"""How messages name a setting of the section, which may be called otherwise."""
 
-def load_tasks(config: TaskConfig) -> list[Task]:
-    """The tasks that `config` describes, in the order of their source.
+
+def load_tasks(config: TaskConfig, *, called: str = "data") -> list[Task]:
+    """The tasks that `config` describes, in the order of their source. `called`: its section, for messages.
 
     Raises ValueError, naming the setting and the remedy, for a source that can't be read, and, with its line, for an
     unknown field, a value that is no question, gold answer or id (see `task_fields`), and an id that occurs twice.
     """
+    try:
+        return _load(config)
+    except OSError as error:
+        raise ValueError(f"{called}.source = {config.source!r} can't be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ValueError(_SETTING.sub(f"{called}.", str(error))) from error
+
+
+def _load(config: TaskConfig) -> list[Task]:
     if config.source == "word-problems":
         return _generate(config)
     tasks: dict[str, Task] = {}
