@@ -20,7 +20,7 @@ from autotraj.errors import UserError
 from autotraj.interrupt import Interrupt
 from autotraj.pairs import PairAccuracy, is_held_out, load_pairs, pair_accuracy
 from autotraj.run_folder import RunFolder
-from autotraj.synthesize import read_journal
+from autotraj.synthesis_record import read_journal
 from learners.batching import Pair
 from learners.group import LearnerGroup
 from learners.skipped_steps import was_applied
@@ -151,11 +151,16 @@ class Best:
     """The best measurement so far; on disk, so that a resumed stage doesn't replace a better model."""
 
     def __init__(self, path: Path) -> None:
-        saved = json.loads(path.read_text()) if path.is_file() else {}
-        self.step = int(saved.get("step", 0))
-        self.accuracy = float(saved.get("accuracy", 0.0))
-        self.margin_mean = float(saved.get("margin_mean", float("-inf")))
-        self.outcome_correlation: float | None = saved.get("outcome_correlation")
+        try:
+            saved = json.loads(path.read_text()) if path.is_file() else {}
+            self.step = int(saved.get("step", 0))
+            self.accuracy = float(saved.get("accuracy", 0.0))
+            self.margin_mean = float(saved.get("margin_mean", float("-inf")))
+            self.outcome_correlation: float | None = saved.get("outcome_correlation")
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{path} can't be read: {error}; remove it, and the checkpoints beside it, to begin this stage again"
+            ) from error
 
     def is_better(self, step: int, found: PairAccuracy) -> bool:
         return (found.accuracy, found.margin_mean) > (self.accuracy, self.margin_mean)

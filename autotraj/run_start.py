@@ -74,6 +74,10 @@ def _fitting(home: Home, config: RunConfig) -> RunConfig | None:
     saved = with_changes(load(saved_file), {"run_dir": config.run_dir})  # the folder may have been moved
     done = stages.read_done(home.path)
     checkpoints = {name: newest(Home.of(config, folder)) for name, folder in FOLDERS.items()}
+    if "synthesize" not in done:
+        from autotraj.synthesis_record import read_journal
+
+        read_journal(home.path / stages.SYNTHESIS)  # for its errors
     there = {
         "base": bool(done.keys() & {"base", "evaluate-base", "evaluate-sft"}),
         "synthesize": "synthesize" in done or (home.path / stages.SYNTHESIS).is_dir(),

@@ -51,6 +51,8 @@ def read_done(folder: Path) -> dict[str, Any]:
         done = json.loads(path.read_bytes())
         if not isinstance(done, dict):
             raise ValueError(f"a {type(done).__name__}, not an object")
+        if wrong := [name for name, figures in done.items() if not isinstance(figures, dict)]:
+            raise ValueError(f"{wrong[0]} is no object")
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: it can't be read ({error}); restore it, or choose another run_dir") from error
     return done

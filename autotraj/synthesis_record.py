@@ -6,17 +6,21 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import msgpack
 
 from actors.repairer import Attempt, RepairResult
+from autotraj.errors import UserError
 from rewards.quality import Quality
 from trajectory.records import preference_record, sft_record
-from trajectory.store import decode_group, encode_group
+from trajectory.store import decode_group, encode_group, read_records
 from trajectory.types import Group, Trajectory
 
 FORMAT = 1
+JOURNAL = "journal.log"
+"""In stage 1's folder: a record a question that is done."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +73,17 @@ def decode(data: bytes) -> QuestionRecord:
         )
     except (ValueError, TypeError, KeyError, msgpack.UnpackException) as error:
         raise ValueError(f"not the record of a question: {error}") from error
+
+
+def read_journal(folder: Path) -> list[QuestionRecord]:
+    """What is done so far; a torn tail is left out. Raises UserError for what isn't stage 1's, or another version's."""
+    path = folder / JOURNAL
+    try:
+        return [decode(data) for data in read_records(path)] if path.is_file() else []
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} can't be gone on with: {error}; choose another run_dir, or remove that file to begin stage 1 again"
+        ) from error
 
 
 def _encode_trajectory(group: Group, trajectory: Trajectory | None) -> bytes | None:

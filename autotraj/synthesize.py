@@ -27,17 +27,16 @@ from autotraj.runner_calls import Failed, Outcome
 from autotraj.runner_pool import RunnerPool
 from autotraj.scoring import score_group
 from autotraj.stages import PREFERENCES_FILE, SFT_FILE, Interrupted
-from autotraj.synthesis_record import QuestionRecord
+from autotraj.synthesis_record import JOURNAL, QuestionRecord, read_journal
 from trajectory.chat import load_tokenizer
 from trajectory.ledger import Ledger
 from trajectory.records import distinct, write_jsonl
-from trajectory.store import RecordLog, read_records
+from trajectory.store import RecordLog
 from trajectory.trainer_columns import dataset_info, preference_columns, sft_columns
 from trajectory.types import Group, Task
 
 POLL_S = 0.25
 NUM_SCORERS = 4
-JOURNAL = "journal.log"
 
 
 @dataclass(slots=True)
@@ -278,12 +277,6 @@ class Synthesis:
             "tokens_per_second": round(progress.num_tokens / progress.seconds, 1) if progress.seconds else 0.0,
         }
         return summary | {"dataset_info": dataset_info()}
-
-
-def read_journal(folder: Path) -> list[QuestionRecord]:
-    """What is done so far; a torn tail is left out."""
-    path = folder / JOURNAL
-    return [synthesis_record.decode(data) for data in read_records(path)] if path.is_file() else []
 
 
 def _record(assessed: _Assessed, results: tuple[RepairResult, ...]) -> QuestionRecord:

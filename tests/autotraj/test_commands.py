@@ -79,7 +79,7 @@ def test_a_stage_reads_its_input_first(
     assert message in fails(capsys, command, "--config", TINY, f'run_dir="{tmp_path}"')
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{", "null"])
+@pytest.mark.parametrize("content", ["", "[]", "{", "null", '{"grpo": 3}'])
 def test_a_damaged_list_of_stages(tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str) -> None:
     (tmp_path / "stages.json").write_text(content)
     printed = fails(capsys, "sft", "--config", TINY, f'run_dir="{tmp_path}"')
@@ -118,3 +118,9 @@ def test_a_configuration_is_no_suite_of_benchmarks(capsys: pytest.CaptureFixture
         f"error: --benchmarks {TINY}: no suite of benchmarks, as it has no [[benchmarks]] table; it looks like a run's "
         "configuration, which is for --config. An example is examples/benchmarks.toml\n"
     )
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", "{}", '{"time": 1}'])
+def test_a_damaged_status(tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str) -> None:
+    (tmp_path / "status.json").write_text(content)
+    assert f"{tmp_path / 'status.json'} can't be read as the status of a run" in fails(capsys, "status", str(tmp_path))

@@ -17,6 +17,7 @@ from autotraj.benchmark_config import BenchmarkSuite, load_suite
 from autotraj.config import ConfigError, RunConfig, differences, load, load_section, parse, to_toml
 from tool_sandbox.config import SandboxConfig
 from trajectory.config import Section
+from trajectory.task_config import TaskConfig
 
 MINIMAL = {"model": "examples/tiny/base"}
 
@@ -341,3 +342,19 @@ def test_every_field_is_documented() -> None:
         return found
 
     assert undocumented(RunConfig, "") == []
+
+
+def test_evaluation_data_that_is_set_in_part_is_not_of_the_split_that_is_trained_on() -> None:
+    def data(**settings: object) -> TaskConfig:
+        return parse(MINIMAL | {"eval": {"data": settings}}).eval.data
+
+    assert (data(limit=3).split, data().split, data(split="train").split) == ("eval", "eval", "train")
+    with pytest.raises(ConfigError, match=r"^eval\.data: set split, as of hf:openai/gsm8k there is none"):
+        data(source="hf:openai/gsm8k")
+    assert data(source="hf:openai/gsm8k", split="test").split == "test"
+
+
+def test_a_file_without_a_model_is_told_that_alone() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse({})
+    assert str(caught.value) == "model: required; set it in the file or as model=VALUE"

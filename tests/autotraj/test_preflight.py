@@ -167,6 +167,62 @@ def test_unusable_data(tmp_path: Path, content: str, message: str) -> None:
     assert message in fails(tmp_path, f'data.source="{path}"')
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("tokenizer.json", b"{", "can't be read"),
+        ("tokenizer.json", b'{"a": 1}', "has no `model`: it is no tokenizer"),
+        ("tokenizer_config.json", b"\xff\xfe", "can't be read"),
+    ],
+)
+def test_a_damaged_tokenizer(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    model = copy_of_base(tmp_path)
+    (model / name).write_bytes(content)
+    found = fails(tmp_path, f'model="{model}"')
+    assert found.startswith(f"model: {model / name} ")
+    assert message in found
+
+
+def test_a_tokenizer_that_only_its_library_finds_damaged(tmp_path: Path) -> None:
+    model = copy_of_base(tmp_path)
+    (model / "tokenizer.json").write_text('{"model": {"type": "BPE"}}')
+    with pytest.raises(UserError, match=r"^model: the tokenizer of .* can't be used: "):
+        preflight.check_prompt(tiny(tmp_path, f'model="{model}"'))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["eval.data.source=absent.jsonl"], "eval.data.source = 'absent.jsonl': there is no such file"),
+        (['eval.data.source="{file}"'], "set eval.data.question_field to one of q"),
+        (["eval.data.split=nowhere"], "eval.data.split = 'nowhere'"),
+        (['data.source="{file}"'], "set data.question_field to one of q"),
+    ],
+)
+def test_what_is_wrong_with_the_questions_names_their_own_section(
+    tmp_path: Path, overrides: list[str], message: str
+) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"q": "2+2?"}\n')
+    found = fails(tmp_path, *(override.format(file=file) for override in overrides))
+    assert message in found
+    assert (" data." in f" {found}") == (not message.startswith("eval.") and "set data." in message)
+
+
+def test_files_of_the_sandbox(tmp_path: Path) -> None:
+    """Before the questions are read; what each file must be is a test of the sandbox."""
+    later = ["data.source=absent.jsonl"]
+    tls = [f'sandbox.tls.{name}="{tmp_path / name}"' for name in ("cert", "key", "ca")]
+    assert f"sandbox.tls.key: {tmp_path / 'key'} can't be read" in fails(tmp_path, *tls, *later)
+    bm25 = ["sandbox.search.kind=bm25", f'sandbox.search.index="{tmp_path / "index"}"', *later]
+    assert fails(tmp_path, *bm25).startswith("sandbox.search.index: there is no search index in")
+    corpus = f'sandbox.search.corpus="{tmp_path / "corpus.jsonl"}"'
+    assert fails(tmp_path, *bm25, corpus).startswith("sandbox.search.corpus: there is no file")
+    (tmp_path / "index").mkdir()
+    (tmp_path / "index/index.json").write_text('{"format": 0}')
+    assert "has format 0, not 1; make it with" in fails(tmp_path, *bm25, corpus)
+
+
 def test_missing_data(tmp_path: Path) -> None:
     assert "absent.jsonl" in fails(tmp_path, "data.source=absent.jsonl")
 

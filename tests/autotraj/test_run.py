@@ -18,7 +18,7 @@ from autotraj.interrupt import Interrupt
 from autotraj.launch import parts
 from autotraj.run_start import open_folder
 from autotraj.stages import Interrupted
-from autotraj.synthesize import read_journal
+from autotraj.synthesis_record import read_journal
 from trajectory.records import read_jsonl
 from trajectory.storage import fetch
 from trajectory.store import read_log

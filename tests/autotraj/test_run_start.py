@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgpack
 import pytest
 from conftest import ROOT
 
@@ -14,8 +15,10 @@ from autotraj.config import RunConfig, load, to_toml, with_changes
 from autotraj.errors import UserError
 from autotraj.run_folder import RunFolder
 from autotraj.run_start import is_complete, open_folder
+from autotraj.synthesis_record import JOURNAL
 from learners.checkpoint_format import META_FILE, kind
 from trajectory.storage import Storage
+from trajectory.store import RecordLog
 
 ALL = ("base", "evaluate-base", "synthesize", "sft", "reward-model", "evaluate-sft", "grpo", "evaluate-grpo")
 
@@ -155,6 +158,17 @@ def test_learners_that_can_not_load_a_stages_checkpoint_are_refused_at_once(tmp_
         open_folder(with_changes(config, {"learner.zero_stage": 2}))
     (config.folder / stage / "checkpoints/step-000003/learner_group" / META_FILE).write_text('{"zero_sta')
     with pytest.raises(UserError, match=rf"{META_FILE} can't be read: .*This checkpoint is damaged"):
+        open_folder(config)
+
+
+def test_a_journal_of_another_version_is_told_at_once(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    run_of(config)
+    (config.folder / stages.SYNTHESIS).mkdir()
+    log = RecordLog(config.folder / stages.SYNTHESIS / JOURNAL)
+    log.append_bytes(msgpack.packb({"format": 0}))
+    log.close()
+    with pytest.raises(UserError, match=rf"{JOURNAL} can't be gone on with: .*its format is 0.*choose another run_dir"):
         open_folder(config)
 
 
