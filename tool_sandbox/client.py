@@ -8,6 +8,7 @@ on elsewhere.
 
 from __future__ import annotations
 
+import asyncio
 from types import TracebackType
 from typing import Any
 
@@ -16,9 +17,9 @@ import grpc.aio
 
 from tool_sandbox import wire
 from tool_sandbox.config import TlsFiles
-from tool_sandbox.errors import GatewayError, WireError
+from tool_sandbox.errors import GatewayError, TlsError, WireError
 from tool_sandbox.stats import Stats
-from tool_sandbox.tls import channel_credentials
+from tool_sandbox.tls import channel_credentials, mismatch, must_look
 from trajectory.types import ToolResult
 
 QUEUE_TIMEOUT_S = 30.0
@@ -60,7 +61,7 @@ class AsyncSandboxClient:
     ) -> None:
         """Connects with the first call. TlsError if the files of `tls` are none."""
         self.address = address
-        self._metadata = _metadata(token)
+        self._metadata, self._tls = _metadata(token), tls
         self._queue_timeout_s = queue_timeout_s
         if tls is None:
             self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
@@ -79,11 +80,17 @@ class AsyncSandboxClient:
             )
             return await self.ask(request, deadline_s)
         except (WireError, grpc.RpcError) as error:
-            return failed(error, self.address, deadline_s)
+            return await self.failed(error, deadline_s)
 
     async def ask(self, request: bytes, deadline_s: float) -> ToolResult:
         """The gateway's answer to an encoded `CallRequest`. Raises grpc.RpcError if none came, WireError if it is none."""
         return wire.decode_result(await self._call(request, timeout=deadline_s, metadata=self._metadata))
+
+    async def failed(self, error: WireError | grpc.RpcError, deadline_s: float) -> ToolResult:
+        """The result that stands for an `ask` that raised `error`."""
+        if isinstance(error, grpc.RpcError) and must_look(str(error.details())):
+            return await asyncio.to_thread(_failed, error, self.address, self._tls, deadline_s)
+        return _failed(error, self.address, self._tls, deadline_s)
 
     async def close(self) -> None:
         await self._channel.close()
@@ -110,7 +117,7 @@ class SandboxClient:
     ) -> None:
         """Connects with the first call. TlsError if the files of `tls` are none."""
         self.address = address
-        self._metadata = _metadata(token)
+        self._metadata, self._tls = _metadata(token), tls
         self._queue_timeout_s = queue_timeout_s
         if tls is None:
             self._channel = grpc.insecure_channel(address, options=_OPTIONS)
@@ -129,14 +136,16 @@ class SandboxClient:
             reply = self._call(request, timeout=deadline_s, metadata=self._metadata)
             return wire.decode_result(reply)
         except (WireError, grpc.RpcError) as error:
-            return failed(error, self.address, deadline_s)
+            return _failed(error, self.address, self._tls, deadline_s)
 
     def stats(self, timeout_s: float = MARGIN_S) -> Stats:
-        """What the gateway says of itself. GatewayError if it doesn't answer, or refuses."""
+        """What the gateway says of itself. GatewayError if it doesn't answer, or refuses; TlsError if it never will."""
         try:
             return wire.decode_stats(self._stats(b"", timeout=timeout_s, metadata=self._metadata))
         except (WireError, grpc.RpcError) as error:
-            raise GatewayError(failed(error, self.address, timeout_s).message) from None
+            if isinstance(error, grpc.RpcError) and (never := mismatch(self.address, self._tls, str(error.details()))):
+                raise TlsError(never) from None
+            raise GatewayError(_failed(error, self.address, self._tls, timeout_s).message) from None
 
     def close(self) -> None:
         self._channel.close()
@@ -160,8 +169,8 @@ def _with_name(tls: TlsFiles) -> list[tuple[str, Any]]:
     return [*_OPTIONS, ("grpc.ssl_target_name_override", tls.name), ("grpc.default_authority", tls.name)]
 
 
-def failed(error: WireError | grpc.RpcError, address: str, deadline_s: float) -> ToolResult:
-    """The result that stands for a call which brought none back."""
+def _failed(error: WireError | grpc.RpcError, address: str, tls: TlsFiles | None, deadline_s: float) -> ToolResult:
+    """The result that stands for a call which brought none back. It may connect once: `tls.must_look`."""
     if isinstance(error, WireError):
         return ToolResult(status="rejected", message=f"call to sandbox gateway {address}: {error}")
     code = error.code()
@@ -172,8 +181,8 @@ def failed(error: WireError | grpc.RpcError, address: str, deadline_s: float) ->
         return ToolResult(status="unavailable", message=message)
     details = str(error.details())[:MAX_DETAILS_CHARS]
     message = f"sandbox gateway {address}: {code.name}: {details}"
-    if "WRONG_VERSION_NUMBER" in details:  # BoringSSL's word for an answer that isn't TLS
-        return ToolResult(status="rejected", message=f"sandbox gateway {address} doesn't speak TLS, this client does")
+    if never := mismatch(address, tls, details):
+        return ToolResult(status="rejected", message=never)
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:  # gRPC's word for a message that is too long: it stays so
         return ToolResult(status="rejected", message=message)
     return ToolResult(status="unavailable", message=message, retry_after_s=1.0)

@@ -22,6 +22,7 @@ from tool_sandbox.config import SandboxConfig
 from tool_sandbox.errors import ImageError, RunnerError
 from tool_sandbox.image.runner import PROTOCOL
 from tool_sandbox.launcher import Launched, Launcher
+from tool_sandbox.second_look import second_look
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +117,7 @@ class Container:
         self._tasks = [asyncio.create_task(self._read_errors(stderr))]
         await self._read(self._launched.stdout, lambda: Frames(self._on_data, self._on_end))
         try:
-            async with asyncio.timeout(self._config.start_timeout_s):
+            async with second_look(self._config.start_timeout_s):
                 await self._ready.wait()
         except TimeoutError:
             self._die(f"it was not ready within {self._config.start_timeout_s:.0f} s")
@@ -144,7 +145,7 @@ class Container:
         )
         try:
             # The runner kills at `timeout_s`; if it doesn't answer well after, it hangs.
-            async with asyncio.timeout(timeout_s + STOP_TIMEOUT_S):
+            async with second_look(timeout_s + STOP_TIMEOUT_S):
                 return await future
         except TimeoutError:
             self._die(f"its runner did not answer a call {STOP_TIMEOUT_S:.0f} s after the call's deadline")

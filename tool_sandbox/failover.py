@@ -25,7 +25,7 @@ import grpc
 
 from tool_sandbox import wire
 from tool_sandbox.admission import RUN_SHARE
-from tool_sandbox.client import MARGIN_S, QUEUE_TIMEOUT_S, AsyncSandboxClient, failed
+from tool_sandbox.client import MARGIN_S, QUEUE_TIMEOUT_S, AsyncSandboxClient
 from tool_sandbox.config import TlsFiles
 from tool_sandbox.errors import WireError
 from tool_sandbox.tls import channel_credentials
@@ -204,12 +204,12 @@ class FailoverClient:
         try:
             result = await gateway.client.ask(request, deadline_s)
         except WireError as error:  # of another version: the next may be of this one, but who knows what else is wrong
-            return failed(error, gateway.site.address, deadline_s), True
+            return await gateway.client.failed(error, deadline_s), True
         except grpc.RpcError as error:
             too_long = error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED  # it would be too long for all
             if not too_long:
                 gateway.didnt_answer(time.monotonic())
-            return failed(error, gateway.site.address, deadline_s), too_long
+            return await gateway.client.failed(error, deadline_s), too_long
         finally:
             gateway.num_in_flight -= 1
             if gateway.gone:

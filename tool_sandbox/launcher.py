@@ -21,6 +21,7 @@ from typing import Any
 from tool_sandbox import errors
 from tool_sandbox.config import SandboxConfig
 from tool_sandbox.errors import EngineError, RunnerError, SandboxError
+from tool_sandbox.second_look import second_look
 
 ROOT = Path(__file__).resolve().parent.parent
 READY_TIMEOUT_S = 120.0
@@ -83,7 +84,7 @@ class Launcher:
         self._ready = loop.create_future()
         loop.add_reader(self._control, self._on_readable)
         try:
-            async with asyncio.timeout(READY_TIMEOUT_S):
+            async with second_look(READY_TIMEOUT_S):
                 await self._ready
         except TimeoutError:
             raise EngineError(
@@ -96,7 +97,7 @@ class Launcher:
         self._send({"op": "start"})
         self._asked.append(future)
         try:
-            async with asyncio.timeout(LAUNCH_TIMEOUT_S):
+            async with second_look(LAUNCH_TIMEOUT_S):
                 return await future
         except TimeoutError:
             raise RunnerError(f"waited {LAUNCH_TIMEOUT_S:.0f} s on the launcher to start a container") from None

@@ -30,6 +30,7 @@ from tool_sandbox.errors import (
     SearchError,
     TlsError,
 )
+from tool_sandbox.second_look import GRACE_S
 
 ROOT = Path(__file__).resolve().parent.parent
 STOP_TIMEOUT_S = 15.0
@@ -72,8 +73,8 @@ class LocalGateway:
         stdout = self._process.stdout.fileno()
         deadline, line = time.monotonic() + timeout_s, b""
         while not line.endswith(b"\n"):
-            left_s = deadline - time.monotonic()
-            if left_s <= 0 or not select.select([stdout], [], [], left_s)[0]:
+            left_s = max(deadline - time.monotonic(), GRACE_S)  # it is read once more if this process was stopped
+            if not select.select([stdout], [], [], left_s)[0]:
                 raise GatewayError(
                     f"waited {timeout_s:.0f} s on the sandbox gateway, which isn't ready; see its log above"
                 )

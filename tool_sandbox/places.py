@@ -21,6 +21,7 @@ from tool_sandbox.config import SandboxConfig
 from tool_sandbox.container import Container, Reply
 from tool_sandbox.errors import RunnerError, SandboxError
 from tool_sandbox.metrics import Metrics
+from tool_sandbox.second_look import second_look
 from tool_sandbox.slots import Slots
 from tool_sandbox.spares import Spares
 
@@ -92,9 +93,7 @@ class Places:
             self._spawn(self._keep(first))
         done: set[asyncio.Future[None]] = set()
         pending = set(firsts)
-        async with asyncio.timeout(
-            2 * self._config.start_timeout_s
-        ):  # each keeps its own limit; this is against a defect
+        async with second_look(2 * self._config.start_timeout_s):  # each keeps its own limit; this is against a defect
             while pending and all(first.exception() for first in done):
                 more, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
                 done |= more
@@ -257,11 +256,12 @@ class Places:
     async def _retire(self, member: Member) -> None:
         """Stop it when its calls and sessions have ended; bounded, should a session never idle."""
         container = member.container
-        until = time.monotonic() + self._config.max_timeout_s + self._config.session_idle_s
         try:
-            while not container.dead and self._slots.num_held(container) and time.monotonic() < until:
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(container.wait_dead(), RETIRE_CHECK_S)
+            with contextlib.suppress(TimeoutError):
+                async with second_look(self._config.max_timeout_s + self._config.session_idle_s):
+                    while not container.dead and self._slots.num_held(container):
+                        with contextlib.suppress(TimeoutError):
+                            await asyncio.wait_for(container.wait_dead(), RETIRE_CHECK_S)
         finally:
             self._members.pop(container, None)
             await container.stop()
@@ -300,7 +300,7 @@ class Places:
 async def _answers(container: Container) -> bool:
     """Whether a container that serves nobody yet runs a call within `SPARE_PROBE_S`."""
     try:
-        async with asyncio.timeout(SPARE_PROBE_S):
+        async with second_look(SPARE_PROBE_S):
             reply = await container.call(container.free.pop(), "cold", "pass", SPARE_PROBE_S)
     except (RunnerError, TimeoutError):
         return False

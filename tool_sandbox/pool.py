@@ -23,11 +23,14 @@ from tool_sandbox.errors import RunnerError
 from tool_sandbox.launcher import Launcher
 from tool_sandbox.metrics import Metrics
 from tool_sandbox.places import Places
+from tool_sandbox.second_look import SHORT_GRACE_S, second_look
 from tool_sandbox.slots import NoSlotError, Slot, Slots
 from tool_sandbox.stats import PoolState
 from trajectory.types import ToolResult, ToolStatus
 
 SWEEP_S = 1.0
+SLEPT_S = 1.0
+"""A sweep that is so late: this process was stopped."""
 
 
 @dataclass(slots=True, eq=False)
@@ -166,9 +169,15 @@ class Pool:
 
     async def _sweep(self) -> None:
         """Closes sessions that nobody used for `session_idle_s`; looks after the containers."""
+        last = time.monotonic()
         while True:
             await asyncio.sleep(SWEEP_S)
-            oldest = time.monotonic() - self._config.session_idle_s
+            now = time.monotonic()
+            # While this process was stopped nobody could use a session: that time doesn't count, and what came is read now.
+            slept_s, last = now - last - SWEEP_S, now
+            for session in self._sessions.values() if slept_s > SLEPT_S else ():
+                session.last_used += slept_s
+            oldest = now - self._config.session_idle_s
             for session in self._sessions.values():
                 if session.num_cells == 0 and session.slot is not None and session.last_used < oldest:
                     self._close_session(session)
@@ -183,7 +192,7 @@ class Pool:
     async def _turn(self, lock: asyncio.Lock, timeout_s: float) -> AsyncIterator[None]:
         """Hold `lock`; NoSlotError if the session's earlier cells take longer than `timeout_s`."""
         try:
-            async with asyncio.timeout(timeout_s):
+            async with second_look(timeout_s, SHORT_GRACE_S):
                 await lock.acquire()
         except TimeoutError:
             raise self._slots.no_slot(f"the cell waited {timeout_s:.1f} s for earlier cells of its session") from None

@@ -32,6 +32,7 @@ from tool_sandbox.admission import split_deadline
 from tool_sandbox.config import SandboxConfig
 from tool_sandbox.errors import AddressError, EngineError, GatewayError, SandboxError, WireError
 from tool_sandbox.metrics import Metrics
+from tool_sandbox.second_look import SHORT_GRACE_S, second_look
 from tool_sandbox.tls import server_credentials
 from trajectory.types import ToolResult
 
@@ -130,7 +131,7 @@ class Gateway:
         """Refuse new calls, let those that came end for `drain_s`, then answer the rest and go."""
         self._draining = True
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._config.drain_s):
+            async with second_look(self._config.drain_s, SHORT_GRACE_S):
                 await self._idle.wait()
         # Together: those that run or wait are answered, and gRPC has time to send the answers.
         stops = [self._server.stop(SEND_S)] if self._server is not None else []
@@ -218,7 +219,7 @@ class Gateway:
     async def _read(self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> bytes:
         """The request's bytes; aborts the call if they don't come."""
         try:
-            async with asyncio.timeout(READ_S):
+            async with second_look(READ_S):
                 async for data in requests:
                     return data
         except TimeoutError:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from tool_sandbox.admission import FairQueue, retry_after_s
 from tool_sandbox.container import Container
+from tool_sandbox.second_look import SHORT_GRACE_S, second_look
 
 Slot = tuple[Container, int]
 
@@ -98,7 +99,7 @@ class Slots:
             leaves.set_exception(self.no_slot(message))
         self.dispatch()
         try:
-            async with asyncio.timeout(timeout_s):
+            async with second_look(timeout_s, SHORT_GRACE_S):
                 return await asyncio.shield(future)
         except (TimeoutError, asyncio.CancelledError) as error:
             if not future.done():

@@ -1,13 +1,18 @@
-"""Gateways with real containers: one that is roomy, and one whose next call always comes into the slot of the last."""
+"""Gateways with real containers: one that is roomy, and one whose next call always comes into the slot of the last; and
+gateways of the test's own process, for tests of the door."""
 
+import contextlib
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any
 
 import pytest
 
 from tool_sandbox.client import SandboxClient
 from tool_sandbox.config import SandboxConfig
 from tool_sandbox.local import LocalGateway
+from tool_sandbox.server import Gateway
+from trajectory.types import ToolResult
 
 ROOMY = SandboxConfig(
     num_containers=2,
@@ -74,3 +79,40 @@ def gateway() -> Iterator[LocalGateway]:
 def client(gateway: LocalGateway) -> Iterator[SandboxClient]:
     with SandboxClient(gateway.address) as client:
         yield client
+
+
+class StandIn:
+    """Stands where containers would: answers what it was sent, at once."""
+
+    broken = ""
+
+    def open(self) -> None: ...
+
+    async def start(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def run(
+        self, content: str, *, timeout_s: float, queue_s: float, session_id: str | None, client: str
+    ) -> ToolResult:
+        return ToolResult(status="ok", output=content)
+
+
+StartGateway = Callable[..., Awaitable[Gateway]]
+
+
+@pytest.fixture
+async def start_gateway(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[StartGateway]:
+    """`await start_gateway(tool, **settings)`: a gateway in this process whose only tool is `echo`, until the test's end."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def start(tool: StandIn | None = None, **settings: Any) -> Gateway:
+            tools = {"echo": tool or StandIn()}
+            monkeypatch.setattr("tool_sandbox.registry.build", lambda config, metrics: tools)
+            gateway = Gateway(SandboxConfig(**settings))
+            gateway.open()
+            await gateway.start()
+            stack.push_async_callback(gateway.stop)
+            return gateway
+
+        yield start

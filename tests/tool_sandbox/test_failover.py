@@ -5,10 +5,12 @@ import os
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
+from conftest import StandIn, StartGateway
 
 from tool_sandbox import failover
 from tool_sandbox.client import AsyncSandboxClient
@@ -119,21 +121,13 @@ async def test_a_session_stays_on_its_gateway_and_says_when_it_was_lost(
 # --- gateways of this process, and ports that are none --------------------------------------------------------------------
 
 
-class ScriptedTool:
-    """Stands where containers would: answers `unavailable` as often as told, and counts."""
+class ScriptedTool(StandIn):
+    """Answers `unavailable` as often as told, and counts."""
 
     def __init__(self, name: str) -> None:
         self.name, self.num_full, self.num_calls, self.sessions = name, 0, 0, list[str | None]()
 
-    def open(self) -> None: ...
-
-    async def start(self) -> None: ...
-
-    async def close(self) -> None: ...
-
-    async def run(
-        self, content: str, *, timeout_s: float, queue_s: float, session_id: str | None, client: str
-    ) -> ToolResult:
+    async def run(self, content: str, *, session_id: str | None, **_: Any) -> ToolResult:
         self.num_calls += 1
         self.sessions.append(session_id)
         if self.num_calls <= self.num_full:
@@ -147,18 +141,9 @@ Started = tuple[ScriptedTool, Gateway]
 
 
 @pytest.fixture
-async def scripted(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[Started]]:
+async def scripted(start_gateway: StartGateway) -> list[Started]:
     tools = [ScriptedTool("a"), ScriptedTool("b")]
-    started: list[Started] = []
-    for tool in tools:
-        monkeypatch.setattr("tool_sandbox.registry.build", lambda config, metrics, tool=tool: {"echo": tool})
-        gateway = Gateway(SandboxConfig(token="t", drain_s=0.0))
-        gateway.open()
-        await gateway.start()
-        started.append((tool, gateway))
-    yield started
-    for _, gateway in started:
-        await gateway.stop()
+    return [(tool, await start_gateway(tool, token="t", drain_s=0.0)) for tool in tools]
 
 
 async def test_the_nearest_is_asked_first_and_the_next_when_it_is_full(scripted: list[Started]) -> None:

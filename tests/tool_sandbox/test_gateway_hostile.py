@@ -17,6 +17,7 @@ import grpc.aio
 import msgpack
 import psutil
 import pytest
+from conftest import StartGateway
 
 from tool_sandbox import server, wire
 from tool_sandbox.client import AsyncSandboxClient, SandboxClient
@@ -121,14 +122,11 @@ def test_connections_that_dribble_do_not_hold_up_others(target: LocalGateway) ->
 
 
 async def test_a_request_that_never_comes_has_a_deadline_of_ours(
-    monkeypatch: pytest.MonkeyPatch,
+    start_gateway: StartGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The slow loris of gRPC: headers, and then no message; it is hung up on, and told why."""
     monkeypatch.setattr(server, "READ_S", 0.3)
-    monkeypatch.setattr("tool_sandbox.registry.build", lambda config, metrics: {})
-    gateway = server.Gateway(SandboxConfig())
-    gateway.open()
-    await gateway.start()
+    gateway = await start_gateway()
     silence = asyncio.Event()
 
     async def nothing() -> Any:
@@ -141,7 +139,6 @@ async def test_a_request_that_never_comes_has_a_deadline_of_ours(
         assert raised.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         assert "on the client for its request" in str(raised.value.details())
     silence.set()
-    await gateway.stop()
 
 
 async def test_clients_that_vanish_leave_no_call_and_no_descriptor(target: LocalGateway) -> None:

@@ -1,14 +1,15 @@
 """Mutual TLS with real certificates and a real gRPC server: who gets in, who doesn't, and what is told."""
 
 import asyncio
+import re
 import ssl
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from conftest import StartGateway
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -61,21 +62,13 @@ class Authority:
         return self._folder / f"{self._name}-{name}.{kind}"
 
 
-class EchoTool:
-    """Stands where containers would: what is tested here is the door."""
-
-    broken = ""
-
-    def open(self) -> None: ...
-
-    async def start(self) -> None: ...
-
-    async def close(self) -> None: ...
-
-    async def run(
-        self, content: str, *, timeout_s: float, queue_s: float, session_id: str | None, client: str
-    ) -> ToolResult:
-        return ToolResult(status="ok", output=content)
+async def asked_both_ways(address: str, tls: TlsFiles | None) -> list[ToolResult]:
+    """What a client hears, and one of several gateways. Both have far more time than they may take."""
+    async with (
+        AsyncSandboxClient(address, tls=tls, queue_timeout_s=0.0) as one,
+        FailoverClient([Site(address)], tls=tls, queue_timeout_s=0.0) as several,
+    ):
+        return [await client.call("echo", "hello", timeout_s=5) for client in (one, several)]
 
 
 @pytest.fixture
@@ -84,14 +77,9 @@ def authority(tmp_path: Path) -> Authority:
 
 
 @pytest.fixture
-async def gateway(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Gateway]:
-    monkeypatch.setattr("tool_sandbox.registry.build", lambda config, metrics: {"echo": EchoTool()})
+async def gateway(authority: Authority, start_gateway: StartGateway) -> Gateway:
     tls = authority.issue("gateway", "localhost")
-    gateway = Gateway(SandboxConfig(address="localhost:0", tls=tls, metrics_address="localhost:0"))
-    gateway.open()
-    await gateway.start()
-    yield gateway
-    await gateway.stop()
+    return await start_gateway(address="localhost:0", tls=tls, metrics_address="localhost:0")
 
 
 async def test_a_client_with_a_certificate_of_the_ca_gets_in(gateway: Gateway, authority: Authority) -> None:
@@ -101,22 +89,16 @@ async def test_a_client_with_a_certificate_of_the_ca_gets_in(gateway: Gateway, a
 
 
 async def test_one_name_serves_gateways_whose_hosts_nobody_knew_beforehand(
-    authority: Authority, monkeypatch: pytest.MonkeyPatch
+    authority: Authority, start_gateway: StartGateway
 ) -> None:
-    monkeypatch.setattr("tool_sandbox.registry.build", lambda config, metrics: {"echo": EchoTool()})
-    gateway = Gateway(SandboxConfig(address="127.0.0.1:0", tls=authority.issue("gateway", "sandbox.internal")))
-    gateway.open()
-    await gateway.start()
+    gateway = await start_gateway(tls=authority.issue("gateway", "sandbox.internal"))
     files = authority.issue("client", "anywhere")
-    try:
-        for name, status in (("sandbox.internal", "ok"), ("another.name", "unavailable"), ("", "unavailable")):
-            tls = files.model_copy(update={"name": name})
-            async with AsyncSandboxClient(gateway.address, tls=tls, queue_timeout_s=0.0) as client:
-                assert (await client.call("echo", "hello", timeout_s=10)).status == status, name
-            async with FailoverClient([Site(gateway.address)], tls=tls, queue_timeout_s=0.0) as several:
-                assert (await several.call("echo", "hello", timeout_s=10)).status == status, name
-    finally:
-        await gateway.stop()
+    for name, status in (("sandbox.internal", "ok"), ("another.name", "rejected"), ("", "rejected")):
+        for result in await asked_both_ways(gateway.address, files.model_copy(update={"name": name})):
+            assert result.status == status, result.message
+            assert (f"is for another name than {name or '127.0.0.1'}: set sandbox.tls.name" in result.message) == (
+                status == "rejected"
+            ), result.message
 
 
 async def test_actors_bring_the_certificate_with_their_tool_calls(gateway: Gateway, authority: Authority) -> None:
@@ -133,21 +115,34 @@ async def test_actors_bring_the_certificate_with_their_tool_calls(gateway: Gatew
         Tools(missing)
 
 
-async def test_nobody_else_gets_in(gateway: Gateway, tmp_path: Path) -> None:
-    """With a certificate of another CA, even while trusting ours; and without any."""
+async def test_nobody_else_gets_in_and_each_is_told_its_setting_at_once(
+    gateway: Gateway, authority: Authority, tmp_path: Path
+) -> None:
+    """With a certificate of another CA, even while trusting ours; with one that expired; and without any."""
     ours, theirs = tmp_path / "ours-ca.pem", Authority(tmp_path, "theirs").issue("client", "anywhere")
-    for tls in (theirs.model_copy(update={"ca": str(ours)}), theirs, None):
-        async with AsyncSandboxClient(gateway.address, tls=tls, queue_timeout_s=0.0) as client:
-            result = await client.call("echo", "let me in", timeout_s=1.0)
-        assert (result.status, result.output) == ("unavailable", "")
+    for tls, setting in (
+        (
+            theirs.model_copy(update={"ca": str(ours)}),
+            r"refused the certificate .*theirs-client\.pem.*sandbox\.tls\.cert",
+        ),
+        (theirs, r"certificate of sandbox gateway localhost:\d+ .*issuer.*sandbox\.tls\.ca"),
+        (None, r"speaks TLS and this client doesn't.*sandbox\.tls"),
+    ):
+        for result in await asked_both_ways(gateway.address, tls):
+            assert (result.status, result.output) == ("rejected", "")
+            assert re.search(setting, result.message), result.message
+            assert result.message.count("\n") == 0
+        with pytest.raises(TlsError, match=setting), SandboxClient(gateway.address, tls=tls) as client:
+            await asyncio.to_thread(client.stats, 20)
 
 
 async def test_a_client_refuses_a_gateway_of_another_ca(gateway: Gateway, authority: Authority, tmp_path: Path) -> None:
     """The gateway would let it in; it does not trust the gateway."""
     Authority(tmp_path, "theirs")
     tls = authority.issue("client", "anywhere").model_copy(update={"ca": str(tmp_path / "theirs-ca.pem")})
-    async with AsyncSandboxClient(gateway.address, tls=tls, queue_timeout_s=0.0) as client:
-        assert (await client.call("echo", "secret", timeout_s=1.0)).status == "unavailable"
+    for result in await asked_both_ways(gateway.address, tls):
+        assert result.status == "rejected"
+        assert "sandbox.tls.ca" in result.message
 
 
 async def test_metrics_beyond_loopback_ask_for_a_certificate_too(gateway: Gateway, authority: Authority) -> None:
@@ -194,16 +189,34 @@ def test_an_expired_certificate_is_refused_at_start_with_its_date(authority: Aut
         Gateway(SandboxConfig(tls=authority.issue("old", "localhost", days=-3))).open()
 
 
-async def test_a_tls_client_of_a_plain_gateway_hears_so(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tool_sandbox.registry.build", lambda config, metrics: {"echo": EchoTool()})
-    gateway = Gateway(SandboxConfig())
-    gateway.open()
-    await gateway.start()
-    async with AsyncSandboxClient(gateway.address, tls=authority.issue("client", "anywhere")) as client:
-        result = await client.call("echo", "hello", timeout_s=20)
-    await gateway.stop()
-    assert result.status == "rejected"
-    assert "doesn't speak TLS" in result.message
+async def test_a_tls_client_of_a_plain_gateway_hears_so(authority: Authority, start_gateway: StartGateway) -> None:
+    gateway = await start_gateway()
+    for result in await asked_both_ways(gateway.address, authority.issue("client", "anywhere")):
+        assert result.status == "rejected"
+        assert "doesn't speak TLS and this client does: set sandbox.tls" in result.message
+
+
+async def test_a_port_of_another_service_is_told(
+    authority: Authority, gateway: Gateway, start_gateway: StartGateway
+) -> None:
+    plain = await start_gateway(metrics_address="127.0.0.1:0")
+    files = authority.issue("client", "anywhere")
+    for address, tls in ((plain.metrics_address, None), (gateway.metrics_address, files)):
+        for result in await asked_both_ways(address, tls):
+            assert result.status == "rejected"
+            assert f"what answers at {address} is no sandbox gateway" in result.message
+
+
+async def test_a_gateway_that_is_not_there_may_come_back(authority: Authority) -> None:
+    """Nobody listens; or somebody does, and hangs up on everyone, as one that is just ending does."""
+    hangs_up = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
+    addresses = [f"127.0.0.1:{hangs_up.sockets[0].getsockname()[1]}", "127.0.0.1:1"]
+    for address in addresses:
+        for tls in (None, authority.issue("client", "anywhere")):
+            async with AsyncSandboxClient(address, tls=tls, queue_timeout_s=0.0) as client:
+                result = await client.call("echo", "hello", timeout_s=5)
+            assert result.status == "unavailable", result.message
+    hangs_up.close()
 
 
 def test_beyond_loopback_metrics_need_tls(authority: Authority) -> None:

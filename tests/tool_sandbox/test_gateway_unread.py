@@ -2,34 +2,22 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from typing import Any
 
-import pytest
+from conftest import StandIn, StartGateway
 
 from tool_sandbox import server
 from tool_sandbox.client import AsyncSandboxClient, SandboxClient
-from tool_sandbox.config import SandboxConfig
-from tool_sandbox.server import Gateway
 from trajectory.types import ToolResult
 
 ANSWER_BYTES = 1_000_000
 NUM_CALLS = 120
 
 
-class BigTool:
-    """Stands where containers would: every call answers a megabyte."""
+class BigTool(StandIn):
+    """Every call answers a megabyte."""
 
-    broken = ""
-
-    def open(self) -> None: ...
-
-    async def start(self) -> None: ...
-
-    async def close(self) -> None: ...
-
-    async def run(
-        self, content: str, *, timeout_s: float, queue_s: float, session_id: str | None, client: str
-    ) -> ToolResult:
+    async def run(self, content: str, **_: Any) -> ToolResult:
         return ToolResult(status="ok", output="x" * ANSWER_BYTES)
 
 
@@ -70,35 +58,26 @@ class Valve:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
-@pytest.fixture
-async def gateway(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Gateway]:
-    monkeypatch.setattr("tool_sandbox.registry.build", lambda config, metrics: {"big": BigTool()})
-    gateway = Gateway(SandboxConfig())
-    gateway.open()
-    await gateway.start()
-    yield gateway
-    await gateway.stop()
-
-
 async def num_answered(client: SandboxClient) -> int:
     stats = await asyncio.to_thread(client.stats, 20)
-    return sum(stats.calls.get("big", {}).values())
+    return sum(stats.calls.get("echo", {}).values())
 
 
-async def test_unread_answers_of_a_connection_are_bounded(gateway: Gateway) -> None:
+async def test_unread_answers_of_a_connection_are_bounded(start_gateway: StartGateway) -> None:
+    gateway = await start_gateway(BigTool())
     valve = Valve(int(gateway.address.rpartition(":")[2]))
     await valve.start()
     valve.open.set()
     async with AsyncSandboxClient(valve.address) as client:
-        assert (await client.call("big", "first", timeout_s=20)).status == "ok"
+        assert (await client.call("echo", "first", timeout_s=20)).status == "ok"
         valve.open.clear()
-        calls = [asyncio.create_task(client.call("big", "x", timeout_s=40)) for _ in range(NUM_CALLS)]
+        calls = [asyncio.create_task(client.call("echo", "x", timeout_s=40)) for _ in range(NUM_CALLS)]
         with SandboxClient(gateway.address) as other:
             async with asyncio.timeout(60):
                 while await num_answered(other) < 1 + NUM_CALLS:
                     pass
         async with AsyncSandboxClient(gateway.address) as neighbour:
-            assert (await neighbour.call("big", "on another connection", timeout_s=20)).status == "ok"
+            assert (await neighbour.call("echo", "on another connection", timeout_s=20)).status == "ok"
         valve.open.set()
         results = await asyncio.gather(*calls)
         refused = [result for result in results if result.status == "unavailable"]
@@ -106,5 +85,5 @@ async def test_unread_answers_of_a_connection_are_bounded(gateway: Gateway) -> N
         assert all("has not read" in result.message for result in refused)
         assert {result.status for result in results} == {"ok", "unavailable"}
         # Once it reads again, it is served again.
-        assert (await client.call("big", "again", timeout_s=20)).status == "ok"
+        assert (await client.call("echo", "again", timeout_s=20)).status == "ok"
     await valve.close()
