@@ -32,6 +32,9 @@ Generate = Callable[[Sequence[int], int], Awaitable[Generation]]
 CallTool = Callable[[ToolCall, float], Awaitable[ToolResult]]
 """`await call_tool(call, timeout_s)`; a failure is a `ToolResult`, never an exception."""
 
+_LIMITS = ("timeout", "output_limit", "memory")
+"""Statuses whose message says which limit the code met: the model may write other code then."""
+
 Encode = Callable[[str], list[int]]
 """Token ids of a text as it stands, no special tokens added."""
 
@@ -180,8 +183,10 @@ def _ending(generation: Generation) -> FinishReason:
 
 
 def _shown(result: ToolResult) -> str:
-    """What the model reads of a result. `message` is for people and would teach it our hosts and clocks."""
+    """What the model reads of a result. A limit that its code met is told; other messages are for people, and would teach
+    it our hosts and clocks."""
     output = result.output.strip()
     if result.status == "ok":
         return output or "(no output)"
-    return f"[{result.status}]\n{output}".strip()
+    told = f" {result.message}" if result.status in _LIMITS and result.message else ""
+    return f"[{result.status}]{told}\n{output}".strip()

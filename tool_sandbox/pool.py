@@ -222,14 +222,18 @@ class Pool:
         self._slots.ran(reply.duration_s)
         self._places.ran(container, reply)
         status: ToolStatus = reply.status  # type: ignore[assignment]  # the runner has no other
-        messages = {
-            "timeout": f"stopped after {reply.duration_s:.2g} s: its limit is {timeout_s:g} s",
-            "output_limit": "killed because it wrote too much",
+        # A model reads these, `actors.episode`: the same words for the same limit, whatever else happened meanwhile.
+        config = self._config
+        limits = {
+            "timeout": f"The code was stopped: its time limit is {timeout_s:.3g} s.",
+            "output_limit": f"The code was stopped: it wrote more than its limit of {config.max_output_bytes} bytes, and "
+            "what it wrote beyond is cut off.",
+            "memory": f"The code was stopped: its memory limit is {config.memory_mib} MiB.",
         }
         return ToolResult(
             status=status,
             output=reply.output,
-            message=reply.message or messages.get(reply.status, ""),
+            message=" ".join(filter(None, (limits.get(reply.status), reply.message))),
             duration_s=reply.duration_s,
             queue_s=waited,
             fresh=fresh,

@@ -49,7 +49,7 @@ class ToolResult:
 
     status: ToolStatus
     output: str = ""
-    message: str = ""  # for people: why it isn't ok, who waited on whom
+    message: str = ""  # why it isn't ok, who waited on whom; for people, that of a limit for the model, too
     duration_s: float = 0.0  # inside the sandbox, queueing excluded
     queue_s: float = 0.0
     fresh: bool = True  # for sessions: False when an existing session's state was there

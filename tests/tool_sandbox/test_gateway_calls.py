@@ -56,9 +56,43 @@ def test_the_deadline_is_kept_and_partial_output_with_it(roomy: SandboxClient) -
     started = time.monotonic()
     result = roomy.call("python", "print('before')\nwhile True: pass", timeout_s=0.5)
     assert time.monotonic() - started < 10.0
-    assert (result.status, result.output) == ("timeout", "before\n")
-    assert result.message == f"stopped after {result.duration_s:.2g} s: its limit is 0.5 s"
+    assert (result.status, result.output) == ("timeout", "before\nIt was at line 2: while True: pass\n")
+    assert result.message == "The code was stopped: its time limit is 0.5 s."
     assert 0.4 <= result.duration_s < 10.0  # interrupted a fifth before its limit
+
+
+@pytest.mark.parametrize(
+    ("code", "place"),
+    [
+        ("def slow():\n    n = 0\n    while True: n += 1\nslow()", "It was at line 3, in slow: while True: n += 1\n"),
+        ("import time\n\ntime.sleep(100)", "It was at line 3: time.sleep(100)\n"),
+        (
+            "import sympy\n" + "print(sympy.factorint(2**1277 - 1))",
+            "It was at line 2: print(sympy.factorint(2**1277 - 1))\n",
+        ),
+        (
+            "```python\nwhile True: pass\n```",
+            "It was at line 2: while True: pass\n",
+        ),  # as the code came, not as it is run
+        ("x = [\n" + "9, " * 99 + "\n]\nwhile x: " + "x = list(x); " * 99, "It was at line 4: while x: x = list(x); "),
+        ("import os, time\nos.fork()\ntime.sleep(100)", "It was at line 3: time.sleep(100)\n"),  # once
+        ("while True:\n    try:\n        while True: pass\n    except KeyboardInterrupt: pass", ""),
+        ("x = sum(range(10**12))", ""),  # C code that doesn't return: nobody can say where
+    ],
+)
+def test_at_its_deadline_code_is_told_the_line_it_was_at(roomy: SandboxClient, code: str, place: str) -> None:
+    result = roomy.call("python", code, timeout_s=2.0)
+    assert result.status == "timeout"
+    assert result.output.startswith(place)
+    assert result.output.count("It was at") == bool(place)
+    assert len(result.output) < 200
+    assert result.message == "The code was stopped: its time limit is 2 s."
+
+
+def test_a_line_of_an_earlier_cell_is_told_with_its_cell(roomy: SandboxClient) -> None:
+    assert roomy.call("python", "def slow():\n    while True: pass", session_id="places").status == "ok"
+    result = roomy.call("python", "slow()", session_id="places", timeout_s=1.0)
+    assert (result.status, result.output) == ("timeout", "It was at line 2 of cell_1.py, in slow: while True: pass\n")
 
 
 def test_a_deadline_that_beats_the_fork_is_kept_too(roomy: SandboxClient) -> None:
@@ -72,14 +106,15 @@ def test_long_output_arrives_whole_and_too_long_output_ends_the_call(roomy: Sand
     result = roomy.call("python", "while True: print('y' * 1000)")
     assert result.status == "output_limit"
     assert len(result.output) == 300_000
-    assert result.message == "killed because it wrote too much"
+    told = "it wrote more than its limit of 300000 bytes, and what it wrote beyond is cut off"
+    assert result.message == f"The code was stopped: {told}."
 
 
 @pytest.mark.parametrize("code", ["x = bytearray(10**10)", "x = []\nwhile True: x.append(bytearray(10**7))"])
 def test_too_much_memory_is_told(roomy: SandboxClient, code: str) -> None:
     result = roomy.call("python", code, timeout_s=20)
     assert result.status == "memory"
-    assert "memory limit" in result.message
+    assert result.message == "The code was stopped: its memory limit is 256 MiB."
 
 
 def test_what_is_refused_is_not_run(roomy: SandboxClient) -> None:

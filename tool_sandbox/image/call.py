@@ -10,6 +10,7 @@ import linecache
 import multiprocessing.context
 import os
 import random
+import re
 import resource
 import signal
 import socket
@@ -28,6 +29,9 @@ NICENESS = 10
 """Of code against the runner: however many processes spin, the calls of others are forked, and theirs is ended."""
 
 MAX_FRAMES = 8
+MAX_LINE_CHARS = 120
+OWN_CODE = re.compile(r"main\.py|cell_\d+\.py")
+"""Names under which a caller's code is compiled."""
 
 PARSES = ("compile(", "eval(", "exec(", "parse(")
 """What a line calls at which Python's parser, and not the memory limit, raised MemoryError."""
@@ -138,12 +142,15 @@ def execute(code: str, filename: str, namespace: dict[str, object]) -> int:
         show(error, filename)
         return 1
     remember(program.text, filename, namespace)
+    started_by = os.getpid()
     try:
         run_parts(program, namespace)
     except SystemExit as end:
         return exit_code(end)
-    except DeadlineInterrupt:
+    except DeadlineInterrupt as error:
         sys.stdout.flush()  # what it printed without a line's end; the status says the rest
+        if os.getpid() == started_by:  # not in a child that it forked
+            show_place(error, filename)
         return 1
     except MemoryError as error:
         RESERVE.clear()
@@ -210,6 +217,23 @@ def show(error: BaseException, filename: str) -> None:
     except MemoryError:
         text = "MemoryError: the memory limit of a call was reached\n"
     sys.stderr.write(text)
+
+
+def show_place(error: DeadlineInterrupt, filename: str) -> None:
+    """Where the deadline met the code: the innermost line that is the caller's own. Nothing if there is none, as in a
+    coroutine that waits; and nobody comes here from C code that doesn't return."""
+    place = None
+    for frame, number in traceback.walk_tb(error.__traceback__):
+        if OWN_CODE.fullmatch(frame.f_code.co_filename):
+            place = frame.f_code, number
+    if place is None:
+        return
+    code, number = place
+    line = linecache.getline(code.co_filename, number).strip()
+    line = line if len(line) <= MAX_LINE_CHARS else line[:MAX_LINE_CHARS] + "..."
+    of_file = "" if code.co_filename == filename else f" of {code.co_filename}"
+    within = "" if code.co_name.startswith("<") else f", in {code.co_name}"
+    print(f"It was at line {number}{of_file}{within}: {line}", file=sys.stderr)
 
 
 def leave(code: int) -> int:

@@ -263,7 +263,7 @@ class Runner:
         if slot.verdict:
             self.kill(slot, slot.verdict)  # interrupted: the status of its process answers
             return
-        self.answer(slot, status, "the memory limit of a call was reached" if status == "memory" else "")
+        self.answer(slot, status, "")
         # Nothing of it runs on until the next cell, also if it lied about its end.
         self.order(slot, "stop")
 

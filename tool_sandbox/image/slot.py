@@ -66,11 +66,11 @@ class Slot:
         if os.WIFSIGNALED(status):
             number = os.WTERMSIG(status)
             if number == signal.SIGKILL and num_killed > 0:
-                return "memory", "killed by the kernel: the container is out of memory"
+                return "memory", "The kernel killed it, as its container was out of memory."
             return "error", f"the code was ended by signal {number} ({signal.strsignal(number)})"
         code = os.waitstatus_to_exitcode(status)
         if code == EXIT_MEMORY:
-            return "memory", "the memory limit of a call was reached"
+            return "memory", ""
         if code == 0:
             return "ok", ""
         # Its children, perhaps: a pool of workers breaks so. Those of its neighbours count, too, so it is only a hint.

@@ -56,7 +56,10 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # also of children, until they run code
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(wake_w, warn_on_full_buffer=False)
-    orders.send(json.dumps({"op": "ready", "missing": missing}).encode())
+    try:
+        orders.send(json.dumps({"op": "ready", "missing": missing}).encode())
+    except BrokenPipeError:
+        return  # the supervisor is gone already
     children: dict[int, tuple[str, int]] = {}
     sources: list[socket.socket | int] = [orders, wake_r]
     while True:
