@@ -32,7 +32,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from autotraj.config import RunConfig
 from autotraj.errors import UserError
 from autotraj.node_gateway import GatewayActor, GatewayDirectory
-from autotraj.sandbox import Gateway
+from autotraj.sandbox import Gateway, gateway_that_is_there
 from cluster.roles import SANDBOX, role
 from tool_sandbox.config import SandboxConfig
 
@@ -206,7 +206,7 @@ def node_gateways(config: RunConfig) -> Iterator[Gateway]:
     """
     token, limit = config.sandbox.token or None, config.grpo.start_timeout_s
     if config.gateway is not None:
-        yield Gateway(config.gateway, token, config.sandbox.tls)
+        yield gateway_that_is_there(config, config.gateway)
         return
     token = token or secrets.token_hex(32)  # a gateway that listens beyond loopback needs one
     settings = SandboxConfig.model_validate(config.sandbox.model_dump() | {"token": token})

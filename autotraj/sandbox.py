@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,11 +20,13 @@ from tool_sandbox import build as image_build
 from tool_sandbox import server
 from tool_sandbox.client import SandboxClient
 from tool_sandbox.config import SandboxConfig, SearchConfig, TlsFiles
-from tool_sandbox.errors import SandboxError
+from tool_sandbox.errors import GatewayError, RefusedError, SandboxError, TlsError
 from tool_sandbox.local import LocalGateway
 from tool_sandbox.search_index import build_index
 from trajectory import word_problems_corpus
 from trajectory.records import write_jsonl
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +56,10 @@ class Gateway:
 @contextmanager
 def sandbox_session(config: RunConfig) -> Iterator[Gateway]:
     """The run's gateway, up for the length of the block: the one at `gateway`, or one started with `[sandbox]`."""
-    token = config.sandbox.token or None
     if config.gateway is not None:
-        yield Gateway(config.gateway, token, config.sandbox.tls)
+        yield gateway_that_is_there(config, config.gateway)
         return
+    token = config.sandbox.token or None
     make_index(config.sandbox.search)
     try:
         local = LocalGateway(config.sandbox)
@@ -64,6 +67,18 @@ def sandbox_session(config: RunConfig) -> Iterator[Gateway]:
         raise UserError(str(error)) from error
     with local:
         yield Gateway(local.address, token, config.sandbox.tls)
+
+
+def gateway_that_is_there(config: RunConfig, address: str) -> Gateway:
+    """The one at `address`, asked once: UserError if it will never answer as the run is set. One that is silent may come."""
+    try:
+        with SandboxClient(address, token=config.sandbox.token, tls=config.sandbox.tls) as client:
+            client.stats()
+    except (RefusedError, TlsError) as error:
+        raise UserError(f"gateway: {error}") from None
+    except GatewayError as error:
+        logger.warning("gateway: it does not answer yet: %s", error)
+    return Gateway(address, config.sandbox.token or None, config.sandbox.tls)
 
 
 def make_index(config: SearchConfig) -> None:

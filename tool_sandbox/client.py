@@ -17,7 +17,7 @@ import grpc.aio
 
 from tool_sandbox import wire
 from tool_sandbox.config import TlsFiles
-from tool_sandbox.errors import GatewayError, TlsError, WireError
+from tool_sandbox.errors import GatewayError, RefusedError, WireError
 from tool_sandbox.stats import Stats
 from tool_sandbox.tls import channel_credentials, mismatch, must_look
 from trajectory.types import ToolResult
@@ -139,13 +139,13 @@ class SandboxClient:
             return _failed(error, self.address, self._tls, deadline_s)
 
     def stats(self, timeout_s: float = MARGIN_S) -> Stats:
-        """What the gateway says of itself. GatewayError if it doesn't answer, or refuses; TlsError if it never will."""
+        """What the gateway says of itself. GatewayError if it doesn't answer; RefusedError if it never will."""
         try:
             return wire.decode_stats(self._stats(b"", timeout=timeout_s, metadata=self._metadata))
         except (WireError, grpc.RpcError) as error:
-            if isinstance(error, grpc.RpcError) and (never := mismatch(self.address, self._tls, str(error.details()))):
-                raise TlsError(never) from None
-            raise GatewayError(_failed(error, self.address, self._tls, timeout_s).message) from None
+            result = _failed(error, self.address, self._tls, timeout_s)
+            kind = RefusedError if result.status == "rejected" else GatewayError
+            raise kind(result.message) from None
 
     def close(self) -> None:
         self._channel.close()

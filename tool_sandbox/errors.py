@@ -4,7 +4,8 @@
     ├── EngineError     Docker is missing, down or refuses
     ├── ImageError      the container image is missing or can't be built
     ├── AddressError    the gateway can't listen where it was told to
-    ├── GatewayError    the gateway process didn't come up
+    ├── GatewayError    the gateway process didn't come up, or doesn't answer
+    │   └── RefusedError    it won't answer this client as it is set: TLS, token, version
     ├── RunnerError     a container's runner broke its protocol or died
     ├── SearchError     the search index is missing, or its corpus can't be indexed
     ├── TlsError        the certificate files are missing or aren't ones
@@ -33,7 +34,11 @@ class AddressError(SandboxError):
 
 
 class GatewayError(SandboxError):
-    """The gateway process didn't come up in time, or at all."""
+    """The gateway process didn't come up in time, or at all; or it doesn't answer."""
+
+
+class RefusedError(GatewayError):
+    """No try of this client will be answered as it is set: its TLS files, its token, or another version of the gateway."""
 
 
 class RunnerError(SandboxError):

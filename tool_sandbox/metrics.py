@@ -9,8 +9,9 @@ import time
 from collections.abc import Callable
 from itertools import pairwise
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from tool_sandbox import metrics_http
 from tool_sandbox.config import SandboxConfig
 from tool_sandbox.errors import AddressError
 from tool_sandbox.stats import PoolState, Stats
@@ -63,22 +64,13 @@ class Metrics:
     def serve(self, config: SandboxConfig) -> str:
         """Answer Prometheus at `config.metrics_address`, from a thread that ends with the process; `host:port`."""
         host, _, port = config.metrics_address.rpartition(":")
-        tls: dict[str, object] = {}
-        if config.tls is not None:
-            files = config.tls
-            tls = {
-                "certfile": files.cert,
-                "keyfile": files.key,
-                "client_cafile": files.ca,
-                "client_auth_required": True,
-            }
         try:
-            server, _ = start_http_server(int(port), host.strip("[]"), self.registry, **tls)  # type: ignore[arg-type]
+            listens = metrics_http.serve(host.strip("[]"), int(port), self.registry, config.tls)
         except OSError as error:
             raise AddressError(
                 f"sandbox.metrics_address: can't listen on {config.metrics_address} ({error}); choose another port, or 0"
             ) from None
-        return f"{host}:{server.server_port}"
+        return f"{host}:{listens}"
 
     def stats(self, *, draining: bool) -> Stats:
         """What the `stats` call answers."""

@@ -1,5 +1,6 @@
 """Whatever can be found wrong before an engine starts, each with its setting and remedy."""
 
+import asyncio
 import json
 import shutil
 import socket
@@ -20,6 +21,8 @@ from autotraj.config import load
 from autotraj.errors import UserError
 from autotraj.run_folder import RunFolder, latest_checkpoint
 from autotraj.sandbox import sandbox_session
+from tool_sandbox import server
+from tool_sandbox.config import SandboxConfig
 from trajectory.chat import render_prompt
 from trajectory.types import Task
 
@@ -254,6 +257,31 @@ def test_port_in_use(tmp_path: Path) -> None:
         config = tiny(tmp_path, f'sandbox.address="127.0.0.1:{port}"', "sandbox.num_containers=1")
         with pytest.raises(UserError, match=str(port)), sandbox_session(config):
             pass
+
+
+async def test_a_gateway_that_will_never_answer_is_told_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tool_sandbox.registry.build", lambda config, metrics: {})
+    gateway = server.Gateway(SandboxConfig(token="ours", metrics_address="127.0.0.1:0"))
+    gateway.open()
+    await gateway.start()
+
+    def enter(address: str, token: str) -> str:
+        with sandbox_session(tiny(tmp_path, f'gateway="{address}"', f'sandbox.token="{token}"')) as there:
+            return there.address
+
+    try:
+        assert await asyncio.to_thread(enter, gateway.address, "ours") == gateway.address
+        assert await asyncio.to_thread(enter, "127.0.0.1:1", "ours") == "127.0.0.1:1"  # it may come yet
+        with pytest.raises(UserError, match=f"gateway: sandbox gateway {gateway.address} refused the token"):
+            await asyncio.to_thread(enter, gateway.address, "another")
+        with pytest.raises(
+            UserError, match=f"gateway: what answers at {gateway.metrics_address} is no sandbox gateway"
+        ):
+            await asyncio.to_thread(enter, gateway.metrics_address, "ours")
+    finally:
+        await gateway.stop()
 
 
 def test_too_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

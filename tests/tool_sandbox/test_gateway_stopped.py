@@ -135,8 +135,9 @@ def docker(*command: str) -> None:
 
 
 def is_launching(pid: int) -> bool:
-    commands = [child.cmdline()[:2] for child in psutil.Process(pid).children(recursive=True)]
-    return ["docker", "run"] in commands
+    with contextlib.suppress(psutil.NoSuchProcess):  # one ended while we looked
+        return any(child.cmdline()[:2] == ["docker", "run"] for child in psutil.Process(pid).children(recursive=True))
+    return False
 
 
 async def all_up(client: AsyncSandboxClient, number: int, names: Callable[[], list[str]]) -> None:
