@@ -19,7 +19,6 @@ import os
 import signal
 import sys
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 
@@ -34,6 +33,7 @@ from tool_sandbox.errors import AddressError, EngineError, GatewayError, Sandbox
 from tool_sandbox.metrics import Metrics
 from tool_sandbox.second_look import SHORT_GRACE_S, second_look
 from tool_sandbox.tls import server_credentials
+from tool_sandbox.unread import Unread
 from trajectory.types import ToolResult
 
 logger = logging.getLogger(__name__)
@@ -44,8 +44,6 @@ PARENT_CHECK_S = 1.0
 READ_S = 10.0
 """Longest wait for a request's bytes once its headers came: a client that dribbles is hung up on."""
 RETRY_DRAINING_S = 5.0
-MAX_UNREAD_BYTES = 16 * 1024 * 1024
-"""Answers to one connection that its client hasn't read yet; beyond that its calls are refused and not run."""
 RETRY_UNREAD_S = 1.0
 MIN_PING_S = 4.0
 """Clients may ask for a sign of life this often (`client.SILENCE_S`); gRPC's default is five minutes, then it hangs up."""
@@ -77,7 +75,7 @@ class Gateway:
         self._handlers: grpc.GenericRpcHandler | None = None
         self._server: grpc.aio.Server | None = None
         self._draining = False
-        self._unread: Counter[str] = Counter()  # bytes of answers, by connection
+        self._unread = Unread()
         self._idle = asyncio.Event()
         self._idle.set()
         self.address = ""
@@ -184,25 +182,15 @@ class Gateway:
 
     def _refuse_unread(self, connection: str) -> ToolResult | None:
         """What a connection hears that reads its answers too slowly or not at all; None if it reads them."""
-        if (size := self._unread[connection]) <= MAX_UNREAD_BYTES:
+        if not (message := self._unread.refusal(connection)):
             return None
-        message = (
-            f"the client has not read {size} bytes of earlier answers on this connection; the gateway keeps at most "
-            f"{MAX_UNREAD_BYTES}. Read the answers, or make fewer calls at once"
-        )
         return ToolResult(status="unavailable", message=message, retry_after_s=RETRY_UNREAD_S)
 
     def _count_unread(self, context: grpc.aio.ServicerContext, size: int) -> None:
         """`size` bytes are on their way; gRPC says when they have left, or won't."""
         connection = context.peer()
-
-        def left(_: object) -> None:
-            self._unread[connection] -= size
-            if self._unread[connection] <= 0:
-                del self._unread[connection]
-
-        self._unread[connection] += size
-        context.add_done_callback(left)
+        self._unread.add(connection, size)
+        context.add_done_callback(lambda _: self._unread.remove(connection, size))
 
     async def _stats(self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> bytes:
         await self._admit(context)

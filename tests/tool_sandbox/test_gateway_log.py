@@ -2,8 +2,6 @@
 
 import asyncio
 import contextlib
-import json
-import os
 import socket
 import ssl
 import struct
@@ -12,10 +10,9 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from conftest import Authority
+from conftest import Authority, GatewayProcess, gateway_process
 
 from tool_sandbox.client import AsyncSandboxClient, SandboxClient
 from tool_sandbox.config import SandboxConfig, TlsFiles
@@ -24,20 +21,6 @@ from tool_sandbox.local import ROOT
 MAX_LINES = 5
 """Of a test's clients together."""
 AGAIN = 8
-
-# The gateway's own process, with a tool that needs no container.
-PROGRAM = """
-import asyncio, sys
-from conftest import StandIn
-from tool_sandbox import registry, server
-class Slow(StandIn):
-    async def run(self, content, **others):
-        await asyncio.sleep(60 if content == "slow" else 0)
-        return await super().run(content * 2**19 if content == "x" else content, **others)
-registry.build = lambda config, metrics: {"echo": Slow()}
-sys.exit(server.main())
-"""
-
 
 CLIENT = """
 import asyncio, sys
@@ -53,12 +36,11 @@ asyncio.run(main(*sys.argv[1:]))
 
 
 class Target:
-    def __init__(self, process: subprocess.Popen[bytes], log: Path, tls: TlsFiles | None, stranger: TlsFiles) -> None:
-        self.log = log
-        assert process.stdout is not None
-        message = json.loads(process.stdout.readline())
+    """A gateway, the files of its clients, and those of strangers."""
+
+    def __init__(self, process: GatewayProcess, tls: TlsFiles | None, stranger: TlsFiles) -> None:
+        self.log, self.address, self.metrics_address = process.log, process.address, process.metrics_address
         self.tls, self.stranger = tls, stranger
-        self.address, self.metrics_address = message["address"], message["metrics_address"]
 
     def check(self) -> None:
         """It answers, and so has seen what came before."""
@@ -77,30 +59,11 @@ class Target:
 @pytest.fixture(scope="module", params=["plain", "tls"])
 def gateway(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
     folder = tmp_path_factory.mktemp("gateway")
-    authority, log = Authority(folder, "ours"), folder / "log"
+    authority = Authority(folder, "ours")
     tls = authority.issue("gateway", "localhost") if request.param == "tls" else None
     config = SandboxConfig(address="localhost:0", metrics_address="localhost:0", tls=tls)
-    environment = {name: value for name, value in os.environ.items() if name != "GRPC_VERBOSITY"}
-    environment["PYTHONPATH"] = os.pathsep.join((str(ROOT), str(Path(__file__).parent)))
-    with log.open("wb") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(os.getpid())],
-            cwd=ROOT,
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=file,
-        )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    process.stdin.write(config.model_dump_json().encode())
-    process.stdin.close()
-    try:
-        yield Target(process, log, tls, Authority(folder, "theirs").issue("client", "anywhere"))
-    finally:
-        process.terminate()
-        process.wait(30)
-        process.stdout.close()
+    with gateway_process(config, folder / "log") as process:
+        yield Target(process, tls, Authority(folder, "theirs").issue("client", "anywhere"))
 
 
 @pytest.fixture
