@@ -40,11 +40,11 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-@pytest.mark.parametrize("token", ["", "open sesame street", "sesame"])
+@pytest.mark.parametrize("token", ["", "open sesame street", "sesame", "wrong"])
 def test_a_wrong_token_is_refused(strict_gateway: LocalGateway, token: str) -> None:
     with SandboxClient(strict_gateway.address, token=token) as client:
         result = client.call("python", "print(1)")
-    assert result.status == "rejected"
+    assert (result.status, result.output) == ("rejected", "")
     assert result.message == f"sandbox gateway {strict_gateway.address} refused the token"
 
 

@@ -32,18 +32,29 @@ def test_a_result_survives_the_trip() -> None:
         ({"tool": 3}, "tool must"),
         ({"tool": "x" * 101}, "tool must"),
         ({"content": b"bytes"}, "content must"),
+        ({"content": None}, "content must"),
+        ({"timeout_s": "5"}, "timeout_s must"),
         ({"timeout_s": 0}, "timeout_s must"),
         ({"timeout_s": True}, "timeout_s must"),
         ({"timeout_s": float("nan")}, "timeout_s must"),
         ({"timeout_s": float("inf")}, "timeout_s must"),
         ({"session_id": ""}, "session_id must"),
         ({"session_id": "x" * 201}, "session_id must"),
+        ({"session_id": 7}, "session_id must"),
         ({"uid": 0}, "unknown fields: uid"),
     ],
 )
 def test_each_field_is_checked(change: dict[str, object], complaint: str) -> None:
     with pytest.raises(WireError, match=complaint):
         wire.decode_request(msgpack.packb({**GOOD, **change}))
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\xc1", b"\x01", msgpack.packb([1]), b"\x81" * 100_000, b"\xdf\xff\xff\xff\xff"]
+)
+def test_what_is_no_request_is_refused(data: bytes) -> None:
+    with pytest.raises(WireError):
+        wire.decode_request(data)
 
 
 def test_what_cannot_be_sent_is_refused_before_it_is() -> None:
