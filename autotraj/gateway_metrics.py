@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 ASK_EVERY_S = 2.0
 ANSWER_TIMEOUT_S = 5.0
+MAX_STEP_S = ASK_EVERY_S + ANSWER_TIMEOUT_S
+"""Most that one question without an answer adds to the silence: who asks may have been stopped meanwhile, too."""
 FORGOTTEN_AFTER_S = 30.0
 """Whoever asks a gateway died with its node, if it has told nothing for so long."""
 NAMESPACE = b"autotraj"
@@ -58,6 +60,11 @@ def values(stats: Stats) -> list[tuple[str, dict[str, str], float]]:
         ("sandbox_containers_lost", {"reason": "died"}, stats.containers_died),
         *(("sandbox_containers_lost", {"reason": why}, number) for why, number in stats.containers_recycled.items()),
     ]
+
+
+def silence(silent_s: float, since_s: float, *, answered: bool) -> float:
+    """How long a gateway has been silent, after a question that was asked `since_s` after the last."""
+    return 0.0 if answered else silent_s + min(since_s, MAX_STEP_S)
 
 
 def row(address: str, stats: Stats | None) -> Row:
@@ -93,15 +100,11 @@ class GatewayWatch:
         self._client = SandboxClient(address, token=token, tls=tls)
         self._address, self._key, self._tags = address, _key(address), {"gateway": address}
         self._gauges = {name: Gauge(f"autotraj_{name}", text, tags) for name, (text, tags) in GAUGES.items()}
-        self._answered_at = time.monotonic()
+        self.silent_s = 0.0
+        """Since its last answer, or since the watch began, as far as this process ran to hear one."""
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="gateway-watch", daemon=True)
         self._thread.start()
-
-    @property
-    def silent_s(self) -> float:
-        """Since its last answer, or since the watch began."""
-        return time.monotonic() - self._answered_at
 
     def close(self) -> None:
         self._closed.set()
@@ -111,7 +114,7 @@ class GatewayWatch:
             internal_kv._internal_kv_del(self._key, namespace=NAMESPACE)
 
     def _run(self) -> None:
-        answered = True
+        answered, last = True, time.monotonic()
         while not self._closed.is_set():
             stats = None
             try:
@@ -119,8 +122,8 @@ class GatewayWatch:
             except GatewayError as error:
                 if answered and not self._closed.is_set():
                     logger.warning("no metrics of the sandbox: %s", error)
-            if answered := stats is not None:
-                self._answered_at = time.monotonic()
+            answered, now = stats is not None, time.monotonic()
+            self.silent_s, last = silence(self.silent_s, now - last, answered=answered), now
             for name, tags, value in values(stats) if stats else []:
                 self._gauges[name].set(value, self._tags | tags)
             self._gauges["sandbox_up"].set(float(answered), self._tags)

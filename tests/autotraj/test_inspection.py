@@ -12,7 +12,7 @@ import pytest
 from scrape import DASHBOARD, METRIC, labels_of, queries
 
 from actors import metrics as engine_metrics
-from autotraj import gateway_metrics, metrics_export
+from autotraj import gateway_metrics, metrics_export, node_gateway
 from autotraj.board import StatusBoard
 from autotraj.config import load
 from autotraj.errors import UserError
@@ -121,6 +121,16 @@ def test_a_gateway_s_occupancy() -> None:
     busy = Row(who="sandbox h:1", does="runs calls", detail="3 of 4 places taken, 67 calls wait for one")
     assert gateway_metrics.row("h:1", stats) == busy
     assert gateway_metrics.row("h:1", None).does == "silent"
+
+
+def test_a_gateway_is_not_silent_while_the_one_who_asks_it_is_stopped() -> None:
+    asks = [(2.0, True), (600.0, False), (2.0, True), (2.0, False), (7.0, False), (90_000.0, False)]
+    silent_s, told = 0.0, []
+    for since_s, answered in asks:  # the second and the last question span a suspended laptop's night
+        silent_s = gateway_metrics.silence(silent_s, since_s, answered=answered)
+        told.append(silent_s)
+    assert told == [0.0, 7.0, 0.0, 2.0, 9.0, 16.0]
+    assert max(told) < node_gateway.HUNG_AFTER_S
 
 
 def test_a_view_counts_a_runner_s_own_calls() -> None:
