@@ -229,8 +229,15 @@ class Gateway:
         return ""
 
 
+def _concerns_us(record: logging.LogRecord) -> bool:
+    """gRPC logs, with a traceback, every answer whose client vanished while it was sent; a filter of its logger."""
+    kind = record.exc_info[0] if record.exc_info else None
+    return kind is None or kind.__name__ != "ExecuteBatchError"
+
+
 def _serve(config: SandboxConfig, announce: Callable[[Gateway], None], parent: int | None) -> None:
     """Until a signal, the end of `parent`, or of what can't be done without. Errors: SandboxError."""
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_concerns_us)
     gateway = Gateway(config)
     gateway.open()
     try:

@@ -88,7 +88,7 @@ def test_input_is_empty(client: SandboxClient) -> None:
 def test_timeout_is_kept_and_keeps_what_was_printed(client: SandboxClient, code: str) -> None:
     start = time.monotonic()
     result = client.call("python", "print('so far')\n" + code, timeout_s=0.5)
-    assert (result.status, result.output) == ("timeout", "so far\n")
+    assert (result.status, result.output) == ("timeout", f"so far\nIt was at line 2: {code}\n")
     assert "0.5 s" in result.message
     assert 0.4 <= result.duration_s < 10.0  # interrupted a fifth before its limit
     assert time.monotonic() - start < 10.0
@@ -151,9 +151,12 @@ def test_siblings_draw_different_random_numbers(client: SandboxClient) -> None:
 @pytest.mark.parametrize(
     ("code", "output"),
     [
-        ("print('no line end', end='')\nwhile True: pass", "no line end"),
+        ("print('no line end', end='')\nwhile True: pass", "no line endIt was at line 2: while True: pass\n"),
         ("import time\ntry: time.sleep(60)\nexcept KeyboardInterrupt: print('what it has')", "what it has\n"),
-        ("import subprocess; print('a', end=''); subprocess.run(['sleep', '60'])", "a"),
+        (
+            "import subprocess\nprint('a', end='')\nsubprocess.run(['sleep', '60'])",
+            "aIt was at line 3: subprocess.run(['sleep', '60'])\n",
+        ),
     ],
 )
 def test_a_call_is_interrupted_before_it_is_killed(client: SandboxClient, code: str, output: str) -> None:
