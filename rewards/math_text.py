@@ -27,6 +27,7 @@ _NAMED = re.compile(  # `x =`, `x_1 =`, `f'(x) =`, `(x, y) =`, `x \in` and `x \a
     r"([a-zA-Z]'*(?:_(?:\w|\{\w{1,3}\}))?(?:\([a-zA-Z\d](?:, ?[a-zA-Z\d]){0,3}\))?|\([a-zA-Z](?:, ?[a-zA-Z]){1,3}\))"
     r"\s*(?:=(?!=)|\\(?:in|approx)(?![a-zA-Z]))\s*"
 )
+_TURNED = re.compile(r"([^=<>!:]+?)\s*(?<!\\)=\s*([a-zA-Z])\.?")
 _INDEX = re.compile(r"_\w+")
 _EQUALS = re.compile(r"\s*(?<![<>!:=])=(?!=)\s*")
 _THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3}){1,12}(?!\d|,\d)")
@@ -119,6 +120,8 @@ def prepare(text: str) -> MathText:
     text = _PLAIN_COMMAND.sub(r"\\\1 ", text)
     named = text
     name, text = _name_and_value(text)
+    if not name and (turned := _TURNED.fullmatch(text)):
+        name, text = turned[2], turned[1]
     if len(text) > 1 and text.endswith("."):
         text = text[:-1]
     is_set = text.startswith("\\{") and text.endswith("\\}") and not text[2:-2].isspace() and len(text) > 4

@@ -32,9 +32,11 @@ def comparison() -> Callable[[str, str], bool]:
     """
     from latex2sympy2_extended import NormalizationConfig, latex2sympy, normalize_latex
     from latex2sympy2_extended.latex2sympy2 import ConversionConfig
+    from latex2sympy2_extended.logic import And
     from math_verify import verify
     from math_verify.grader import should_treat_as_complex
-    from sympy import Float, Rational, UnevaluatedExpr
+    from sympy import Float, Rational, Symbol, UnevaluatedExpr
+    from sympy.core.relational import Relational
 
     normalization = NormalizationConfig(malformed_operators=True, nits=True, boxed="none")
     conversion = ConversionConfig(lowercase_symbols=False)
@@ -64,6 +66,15 @@ def comparison() -> Callable[[str, str], bool]:
         except TypeError:  # 0/0 has no order
             return False
 
+    def is_solved(relation: Any) -> bool:
+        """Whether an unknown stands alone on a side: `x > 5`, and not `x - 3 > 2`, which may be the question itself."""
+        if isinstance(relation, And):
+            return bool(relation.args) and all(map(is_solved, relation.args))
+        if not isinstance(relation, Relational):
+            return False
+        left, right = relation.lhs, relation.rhs
+        return any(isinstance(x, Symbol) and x not in other.free_symbols for x, other in ((left, right), (right, left)))
+
     def equal(gold_text: str, answer_text: str) -> bool:
         texts = [normalize_latex(text, normalization) for text in (gold_text, answer_text)]
         is_real = not any(map(should_treat_as_complex, texts))
@@ -74,12 +85,14 @@ def comparison() -> Callable[[str, str], bool]:
         if apart(gold, answer, exact):
             return False
         digits = EXACT_DIGITS if exact else FLOAT_DIGITS
+        if is_solved(gold) and isinstance(answer, (Relational, And)) and not is_solved(answer):
+            return False
         return bool(
             verify(
                 gold,
                 answer,
                 numeric_precision=digits,
-                allow_set_relation_comp=True,  # `x > 5` is `(5, \\infty)` whichever of them is the gold
+                allow_set_relation_comp=is_solved(answer),  # `x > 5` is `(5, \infty)` whichever of them is the gold
                 timeout_seconds=None,
                 raise_on_error=True,
             )

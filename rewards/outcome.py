@@ -78,8 +78,10 @@ def math_equal(answer: str, gold: str, timeout_s: float) -> verifier.Verdict:
         return verifier.Verdict(True)
     if _has_other_words(ours, theirs) or _has_other_words(theirs, ours):
         return verifier.Verdict(False)
-    if "=" in theirs.latex or _is_equation_in(ours, theirs.names):
+    if "=" in theirs.latex:
         return _ask(ours.named, theirs.named, timeout_s)
+    if _is_equation_in(ours, theirs.names):
+        return verifier.Verdict(False)
     if (verdict := _same_order(ours, theirs, timeout_s)) is not None:
         return verdict
     if len(ours.items) == 1 and not ours.is_set:
@@ -92,7 +94,7 @@ def _has_other_words(text: math_text.MathText, other: math_text.MathText) -> boo
 
 
 def _is_equation_in(text: math_text.MathText, names: tuple[str, ...]) -> bool:
-    """Whether `text` is an equation in the gold answer's unknown: `x+2y=6` for `y = 3-x/2`, and not `3+4=7`."""
+    """Whether `text` is an equation in an unknown that the gold answer has solved: `2x=7` for `x = 7/2`."""
     letters = _COMMAND.sub("", text.latex)
     return len(names) == 1 and letters.count("=") == 1 and names[0] != "" and names[0] in letters
 

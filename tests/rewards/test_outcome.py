@@ -214,7 +214,8 @@ def test_what_is_only_written_otherwise_is_equal_and_nothing_else(answer, gold, 
         ("g(3)=7", "g(2)=7", False),
         ("g(3)=7", "7", True),
         ("2x=7", "x=7", False),
-        ("x+2y=6", "y=3-\\frac{x}{2}", True),
+        ("7=u", "u=7", True),
+        ("2t+1=u", "u=1+2t", True),
         # What has no decimal is exact.
         ("1/2^{90}", "1/2^{91}", False),
         ("\\frac{1}{50!}", "\\frac{1}{51!}", False),
@@ -262,6 +263,23 @@ def test_what_math_verify_does_not_see_decides_before_it_is_asked(answer, gold, 
     assert outcome.math_equal(gold, answer, 30.0) == Verdict(equal)
     assert outcome.math_equal(answer, answer, 30.0) == Verdict(True)
     assert outcome.math_equal(gold, gold, 30.0) == Verdict(True)
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold"),
+    [
+        ("x-4=3", "x=7"),
+        ("2x=7", "x=\\frac72"),
+        ("x+2y=6", "y=3-\\frac{x}{2}"),
+        ("x-4>3", "x>7"),
+        ("x-4>3", "(7,\\infty)"),
+        ("|x|<3", "(-3,3)"),
+        ("x^2\\le 9", "-3\\le x\\le 3"),
+        ("x\\ge x", "\\emptyset"),
+    ],
+)
+def test_a_copy_of_the_question_is_no_solution(answer, gold):
+    assert outcome.math_equal(answer, gold, 30.0) == Verdict(False)
 
 
 HOSTILE = [
