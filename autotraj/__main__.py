@@ -201,13 +201,14 @@ def _sandbox_bench(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
+    way_on = GO_ON if getattr(args, "resume", None) else WAYS_ON.get(args.command, "")
     try:
         with graceful_interrupt() as interrupt:
-            interrupt.way_on = WAYS_ON.get(args.command, "")
+            interrupt.way_on = way_on
             interrupt.nothing_begun = args.command in WAYS_ON
             return int(args.handler(args))
     except KeyboardInterrupt as interruption:
-        print(last_words(str(interruption) or WAYS_ON.get(args.command, "")), file=sys.stderr)
+        print(last_words(str(interruption) or way_on), file=sys.stderr)
         return EXIT_INTERRUPTED
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from benchmarks import interrupts
+
 START = """
 import os, signal, sys, time
 from autotraj.interrupt import graceful_interrupt, taken_down_in_order
@@ -113,3 +115,25 @@ def test_an_import_ends_with_the_process_only_if_nothing_was_begun(tmp_path: Pat
     else:
         assert done.stdout == "\ninterrupted. The same command starts again\n"
         assert (done.returncode, done.stderr) == (130, "")
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "found"),
+    [
+        (130, "starting …\ninterrupted. The same command starts again\n", []),
+        (
+            130,
+            "interrupted, with a checkpoint; policy/ is written later. Continue with: autotraj grpo\n--resume runs/x\n",
+            [],
+        ),
+        (130, "interrupted\n", ["its last words don't say that it was interrupted and how to go on"]),
+        (
+            -11,
+            "Segmentation fault\ninterrupted. The same command starts again",
+            ["ended with -11", "printed 'Segmentation fault'"],
+        ),
+        (None, "interrupted. The same command starts again", ["not at its end 120 s after the last signal"]),
+    ],
+)
+def test_what_the_benchmark_counts_as_a_fault(code: int | None, text: str, found: list[str]) -> None:
+    assert list(interrupts.faults(code, text)) == found
