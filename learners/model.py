@@ -28,10 +28,16 @@ def load_model(path: str, config: LearnerConfig, device: torch.device) -> TokenL
     Fresh parts, a scalar head on a language model and adapters, come from torch's global generator.
 
     Raises:
-        ValueError: the model post-processes its logits, has no padding token (scalar head), `config.attention` or
-            `config.lora.targets` aren't available for it here, or it doesn't keep the sequences of a batch apart.
+        ValueError: the weights are quantized, the model post-processes its logits, has no padding token (scalar head),
+            `config.attention` or `config.lora.targets` aren't available for it here, or it doesn't keep the sequences of a
+            batch apart.
     """
     hf_config = AutoConfig.from_pretrained(path)
+    if quantized := getattr(hf_config, "quantization_config", None):
+        method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
+        raise ValueError(
+            f"{path}: its weights are quantized ({method}), and such weights can't be trained; use a copy in bfloat16"
+        )
     for name in _LOGIT_TRANSFORMS:
         if config.head == "lm" and getattr(hf_config, name, None) not in (None, 1.0):
             raise ValueError(f"{path}: models with {name} aren't supported; their logprobs would be wrong")

@@ -1,5 +1,6 @@
 """Models other than a plain decoder, tiny and random: hybrids, whose state could cross borders, and mixtures of experts."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +165,14 @@ def test_a_checkpoint_with_other_tensors_than_training_has_is_refused_with_their
     engine = DeepSpeedEngine(LearnerConfig(model=str(path), lr=1e-3))
     with pytest.raises(ValueError, match=r"training doesn't have: mtp.layers.0.a.weight, .* and 1 more\)"):
         engine.check_published()
+
+
+def test_quantized_weights_are_refused(tmp_path: Path) -> None:
+    path = make(tmp_path / "model", MIXTURES["gpt-oss"]())
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "mxfp4"}}))
+    with pytest.raises(ValueError, match=r"weights are quantized \(mxfp4\).* use a copy in bfloat16"):
+        DeepSpeedEngine(LearnerConfig(model=str(path), lr=1e-3))
 
 
 @pytest.mark.parametrize("kind", WINDOWED)
