@@ -18,6 +18,7 @@ from tool_sandbox.config import SandboxConfig, TlsFiles
 from tool_sandbox.errors import RefusedError, TlsError
 from tool_sandbox.failover import FailoverClient, Site
 from tool_sandbox.server import Gateway
+from tool_sandbox.tls import check_files
 from trajectory.types import ToolCall, ToolResult
 
 
@@ -146,6 +147,17 @@ def test_an_expired_certificate_is_refused_at_start_with_its_date(authority: Aut
     day = (datetime.now(UTC) - timedelta(days=3)).date()
     with pytest.raises(TlsError, match=rf"sandbox\.tls\.cert: .* expired on {day}"):
         Gateway(SandboxConfig(tls=authority.issue("old", "localhost", days=-3))).open()
+
+
+def test_an_authority_that_is_expired_or_cut_short_is_refused(authority: Authority, tmp_path: Path) -> None:
+    """gRPC would only never connect."""
+    files = authority.issue("mine", "localhost")
+    with pytest.raises(TlsError, match=r"sandbox\.tls\.ca: .* expired on"):
+        check_files(files.model_copy(update={"ca": authority.issue("old", "localhost", days=-3).cert}))
+    cut = tmp_path / "cut.pem"
+    cut.write_bytes(Path(files.ca).read_bytes()[:200])
+    with pytest.raises(TlsError, match=r"sandbox\.tls\.ca: .*cut\.pem holds no certificate that can be read"):
+        check_files(files.model_copy(update={"ca": str(cut)}))
 
 
 async def test_a_tls_client_of_a_plain_gateway_hears_so(authority: Authority, start_gateway: StartGateway) -> None:
