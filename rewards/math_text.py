@@ -82,7 +82,7 @@ class MathText:
     names: tuple[str, ...]  # of each item, the `x` of its `x =`; empty without one
     is_set: bool  # written with braces
     words: tuple[str, ...]  # that stood in a font and were kept, in lower case
-    unit: str  # what was dropped behind the number, by one name; see `units.without_unit`
+    unit: str  # what stood behind the number, by one name; see `units.without_unit`
     written: str  # `compact`, with its unit
 
     @property
@@ -115,6 +115,8 @@ def prepare(text: str) -> MathText:
     text = _one_notation(_APPROXIMATELY.sub("", _without_outer_braces(text)))
     written = compact(typography.unwrap(text))
     text, unit = units.without_unit(text)
+    if not unit and text.endswith("%"):
+        unit = "%"  # it stays: 50% is also 1/2
     words = tuple(w.lower() for part in _FONT_WORDS.findall(text) for w in _WORD.findall(_JOINED.sub(" ", part)))
     text = _without_outer_braces(_JOINED.sub(", ", _one_space(typography.unwrap(text))).strip())
     text = _PLAIN_COMMAND.sub(r"\\\1 ", text)

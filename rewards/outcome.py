@@ -64,7 +64,9 @@ def math_equal(answer: str, gold: str, timeout_s: float) -> verifier.Verdict:
     behind the numbers of both, and different names of the values of both (`x=5` and `y=5`).
     """
     ours, theirs = math_text.prepare(answer), math_text.prepare(gold)
-    if ours.unit and theirs.unit and ours.unit != theirs.unit:  # `6\text{ is prime}`: what was dropped isn't the same
+    if (
+        ours.unit and theirs.unit and ours.unit != theirs.unit
+    ):  # `6\text{ is prime}` and `6\text{ is odd}`, `6\%` and `6 kg`
         return verifier.Verdict(False)
     by_name, gold_by_name = ours.values_by_name(theirs), theirs.values_by_name(ours)
     if by_name and gold_by_name and by_name.keys() != gold_by_name.keys():
