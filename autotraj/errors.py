@@ -17,8 +17,13 @@ class GateError(RunError):
     """After a weight sync the engine and the learner disagree about the probe's logprobs."""
 
 
-class NothingToLearn(Exception):
-    """Training has come to its end before its last step: no group tells its trajectories apart any more."""
+class NothingToLearn(RunError):
+    """No group tells its trajectories apart any more. A policy that took steps before is trained; without one the run has
+    failed."""
+
+
+class GroupsFail(RunError):
+    """All that was sampled in a row failed; the message says why, how often, the first of it and what to change."""
 
 
 class NotFinite(RunError):

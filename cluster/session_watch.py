@@ -2,7 +2,7 @@
 
 Ray's own library waits for a minute then and ends the process without a word of Python's, or hangs. Here the main thread
 gets a `RayDied` at once, whose message says what ended and how to go on; if it doesn't come out of Ray's library in time,
-the process prints the message and ends.
+the process prints the message and ends. Where Ray's library ends the process itself, `ray_witness` says it.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ import logging
 import os
 import select
 import signal
+import subprocess
 import sys
 import threading
 import time
 from contextlib import suppress
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -30,6 +32,7 @@ REPEAT_EVERY_S = 0.5
 UNWIND_TIMEOUT_S = 20.0
 """For the run's parts to be taken down without Ray, which some of them ask once more."""
 STOP_TIMEOUT_S = 5.0
+WITNESS = Path(__file__).with_name("ray_witness.py")
 
 
 class RayDied(RuntimeError):
@@ -47,6 +50,7 @@ class SessionWatch:
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._look, name="ray-watch", daemon=True)
         self._previous: Any = None
+        self._witness: subprocess.Popen[bytes] | None = None
 
     @property
     def died(self) -> str:
@@ -56,17 +60,28 @@ class SessionWatch:
     def __enter__(self) -> SessionWatch:
         if threading.current_thread() is threading.main_thread():
             self._previous = signal.signal(signal.SIGUSR1, self._raise)
+        words = [word for process in self._daemons for word in (str(process.pid), self._message_of(process))]
+        self._witness = subprocess.Popen(
+            [sys.executable, "-I", "-S", str(WITNESS), str(os.getpid()), *words],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is for the run
+        )
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._closed.set()
         self._thread.join()
+        if not self._message:  # else Ray's library may still end the process in the middle of its own shutdown
+            self._dismiss_witness()
         if self._previous is not None:
             signal.signal(signal.SIGUSR1, self._previous)
 
     def end_helpers(self) -> None:
-        """After Ray's shutdown: ends the raylet's helper processes, which notice it late (2.60: in minutes)."""
+        """After Ray's shutdown: ends the raylet's helper processes, which notice it late (2.60: in minutes), and the
+        witness."""
+        self._dismiss_witness()
         for process in self._helpers:
             with suppress(psutil.NoSuchProcess):
                 process.terminate()
@@ -88,12 +103,22 @@ class SessionWatch:
         if ended and not self._closed.is_set():
             self._tell(ended[0])
 
-    def _tell(self, process: psutil.Process) -> None:
-        self._message = (
+    def _dismiss_witness(self) -> None:
+        """This process has told, or has nothing to tell."""
+        witness, self._witness = self._witness, None
+        if witness is not None:
+            with suppress(subprocess.TimeoutExpired):
+                witness.communicate(b".", timeout=STOP_TIMEOUT_S)
+
+    def _message_of(self, process: psutil.Process) -> str:
+        return (
             f"Ray's {_name(process)} (process {process.pid}) has ended, and with it all of the run's actors. What is on "
             "disk is kept: `run` and its stages go on with the same command, `grpo` with --resume RUN_DIR if it has a "
             f"checkpoint. If nobody ended it, its last words are in {self._logs}"
         )
+
+    def _tell(self, process: psutil.Process) -> None:
+        self._message = self._message_of(process)
         logger.warning("Ray's %s (process %d) has ended", _name(process), process.pid)
         # It would report, with tracebacks, that it can't end actors which are gone.
         logging.getLogger("ray.rllib").setLevel(logging.CRITICAL)
@@ -105,6 +130,7 @@ class SessionWatch:
                 return
             if time.monotonic() > until:
                 print(f"failed: {self._message}", file=sys.stderr, flush=True)
+                self._dismiss_witness()
                 os._exit(1)
 
     def _raise(self, number: int, frame: FrameType | None) -> None:

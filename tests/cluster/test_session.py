@@ -51,3 +51,26 @@ def test_the_end_of_ray_is_said_at_once_with_the_way_on(daemon: str, name: str) 
     assert done.returncode == 0, done.stderr
     assert f"Ray's {name} (process " in done.stdout
     assert "go on with the same command, `grpo` with --resume RUN_DIR" in done.stdout
+
+
+IN_PUT = """
+import psutil, ray, threading, numpy
+from cluster.session import ray_session
+
+with ray_session(num_cpus=1, num_gpus=0):
+    [raylet] = [p for p in psutil.Process().children() if p.name() == "raylet"]
+    block = numpy.zeros(1 << 24, numpy.uint8)
+    threading.Timer(0.5, raylet.kill).start()
+    while True:
+        ray.put(block)
+"""
+
+
+@pytest.mark.ray
+def test_the_end_of_ray_is_said_where_its_library_ends_the_process() -> None:
+    """In `ray.put`: Ray exits the process as soon as the object store doesn't answer, before any of our threads runs."""
+    command = [sys.executable, "-c", IN_PUT]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 1
+    assert "\nfailed: Ray's raylet (process " in done.stderr
+    assert done.stderr.count("go on with the same command, `grpo` with --resume RUN_DIR") == 1

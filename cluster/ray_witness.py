@@ -1,0 +1,51 @@
+"""A process beside a run that says why the run has ended, if the run itself can't.
+
+Where the main thread is in `ray.put` when its raylet dies, Ray's library ends the process in the middle of it, without a
+word and before another thread gets to run (2.60: "The connection to the plasma store is failed. Terminate the process.").
+So `session_watch` starts this file as a process of its own. It needs the standard library only.
+
+    python ray_witness.py RUN_PID [DAEMON_PID MESSAGE]...     until a byte on stdin, or the end of the run
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+
+
+def watch(run_pid: int, messages: dict[int, str]) -> str:
+    """What there is to say when the process `run_pid` has ended: the message of a daemon that had ended before it. Empty if
+    none had, or if the run wrote a byte to stdin, by which it says that it speaks for itself."""
+    poller, names = select.poll(), dict[int, int]()
+    for pid in (run_pid, *messages):
+        try:
+            descriptor = os.pidfd_open(pid)
+        except ProcessLookupError:
+            if pid == run_pid:
+                return ""
+            continue
+        names[descriptor] = pid
+        poller.register(descriptor, select.POLLIN)
+    poller.register(0, select.POLLIN)
+    said = ""
+    while True:
+        ended = set()
+        for descriptor, _ in poller.poll():
+            if descriptor == 0:
+                if os.read(0, 1):
+                    return ""
+            else:
+                ended.add(names[descriptor])
+            poller.unregister(descriptor)
+        for pid in ended - {run_pid}:
+            said = said or messages[pid]
+        if run_pid in ended:
+            return said
+
+
+if __name__ == "__main__":
+    words = sys.argv[1:]
+    found = watch(int(words[0]), {int(pid): message for pid, message in zip(words[1::2], words[2::2], strict=True)})
+    if found:
+        print(f"failed: {found}", file=sys.stderr, flush=True)
