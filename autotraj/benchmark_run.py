@@ -42,7 +42,7 @@ def evaluate_suite(config_path: str | None, overrides: Sequence[str], suite_path
     tasks = load_benchmarks(suite)
     preflight.check(config)
     preflight.check_writable("--out", out)
-    preflight.check_prompt(config)
+    preflight.check_prompt(config, {f"benchmark {name}": listed for name, listed in tasks.items()})
     folder = Path(out)
 
     from autotraj.judge import judge

@@ -204,6 +204,12 @@ class RunConfig(Section):
                     f"episode.max_prompt_tokens + episode.max_response_tokens = {longest}, which a pass of the learner has "
                     "to hold: raise it, or shorten the episode"
                 )
+            total, steps = self.learner.total_steps, self.grpo.num_steps
+            if self.learner.schedule == "cosine" and total is not None and total < steps:
+                raise ValueError(
+                    f"learner.total_steps = {total} is less than grpo.num_steps = {steps}: with learner.schedule = 'cosine' "
+                    f"the learning rate would be 0 from step {total + 1} on. Set learner.total_steps = {steps}"
+                )
         if self.rollout.group_size < 2:
             raise ValueError("rollout.group_size must be at least 2: an advantage compares siblings")
         elastic = self.elastic

@@ -26,6 +26,12 @@ class GroupsFail(RunError):
     """All that was sampled in a row failed; the message says why, how often, the first of it and what to change."""
 
 
+class RewardNotFinite(RunError):
+    """A reward is NaN or infinite; the message names the part that is. `reason` is its short name for counting."""
+
+    reason = "nonfinite_reward"
+
+
 class NotFinite(RunError):
     """Several training steps in a row had no finite loss or gradient."""
 

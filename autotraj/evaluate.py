@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields
 
 from autotraj.config import EvalConfig
 from autotraj.errors import Stalled
+from autotraj.failures import FailuresInARow, episode_failure
 from autotraj.runner_calls import Failed
 from autotraj.runner_pool import RunnerPool
 from autotraj.scoring import score_group
@@ -66,14 +67,18 @@ def evaluate(
 
     Raises:
         Stalled: nothing came back for `patience_s`.
+        GroupsFail: every episode failed, of all problems or of too many in a row: that measures no policy.
+        RewardNotFinite: a reward is NaN or infinite.
         RunError: the pool gave up.
     """
     started = last_progress = time.monotonic()
     waiting, attempts, found = deque(range(len(tasks))), Counter[int](), dict[int, Group]()
     # Twice as many in flight as fill a runner: while some wait for tools others sample.
     per_runner = 2 * max_concurrent_episodes // config.num_samples + 1
+    failures, any_answer = FailuresInARow(f"evaluating {name}", per_runner * pool.num_runners), False
     while len(found) < len(tasks):
-        for _ in range(min(len(waiting), per_runner * pool.num_ready - pool.num_in_flight("evaluate"))):
+        room = 0 if failures.too_many else per_runner * pool.num_ready - pool.num_in_flight("evaluate")
+        for _ in range(min(len(waiting), room)):
             runner_id = pool.idle_slot()
             assert runner_id is not None, "there is room only on ready runners"
             index = waiting.popleft()
@@ -97,16 +102,24 @@ def evaluate(
                 waiting.append(index)
                 continue
             (group,) = outcome.value
+            if (failure := episode_failure(group)) and all(t.error for t in group.trajectories):
+                failures.failed(failure)
+            else:
+                failures.succeeded()
+                any_answer = True
             if attempts[index] < MAX_ATTEMPTS and any(t.finish_reason == "error" for t in group.trajectories):
                 waiting.append(index)
             else:
                 found[index] = group
+        failures.check(idle=pool.num_in_flight("evaluate") == 0)
         pool.restore()
         if time.monotonic() - last_progress > patience_s:
             raise Stalled(
                 f"evaluating {name}: nothing came back for {patience_s:.0f} s, {len(found)} of {len(tasks)} problems are "
                 f"sampled: {pool.describe()}"
             )
+    if not any_answer:
+        failures.check_all()
     scored = [score_group(found[index], reward) for index in range(len(tasks))]
     num_asked_again = sum(count - 1 for count in attempts.values())
     return summarize(name, scored, seconds=time.monotonic() - started, num_asked_again=num_asked_again)

@@ -43,15 +43,24 @@ class Failure:
     text: str
 
 
-def failure_of(group: Group) -> Failure | None:
-    """What is wrong with a group that an engine sampled, or None."""
+def episode_failure(group: Group) -> Failure | None:
+    """The first failure of an episode that wasn't the policy's doing, or None."""
     for t in group.trajectories:
         if t.finish_reason in ("error", "deadline"):
-            return Failure(f"episode_{t.finish_reason}", t.error)
+            return Failure(f"episode_{t.finish_reason}", f"task {t.task_id}: {t.error}")
+    return None
+
+
+def failure_of(group: Group) -> Failure | None:
+    """Why a group can't be trained on: a failed episode, or logprobs that are no numbers; None if it can."""
+    if failure := episode_failure(group):
+        return failure
     for t in group.trajectories:
         sampled = t.logprobs[t.loss_mask]
         if num_bad := int(np.count_nonzero(~np.isfinite(sampled))):
-            text = f"the engine gave {num_bad} of {len(sampled)} sampled tokens a logprob that is not a finite number"
+            text = (
+                f"task {t.task_id}: {num_bad} of {len(sampled)} sampled tokens have a logprob that is no finite number"
+            )
             return Failure("nonfinite_logprobs", text)
     return None
 
@@ -62,7 +71,7 @@ class FailuresInARow:
 
     def __init__(self, what: str, num_in_flight: int) -> None:
         self._what = what
-        self._limit = ROUNDS * max(num_in_flight, 1) if num_in_flight > LEAST // ROUNDS else LEAST
+        self._limit = max(ROUNDS * num_in_flight, LEAST)
         self._reasons: Counter[str] = Counter()
         self._first: dict[str, str] = {}  # reason → the first text of this row
         self._told: set[str] = set()
@@ -72,9 +81,9 @@ class FailuresInARow:
         self._reasons.clear()
         self._first.clear()
 
-    def failed(self, task_id: str, failure: Failure) -> None:
+    def failed(self, failure: Failure) -> None:
         """Says the first of every reason."""
-        text = f"task {task_id}: {' '.join(failure.text.split())[:TEXT_CHARS]}"
+        text = " ".join(failure.text.split())[:TEXT_CHARS]
         if failure.reason not in self._told:
             self._told.add(failure.reason)
             logger.warning("%s: a group failed (%s): %s", self._what, failure.reason, text)
@@ -90,6 +99,11 @@ class FailuresInARow:
     def check(self, *, idle: bool) -> None:
         """Raises GroupsFail if too many failed in a row and nothing is in flight that could end the row."""
         if self.too_many and idle:
+            raise self.error()
+
+    def check_all(self) -> None:
+        """Raises GroupsFail if the last group failed; for a stage that ends without a single group that can be used."""
+        if self._reasons:
             raise self.error()
 
     def error(self) -> GroupsFail:

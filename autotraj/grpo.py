@@ -13,8 +13,8 @@ groups out, and the same code is strictly on-policy.
 
 from __future__ import annotations
 
-import logging
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,8 @@ from ray.rllib.utils.metrics import LEARNER_RESULTS, NUM_ENV_STEPS_TRAINED_LIFET
 
 from autotraj import loop_state
 from autotraj.elastic import ElasticRunners
-from autotraj.errors import NothingToLearn, Stalled
+from autotraj.errors import NothingToLearn, RewardNotFinite, Stalled
+from autotraj.failures import Failure, FailuresInARow, failure_of
 from autotraj.grpo_config import GRPOConfig
 from autotraj.inspection import Inspection
 from autotraj.online_repair import OnlineRepair
@@ -39,6 +40,7 @@ from autotraj.runner_calls import Failed, Outcome, managed
 from autotraj.runner_pool import RunnerPool
 from autotraj.scoring import Scorer, ScoringThreads, score_group
 from autotraj.skips import Skips
+from autotraj.stages import Interrupted
 from autotraj.step_metrics import describe_groups
 from autotraj.training_batch import TrainingBatch, assemble
 from learners.advantages import has_variance
@@ -50,8 +52,6 @@ from trajectory.storage import Storage
 from trajectory.store import TrajectoryLog
 from trajectory.tasks import load_tasks
 from trajectory.types import Group, Task
-
-logger = logging.getLogger(__name__)
 
 POLL_S = 0.25
 MAX_STEPS_ALIKE = 20
@@ -84,6 +84,8 @@ class GRPO(Algorithm):
         self._num_leases = 0
         self._skips = Skips()
         self._num_alike = 0  # groups in a row without variance
+        self._failures = FailuresInARow("GRPO", (run.grpo.max_staleness + 1) * run.grpo.groups_per_step)
+        self.stop_is_asked: Callable[[], bool] = lambda: False  # by whoever trains, who gets `Interrupted`
         self._tokens_since_step = 0
         self._last_step_at = time.monotonic()
         self.policy_version = 0
@@ -141,6 +143,7 @@ class GRPO(Algorithm):
         self.policy_version = current.policy_version
         self.runners.push(current.update, current.probe)
         self.runners.wait_ready(everyone=False)
+        self.inspection.counts_from_here()
         self._last_step_at = time.monotonic()
 
     # --- one optimizer step -----------------------------------------------------------------------------------------
@@ -150,6 +153,7 @@ class GRPO(Algorithm):
             self._elastic.watch(learners_wait=self._pending is None)
         self._admit()
         self._begin_step()
+        self._stop_if_asked()
         outcomes = self.runners.poll(POLL_S, self._pending[0].refs if self._pending else [])
         if self.repairers is not self.runners:
             outcomes += self.repairers.poll(0.0)
@@ -159,10 +163,20 @@ class GRPO(Algorithm):
         if self._pending and (result := self._pending[0].poll()) is not None:
             self._finish_step(result, *self._pending[1:])
         self._check_variance()
+        self._check_failures()
         self._check_deadlines()
+
+    def _stop_if_asked(self) -> None:
+        """Raises Interrupted if a person asked to stop and no step is being trained: none could begin just now.
+
+        What is being sampled isn't waited for: it may be dropped, and its step may never come."""
+        if self._pending is None and self.stop_is_asked():
+            raise Interrupted
 
     def _admit(self) -> None:
         """Starts as many groups as staleness allows, each on the ready runner with the least work."""
+        if self._failures.too_many:
+            return
         for _ in range(self.num_admissible()):
             runner_id = self.runners.idle_slot()
             if runner_id is None:
@@ -208,9 +222,9 @@ class GRPO(Algorithm):
             self._ledger.hand_back(lease_id, outcome.reason)
             return
         group: Group = outcome.value
-        broken = [t for t in group.trajectories if t.finish_reason in ("error", "deadline")]
-        if broken:
-            self._ledger.hand_back(lease_id, f"episode_{broken[0].finish_reason}")
+        if failure := failure_of(group):
+            self._failures.failed(failure)
+            self._ledger.hand_back(lease_id, failure.reason)
             return
         self._ledger.finish(lease_id)
         self._tokens_since_step += sum(t.num_generated_tokens for t in group.trajectories)
@@ -222,10 +236,11 @@ class GRPO(Algorithm):
     def _collect_scored(self) -> None:
         """Moves what has its rewards into the buffer."""
         for lease_id, group in self._scoring.collect():
-            if isinstance(group, RewardModelUnavailable):
-                logger.warning("a group is dropped: %s", group)
+            if isinstance(group, RewardModelUnavailable | RewardNotFinite):
+                self._failures.failed(Failure(group.reason, str(group)))
                 self._ledger.drop(lease_id, group.reason)
                 continue
+            self._failures.succeeded()
             self._ledger.score(lease_id)
             if self._repair:
                 self._repair.offer(group)
@@ -287,7 +302,7 @@ class GRPO(Algorithm):
             "train_seconds": now - started,
             "tokens_per_second": self._tokens_since_step / elapsed,
             "groups_no_variance": float(batch.num_no_variance),
-            "steps_skipped": float(self._skips.num_skipped),
+            **self._skips.metrics(),
             **self.inspection.measured(result),
         }
         self._tokens_since_step, self._last_step_at = 0, now
@@ -318,6 +333,11 @@ class GRPO(Algorithm):
             "they have no advantage. The policy solves all of these prompts or none, or episode.temperature is too low for "
             "siblings to differ"
         )
+
+    def _check_failures(self) -> None:
+        """Raises GroupsFail if all that came back lately had failed, and nothing is under way that may do better."""
+        counts = self._ledger.counts()
+        self._failures.check(idle=self._pending is None and counts.leased + counts.finished == 0)
 
     def _check_deadlines(self) -> None:
         limit = self.config.run_config.grpo.step_timeout_s

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,6 +45,7 @@ class Inspection:
         self._algo = algo
         self._export = MetricsExport()
         self._exported = float("-inf")
+        self._lost_before: tuple[Counter[str], Counter[str]] = (Counter(), Counter())
         self.board = StatusBoard(algo.config.run_config.folder, rows=self._rows, title=self._title)
         algo.runners.on_poll = self.look
         algo.runners.board = self.board
@@ -59,6 +61,12 @@ class Inspection:
 
     def stepped(self, groups: Sequence[Group], metrics: Mapping[str, float]) -> None:
         self._export.step(groups, metrics)
+        self.counts_from_here()
+
+    def counts_from_here(self) -> None:
+        """A step is done, or the loop begins or was set back: what is lost from now on is the next step's."""
+        ledger = self._algo._ledger
+        self._lost_before = (Counter(ledger.drop_reasons), Counter(ledger.hand_back_reasons))
 
     def measured(self, result: StepResult) -> dict[str, float]:
         """Of the step that `result` ended: what its learners, the pool, the ledger and the scorers say."""
@@ -90,6 +98,7 @@ class Inspection:
 
     def _rows(self) -> list[Row]:
         algo, settings = self._algo, self._algo.config.run_config.grpo
+        dropped, handed_back = self._lost_before
         return loop_rows(
             LoopState(
                 step=algo.policy_version,
@@ -104,5 +113,7 @@ class Inspection:
                 uses_reward_model=algo._service is not None,
                 num_repairs=algo.repairers.num_in_flight("repair") if algo._repair else None,
                 runners=algo.runners.views(),
+                dropped=algo._ledger.drop_reasons - dropped,
+                handed_back=algo._ledger.hand_back_reasons - handed_back,
             )
         )

@@ -46,7 +46,7 @@ class Interrupt:
             return
         if self._deferred and not self.requested:
             self.requested = True
-            print("\nstopping after this step, with a checkpoint; again to stop at once", flush=True)
+            print("\nstopping, with a checkpoint, when no step is being trained; again to stop at once", flush=True)
             return
         self.requested = self._ending = True
         importing = _is_importing(frame)

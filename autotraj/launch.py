@@ -47,10 +47,11 @@ def train(
     on_step: Callable[[int, Mapping[str, float]], None],
     interrupt: Interrupt | None = None,
 ) -> bool:
-    """Trains up to `num_steps` optimizer steps, with checkpoints, over the loss of learners too. Ends before, with a warning
-    that says so, when there is nothing left to learn from. Returns False if it was interrupted before.
+    """Trains up to `num_steps` optimizer steps, with checkpoints, over the loss of learners too. Returns False if it was
+    interrupted before. Ends before, with a warning that says so, when there is nothing left to learn from.
 
-    `interrupt` is the caller's, if it has one that covers more than this."""
+    `interrupt` is the caller's, if it has one that covers more than this. Raises RunError; NothingToLearn, which is one, if
+    not a single step was taken."""
     settings = algo.config.run_config.grpo
     replacements = Replacements(algo.config.run_config, folder)
     folder.note(algo.learner_group.notes)
@@ -64,6 +65,8 @@ def train(
             folder.checkpoint(algo.policy_version, save, keep=settings.keep_checkpoints)
 
     with nullcontext(interrupt) if interrupt else graceful_interrupt() as interrupt, interrupt.deferred():
+        asked = interrupt
+        algo.stop_is_asked = lambda: asked.requested
         while True:
             try:
                 if algo.policy_version >= num_steps or interrupt.requested:
@@ -76,7 +79,11 @@ def train(
                 on_step(step, metrics)
                 if step % settings.checkpoint_every == 0:
                     checkpoint()
+            except stages.Interrupted:
+                continue
             except NothingToLearn as ending:
+                if algo.policy_version == 0:
+                    raise
                 logger.warning("GRPO ends after step %d of %d: %s", algo.policy_version, num_steps, ending)
                 num_steps = algo.policy_version
             except LearnerError as error:

@@ -222,18 +222,24 @@ def check_prompt(config: RunConfig, tasks: Mapping[str, Sequence[Task]] | None =
             f"model: the tokenizer of {config.model} can't be used: {said}; if a file is damaged, download it again"
         ) from error
     for key, listed in (tasks or {}).items():
-        shortest = None
-        for task in listed:
-            length = len(render_prompt(tokenizer, task.question, system_prompt))
-            if length <= limit:
-                break
-            shortest = min(length, shortest or length)
-        else:
+        around = len(render_prompt(tokenizer, "1", system_prompt))
+        # A token is a byte at least. Only what is near the limit is rendered: 100,000 prompts would take a minute.
+        near = [task.question for task in listed if around + len(task.question.encode()) > limit]
+        lengths = [len(render_prompt(tokenizer, question, system_prompt)) for question in near]
+        too_long = [length for length in lengths if length > limit]
+        if not too_long:
+            continue
+        if len(too_long) == len(listed):
             raise UserError(
                 f"{key}: all {len(listed)} prompts are longer than episode.max_prompt_tokens = {limit}; the shortest has "
-                f"{shortest} tokens, the system prompt included. Raise episode.max_prompt_tokens, or shorten "
+                f"{min(too_long)} tokens, the system prompt included. Raise episode.max_prompt_tokens, or shorten "
                 "episode.system_prompt"
             )
+        logger.warning(
+            "%s: %d of %d prompts are longer than episode.max_prompt_tokens = %d and can't be sampled; the longest has %d "
+            "tokens, the system prompt included",
+            key, len(too_long), len(listed), limit, max(too_long),
+        )  # fmt: skip
 
 
 def template_note(config: RunConfig) -> str:

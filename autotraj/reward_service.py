@@ -93,7 +93,7 @@ class RewardModelService:
             RewardModelUnavailable: at the latest at `scorer.deadline_s`.
             OutOfMemory: the actor was ended for memory once more after it had been replaced.
         """
-        deadline = time.monotonic() + self._config.deadline_s
+        deadline, last = time.monotonic() + self._config.deadline_s, ""
         while (left := deadline - time.monotonic()) > 0:
             actor, restarts = self._actor, self.num_restarts
             try:
@@ -106,12 +106,13 @@ class RewardModelService:
                     "reward_model_timeout", f"the reward model's actor did not answer within {left:.1f} s"
                 ) from error
             except (*LOST, RewardModelError) as error:
+                last = f"; the last time: {reason(error)}"
                 logger.warning("the reward model's actor fails: %s", reason(error))
                 self._revive(restarts, error)
             except ValueError as error:
                 raise RewardModelUnavailable("reward_model_refused", str(error)) from error
         raise RewardModelUnavailable(
-            "reward_model_down", f"the reward model's actor was down for {self._config.deadline_s:g} s"
+            "reward_model_down", f"the reward model's actor was down for {self._config.deadline_s:g} s{last}"
         )
 
     def replace(self, path: str, version: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterator
 from concurrent import futures
@@ -9,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from actors.reward_model import Scores
+from autotraj.errors import RewardNotFinite
 from autotraj.loop_state import FIRST_VERSION
 from autotraj.reward_service import RewardModelService, RewardModelUnavailable
 from rewards import combine
@@ -29,8 +31,23 @@ def score_group(group: Group, config: RewardConfig) -> Group:
 
     A trajectory that failed for reasons not the policy's own has nothing to reward: 0, wrong, with the reason. Training
     doesn't see such groups; an evaluation counts them.
+
+    Raises RewardNotFinite.
     """
-    return replace(group, rewards=tuple(_reward(group, t, config) for t in group.trajectories))
+    return _checked(replace(group, rewards=tuple(_reward(group, t, config) for t in group.trajectories)))
+
+
+def _checked(group: Group) -> Group:
+    """`group` itself. Raises RewardNotFinite, which names the term, for a reward that is NaN or infinite: no sibling can be
+    compared with it, and it would pass for a group whose rewards are all equal."""
+    for trajectory, reward in zip(group.trajectories, group.rewards, strict=True):
+        bad = [f"its part {name!r} is {value}" for name, value in reward.parts.items() if not math.isfinite(value)]
+        if bad or not math.isfinite(reward.total):
+            why = ", ".join(bad) or f"its parts are {reward.parts}"
+            raise RewardNotFinite(
+                f"the reward of trajectory {trajectory.index} of task {group.task.id} is {reward.total}: {why}"
+            )
+    return group
 
 
 def _reward(group: Group, trajectory: Trajectory, config: RewardConfig) -> Reward:
@@ -56,7 +73,8 @@ class Scorer:
         self.num_scored_without = 0
 
     def score(self, group: Group) -> Group:
-        """`group` with rewards. Raises RewardModelUnavailable if the model doesn't answer and is required."""
+        """`group` with rewards. Raises RewardModelUnavailable if the model doesn't answer and is required, or
+        RewardNotFinite."""
         sequences = [reward_input(t, mask_results=self._mask_results) for t in group.trajectories]
         try:
             scores = self._service.score(sequences)
@@ -70,7 +88,7 @@ class Scorer:
         )
         raw = [float(value) for value in scores.values]
         metrics = group.metrics | {VERSION_METRIC: float(scores.version), "reward_model_mean": sum(raw) / len(raw)}
-        return replace(group, rewards=rewards, metrics=metrics)
+        return _checked(replace(group, rewards=rewards, metrics=metrics))
 
     def metrics(self) -> dict[str, float]:
         return {
@@ -131,14 +149,14 @@ class ScoringThreads:
     def submit(self, lease_id: str, group: Group) -> None:
         self._running[self._threads.submit(self._score, group)] = lease_id
 
-    def collect(self) -> Iterator[tuple[str, Group | RewardModelUnavailable]]:
+    def collect(self) -> Iterator[tuple[str, Group | RewardModelUnavailable | RewardNotFinite]]:
         """What is done, by lease. Waits a moment, as most answers take microseconds and are there at once."""
         done, _ = futures.wait(self._running, timeout=COLLECT_WAIT_S if self._running else 0)
         for future in done:
             lease_id = self._running.pop(future)
             try:
                 yield lease_id, future.result()
-            except RewardModelUnavailable as error:
+            except (RewardModelUnavailable, RewardNotFinite) as error:
                 yield lease_id, error
 
     def close(self) -> None:

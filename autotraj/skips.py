@@ -1,7 +1,10 @@
 """How many steps were skipped, one after another and in all, and when that ends a run. Pure.
 
-A step is skipped if its loss or gradient is not finite; see `learners.skipped_steps`. One alone may be the fault of one
-trajectory. Several in a row mean that the policy itself, or the setting it is trained with, is broken.
+An optimizer step is skipped if its loss or gradient is not finite; see `learners.skipped_steps`. One alone may be the fault
+of one trajectory. Several in a row mean that the policy itself, or the setting it is trained with, is broken.
+
+A training step of several minibatches may be skipped in part. It counts in the row, too: the same trajectories in one
+minibatch would have skipped all of it.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ import logging
 from collections.abc import Mapping
 
 from autotraj.errors import NotFinite
-from learners.skipped_steps import reasons, was_applied
+from learners.skipped_steps import SAMPLES, reasons, was_applied
 
 logger = logging.getLogger(__name__)
 
@@ -22,22 +25,40 @@ class Skips:
 
     def __init__(self, num_steps: int = MAX_IN_A_ROW) -> None:
         self._limit = min(num_steps, MAX_IN_A_ROW)
-        self.num_skipped = 0
+        self.num_skipped = 0  # whole
+        self.num_in_part = 0
+        self.num_samples = 0  # that steps which were skipped in part were not trained on
         self._in_a_row = 0
 
     def took(self, metrics: Mapping[str, float]) -> bool:
-        """Whether the step was applied. Raises NotFinite if it is the last of too many in a row that were skipped."""
-        if was_applied(metrics):
+        """Whether the step was applied, be it in part. Raises NotFinite if it is the last of too many in a row that were
+        skipped, whole or in part."""
+        applied, why = was_applied(metrics), reasons(metrics)
+        if applied and not why:
             self._in_a_row = 0
             return True
-        self.num_skipped += 1
         self._in_a_row += 1
-        reason = " and ".join(reasons(metrics))
-        logger.warning("a training step is skipped: %s", reason)
+        reason = " and ".join(why)
+        if applied:
+            self.num_in_part += 1
+            num_samples = int(metrics.get(SAMPLES, 0))
+            self.num_samples += num_samples
+            logger.warning("a training step is skipped in part: %s; %d samples are not trained on", reason, num_samples)
+        else:
+            self.num_skipped += 1
+            logger.warning("a training step is skipped: %s", reason)
         if self._in_a_row >= self._limit:
             raise NotFinite(
-                f"{self._in_a_row} training steps in a row were skipped because their loss or gradient was not finite (the "
-                f"last: {reason}); the weights are as they were before them. Lower the learning rate, or check the model "
-                "and its dtype; then go on from the last checkpoint, if there is one"
+                f"{self._in_a_row} training steps in a row were skipped, whole or in part, because their loss or gradient "
+                f"was not finite (the last: {reason}); what was skipped has changed no weight. Lower the learning rate, or "
+                "check the model and its dtype; then go on from the last checkpoint, if there is one"
             )
-        return False
+        return applied
+
+    def metrics(self) -> dict[str, float]:
+        """So far."""
+        return {
+            "steps_skipped": float(self.num_skipped),
+            "steps_skipped_in_part": float(self.num_in_part),
+            "samples_skipped": float(self.num_samples),
+        }

@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # `python -m autotraj status` would wait for RLlib
@@ -48,6 +49,8 @@ class LoopState:
     uses_reward_model: bool
     num_repairs: int | None  # groups under repair; None without online repair
     runners: Sequence[RunnerView]
+    dropped: Counter[str] = field(default_factory=Counter)  # groups since the last step, by reason
+    handed_back: Counter[str] = field(default_factory=Counter)  # likewise; their tasks are sampled again
 
 
 def loop_rows(state: LoopState) -> list[Row]:
@@ -87,7 +90,18 @@ def _learners(state: LoopState) -> Row:
         on = "an engine to be ready"
     else:
         on = "the controller to hand out groups"
-    return Row(who=who, does="wait", waits_on=on, detail=f"{have} of {need} groups are scored")
+    detail = f"{have} of {need} groups are scored{_lost(state)}"
+    return Row(who=who, does="wait", waits_on=on, detail=detail)
+
+
+def _lost(state: LoopState) -> str:
+    """Why so few of a step's groups are there, if some were lost since the last step."""
+    said = ""
+    for reasons, what in ((state.dropped, "dropped"), (state.handed_back, "handed back")):
+        if total := reasons.total():
+            ((reason, count), *others) = reasons.most_common()
+            said += f", {total} {what} since the last step ({f'mostly {reason}: {count}' if others else reason})"
+    return said
 
 
 def _whom(runners: Sequence[RunnerView]) -> str:

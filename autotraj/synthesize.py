@@ -21,7 +21,8 @@ from typing import Any
 from actors.repairer import Attempt, RepairRequest, RepairResult
 from autotraj import preflight, repair_requests, synthesis_record
 from autotraj.config import RunConfig
-from autotraj.errors import Stalled, UserError
+from autotraj.errors import RewardNotFinite, Stalled, UserError
+from autotraj.failures import Failure, FailuresInARow, failure_of
 from autotraj.interrupt import Interrupt
 from autotraj.runner_calls import Failed, Outcome
 from autotraj.runner_pool import RunnerPool
@@ -87,7 +88,10 @@ class Synthesis:
         self.repairers = repairers
         self.rollout_timeout_s = rollout_timeout_s
         self.on_progress = on_progress
-        self._scoring: set[futures.Future[_Assessed]] = set()
+        # Twice as many groups in flight as fill an actor: while some wait for tools others sample.
+        self._per_runner = 2 * config.rollout.max_concurrent_episodes // config.synthesis.num_candidates + 1
+        self._failures = FailuresInARow("synthesize", self._per_runner * runners.num_runners)
+        self._scoring: dict[futures.Future[_Assessed], str] = {}  # → lease id
         self._to_repair: deque[str] = deque()  # lease ids that wait for a repairer
         self._under_repair: dict[str, _Assessed] = {}
         self._num_submitted: Counter[str] = Counter()  # how often a question's repairs were given out
@@ -97,7 +101,8 @@ class Synthesis:
     def run(self, tasks: Sequence[Task], interrupt: Interrupt) -> dict[str, Any]:
         """Works on all tasks that the journal doesn't hold yet, then writes the files; returns `synthesis.json`'s content.
 
-        Raises Interrupted when a person asked to stop, and `Stalled` when nothing came back for `grpo.step_timeout_s`.
+        Raises Interrupted when a person asked to stop, `Stalled` when nothing came back for `grpo.step_timeout_s`, and
+        GroupsFail when all questions failed, or too many in a row.
         """
         started = self._last_progress = time.monotonic()
         done = read_journal(self.folder)
@@ -140,6 +145,8 @@ class Synthesis:
                 raise Interrupted
             counts = ledger.counts()
             if counts.trained + counts.dropped == len(tasks):
+                if not progress.num_done:
+                    self._failures.check_all()
                 return dict(ledger.drop_reasons)
             self._admit(ledger)
             outcomes = self.runners.poll(POLL_S)
@@ -154,13 +161,15 @@ class Synthesis:
                         self._record(record, journal, ledger, progress)
                 else:
                     self._take_rollout(outcome, ledger, pool, progress)
-            for assessed in self._collect_scored():
+            for assessed in self._collect_scored(ledger):
                 ledger.score(assessed.group.lease_id)
                 if assessed.assessment.requests:
                     self._under_repair[assessed.group.lease_id] = assessed
                     self._to_repair.append(assessed.group.lease_id)
                 else:
                     self._record(_record(assessed, ()), journal, ledger, progress)
+            now = ledger.counts()
+            self._failures.check(idle=now.leased + now.finished == 0)
             self._submit_repairs()
             progress.num_dropped = counts.dropped
             progress.seconds = time.monotonic() - started
@@ -168,9 +177,9 @@ class Synthesis:
             self._check_deadline()
 
     def _admit(self, ledger: Ledger) -> None:
-        """Keeps twice as many groups in flight as fill an actor: while some wait for tools others sample."""
-        per_runner = 2 * self.config.rollout.max_concurrent_episodes // self.config.synthesis.num_candidates + 1
-        room = per_runner * self.runners.num_ready - self.runners.num_in_flight("rollout_group")
+        if self._failures.too_many:
+            return
+        room = self._per_runner * self.runners.num_ready - self.runners.num_in_flight("rollout_group")
         for _ in range(min(room, ledger.counts().pending)):
             runner_id = self.runners.idle_slot()
             if runner_id is None:
@@ -195,21 +204,29 @@ class Synthesis:
             ledger.hand_back(outcome.key, outcome.reason)
             return
         group: Group = outcome.value
-        broken = [t.finish_reason for t in group.trajectories if t.finish_reason in ("error", "deadline")]
-        if broken:
-            ledger.hand_back(outcome.key, f"episode_{broken[0]}")
+        if failure := failure_of(group):
+            self._failures.failed(failure)
+            ledger.hand_back(outcome.key, failure.reason)
             return
         ledger.finish(outcome.key)
         progress.num_tokens += sum(t.num_generated_tokens for t in group.trajectories)
-        self._scoring.add(pool.submit(self._assess, group))
+        self._scoring[pool.submit(self._assess, group)] = outcome.key
 
     def _assess(self, group: Group) -> _Assessed:
         scored = score_group(group, self.config.reward)
         return _Assessed(scored, repair_requests.assess(scored, self.config.quality))
 
-    def _collect_scored(self) -> list[_Assessed]:
-        done, self._scoring = futures.wait(self._scoring, timeout=0)
-        return [future.result() for future in done]
+    def _collect_scored(self, ledger: Ledger) -> list[_Assessed]:
+        found = []
+        for future in futures.wait(self._scoring, timeout=0).done:
+            lease_id = self._scoring.pop(future)
+            try:
+                found.append(future.result())
+                self._failures.succeeded()
+            except RewardNotFinite as error:
+                self._failures.failed(Failure(error.reason, str(error)))
+                ledger.drop(lease_id, error.reason)
+        return found
 
     def _submit_repairs(self) -> None:
         while self._to_repair and (runner_id := self.repairers.idle_slot()) is not None:

@@ -141,6 +141,9 @@ class DeepSpeedEngine:
         if skipped_steps.was_applied(metrics):
             self.num_steps += 1
             self.policy_version += 1
+            left_out = [split for split, step in zip(splits, found, strict=True) if not skipped_steps.was_applied(step)]
+            if left_out:
+                metrics[skipped_steps.SAMPLES] = float(sum(len(split.samples) for split in left_out))
         return metrics
 
     def sft_step(self, samples: Sequence[Sample]) -> dict[str, float]:

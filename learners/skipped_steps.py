@@ -12,6 +12,8 @@ from typing import Literal
 Reason = Literal["nonfinite_loss", "nonfinite_gradient"]
 
 PREFIX = "skipped/"
+SAMPLES = "samples_skipped"
+"""The metric of a batch that was skipped in part: how many samples with a gradient it was not trained on."""
 
 
 def skipped(reason: Reason) -> dict[str, float]:

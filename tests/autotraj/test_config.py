@@ -358,3 +358,13 @@ def test_a_file_without_a_model_is_told_that_alone() -> None:
     with pytest.raises(ConfigError) as caught:
         parse({})
     assert str(caught.value) == "model: required; set it in the file or as model=VALUE"
+
+
+def test_a_schedule_that_ends_before_the_run() -> None:
+    short = ["model=a", "learner.schedule=cosine", "learner.total_steps=30", "grpo.num_steps=100"]
+    message = r"learner\.total_steps = 30 is less than grpo\.num_steps = 100: .* would be 0 from step 31 on\. Set "
+    with pytest.raises(ConfigError, match=message + r"learner\.total_steps = 100"):
+        load(None, short)
+    load(None, [*short, "grpo.num_steps=30"])
+    load(None, [*short, "learner.schedule=constant"])
+    load(None, [*short, 'stages=["synthesize", "sft"]'])

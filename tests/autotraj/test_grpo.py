@@ -8,20 +8,24 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import ray
 from conftest import ROOT, tiny
 from scrape import METRIC, Prometheus, labels_of, prometheus, queries, wait_exported
 
-from autotraj.errors import GateError, NotFinite
+from autotraj.errors import GateError, GroupsFail, NotFinite, NothingToLearn
 from autotraj.grpo import GRPO
+from autotraj.interrupt import Interrupt
 from autotraj.launch import build, measure, train
 from autotraj.run_folder import RunFolder, latest_checkpoint
+from autotraj.runner_calls import Finished
 from autotraj.sandbox import Gateway
 from autotraj.show_status import show
 from trajectory.store import read_log
 from trajectory.tasks import load_tasks
+from trajectory.types import Group, Trajectory
 
 pytestmark = [pytest.mark.ray, pytest.mark.engine, pytest.mark.docker, pytest.mark.timeout(600)]
 
@@ -170,9 +174,26 @@ def test_steps_that_are_not_finite_hand_their_prompts_back_and_end_the_run_by_na
     assert folder.last_step == (algo.policy_version or None)
 
 
-def test_a_policy_whose_groups_are_all_alike_ends_the_run_by_name(
+class OnceLost(Interrupt):
+    """A person who presses Ctrl-C as soon as a group was lost."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__()
+        self.reason = reason
+        self.algo: GRPO | None = None
+
+    def __getattribute__(self, name: str) -> object:
+        algo: GRPO | None = object.__getattribute__(self, "__dict__").get("algo")
+        if name != "requested" or algo is None:
+            return object.__getattribute__(self, name)
+        lost = algo._ledger.drop_reasons + algo._ledger.hand_back_reasons
+        return lost[object.__getattribute__(self, "reason")] > 0
+
+
+def test_without_variance_no_step_is_waited_for_and_none_is_called_complete(
     gateway: Gateway, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Ctrl-C stops at once, with a checkpoint; left alone, the run ends by name: as failed without a step, else as done."""
     config = tiny(
         tmp_path,
         "reward.outcome_weight=0.5",
@@ -183,14 +204,61 @@ def test_a_policy_whose_groups_are_all_alike_ends_the_run_by_name(
     with RunFolder.create(config) as folder:
         algo = build(config, gateway)
         try:
-            assert train(algo, folder, num_steps=3, on_step=lambda step, metrics: None)
+            pressed = OnceLost("no_variance")
+            pressed.algo = algo
+            assert not train(algo, folder, num_steps=3, on_step=lambda step, metrics: None, interrupt=pressed)
+            assert_nothing_lost(algo)
+            assert 0 < algo._ledger.drop_reasons["no_variance"] < 38
+            assert latest_checkpoint(Path(config.run_dir)) == Path(config.run_dir) / "checkpoints/step-000000"
+
+            broken = algo._ledger.lease(policy_version=0, owner="1", now_s=time.monotonic(), timeout_s=600.0)
+            trajectory = Trajectory(
+                task_id=broken.task.id, index=0, prompt_ids=np.ones(1, np.int32), response_ids=np.ones(1, np.int32),
+                loss_mask=np.ones(1, np.bool_), logprobs=np.full(1, np.nan, np.float32), segments=(), turns=(), text="x",
+                finish_reason="eos",
+            )  # fmt: skip
+            group = Group(lease_id=broken.lease_id, task=broken.task, trajectories=(trajectory,))
+            algo._take(Finished("rollout_group", broken.lease_id, group))
+            assert algo._ledger.hand_back_reasons["nonfinite_logprobs"] == 1
+            assert "1 of 1 sampled tokens have a logprob that is no finite number" in caplog.text
+
+            with pytest.raises(NothingToLearn, match="nothing left to learn from: the rewards of the last"):
+                train(algo, folder, num_steps=3, on_step=lambda step, metrics: None)
             assert algo.policy_version == 0
             assert_nothing_lost(algo)
             assert algo._ledger.drop_reasons["no_variance"] >= 38  # a step's worth may still wait for the others
+            algo.policy_version = 1  # as after a step
+            assert train(algo, folder, num_steps=3, on_step=lambda step, metrics: None)
+            assert folder.last_step == 1
         finally:
             algo.stop()
-    assert "GRPO ends after step 0 of 3: nothing left to learn from" in caplog.text
-    assert latest_checkpoint(Path(config.run_dir)) is not None
+    assert "GRPO ends after step 1 of 3: nothing left to learn from" in caplog.text
+
+
+def test_episodes_that_all_fail_end_the_run_with_the_first_reason(
+    gateway: Gateway, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Prompts that are all too long, which preflight would have refused; and Ctrl-C while they are."""
+    config = tiny(tmp_path, "episode.max_prompt_tokens=4", "grpo.groups_per_step=2")
+    with RunFolder.create(config) as folder:
+        algo = build(config, gateway)
+        try:
+            pressed = OnceLost("episode_error")
+            pressed.algo = algo
+            assert not train(algo, folder, num_steps=3, on_step=lambda step, metrics: None, interrupt=pressed)
+            assert folder.last_step == 0
+            message = (
+                r"^GRPO: the last \d+ groups have all failed, \d+ by episode_error\. The first by episode_error: task .*: "
+                r"ValueError: the prompt has \d+ tokens, more than max_prompt_tokens = 4\. .* episode\.max_prompt_tokens$"
+            )
+            with pytest.raises(GroupsFail, match=message):
+                train(algo, folder, num_steps=3, on_step=lambda step, metrics: None)
+            assert_nothing_lost(algo)
+            assert "learners: wait" in algo.inspection.waiting()
+            assert "handed back since the last step (episode_error)" in algo.inspection.waiting()
+        finally:
+            algo.stop()
+    assert caplog.text.count("GRPO: a group failed (episode_error)") == 1
 
 
 @pytest.mark.skipif(not GSM8K.is_file(), reason="../shared/data/gsm8k_train.jsonl is not there")

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -68,6 +69,14 @@ def test_learners_wait_for_the_actors_that_sample() -> None:
 )
 def test_what_learners_wait_on(changes: dict[str, object], waits_on: str) -> None:
     assert row_of(loop_rows(replace(LOOP, **changes)), "learners").waits_on == waits_on  # type: ignore[arg-type]
+
+
+def test_learners_that_wait_say_what_was_lost() -> None:
+    lost = replace(LOOP, num_buffered=2, dropped=Counter(no_variance=13, stale=1), handed_back=Counter(episode_error=3))
+    assert row_of(loop_rows(lost), "learners").detail == (
+        "2 of 16 groups are scored, 14 dropped since the last step (mostly no_variance: 13), 3 handed back since the last "
+        "step (episode_error)"
+    )
 
 
 def test_an_idle_actor_waits_for_the_learners_when_staleness_is_at_its_bound() -> None:

@@ -332,12 +332,19 @@ def test_a_chat_template_is_tried_before_an_engine_is_started(tmp_path: Path) ->
         preflight.check_prompt(config)
 
 
-def test_prompts_that_are_all_too_long_are_told_before_an_engine_is_started(tmp_path: Path) -> None:
+def test_prompts_that_are_too_long_are_told_before_an_engine_is_started(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """One that fits is enough for a run to go on: the others are dropped, and counted."""
     tasks = [Task(id=str(n), question="word " * n, golds=("1",)) for n in (60, 40, 50)]
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "examples/tiny/base")
     shortest = len(render_prompt(tokenizer, tasks[1].question, ""))
+    longest = len(render_prompt(tokenizer, tasks[0].question, ""))
+    preflight.check_prompt(tiny(tmp_path, f"episode.max_prompt_tokens={longest}"), {"data": tasks})
+    assert caplog.text == ""
     preflight.check_prompt(tiny(tmp_path, f"episode.max_prompt_tokens={shortest}"), {"data": tasks})
+    assert f"data: 2 of 3 prompts are longer than episode.max_prompt_tokens = {shortest} " in caplog.text
+    assert f"the longest has {longest} tokens" in caplog.text
     config = tiny(tmp_path, f"episode.max_prompt_tokens={shortest - 1}")
     message = (
         rf"data: all 3 prompts are longer than episode\.max_prompt_tokens = {shortest - 1}; the shortest has {shortest}"

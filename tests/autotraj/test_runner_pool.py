@@ -3,18 +3,21 @@
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import ray
+from conftest import tiny
 from ray.rllib.utils.actor_manager import FaultTolerantActorManager
 
 from autotraj.config import EvalConfig
-from autotraj.errors import UserError
-from autotraj.evaluate import evaluate
+from autotraj.errors import GroupsFail, UserError
+from autotraj.evaluate import EvalResult, evaluate
+from autotraj.interrupt import Interrupt
 from autotraj.runner_pool import RunnerPool
+from autotraj.synthesize import Synthesis, read_journal
 from rewards.config import RewardConfig
 from trajectory.types import Group, Task, Trajectory
 
@@ -43,6 +46,15 @@ class Stand:
         if task.id == "task-7" and not (self._folder / "killed").exists():
             (self._folder / "killed").touch()
             os.kill(os.getpid(), signal.SIGKILL)
+        return [self._group(f"eval/{task.id}", task)]
+
+    async def rollout_group(self, lease_id: str, task: Task, seed: int) -> Group:
+        return self._group(lease_id, task)
+
+    def _group(self, lease_id: str, task: Task) -> Group:
+        """A failure where the test left a file `fail`, which may name the one task that doesn't."""
+        fail = self._folder / "fail"
+        failed = fail.exists() and fail.read_text() != task.id
         trajectory = Trajectory(
             task_id=task.id,
             index=0,
@@ -53,10 +65,11 @@ class Stand:
             segments=(),
             turns=(),
             text="x",
-            finish_reason="answer",
+            finish_reason="error" if failed else "answer",
+            error="ValueError: the prompt has 9 tokens, more than max_prompt_tokens = 8" if failed else "",
             duration_s=1.0,
         )
-        return [Group(lease_id=f"eval/{task.id}", task=task, trajectories=(trajectory,))]
+        return Group(lease_id=lease_id, task=task, trajectories=(trajectory,))
 
     def ping(self) -> str:
         return "pong"
@@ -86,14 +99,11 @@ def pool_of(folder: Path) -> RunnerPool:
     )
 
 
-def test_an_evaluation_outlives_an_actor_and_samples_every_problem_once(ray_cluster: None, tmp_path: Path) -> None:
-    pool = pool_of(tmp_path)
-    pool.start()
-    pool.wait_ready()
-    result = evaluate(
+def sampled(pool: RunnerPool, tasks: Sequence[Task] = TASKS) -> EvalResult:
+    return evaluate(
         "policy",
         pool,
-        TASKS,
+        tasks,
         EvalConfig(num_samples=1),
         RewardConfig(),
         seed=100,
@@ -101,8 +111,16 @@ def test_an_evaluation_outlives_an_actor_and_samples_every_problem_once(ray_clus
         call_timeout_s=60.0,
         patience_s=60.0,
     )
+
+
+def test_an_evaluation_outlives_an_actor_and_samples_every_problem_once(ray_cluster: None, tmp_path: Path) -> None:
+    pool = pool_of(tmp_path)
+    pool.start()
+    pool.wait_ready()
+    result = sampled(pool)
     assert [group.task.id for group in result.groups] == [task.id for task in TASKS]
     assert result.num_asked_again >= 1
+    pool.wait_ready()  # the evaluation may have ended without the actor that came back
     assert pool.num_restarts == 1
     for index, task in enumerate(TASKS):  # a problem's seed is its own, whoever samples it and however often
         assert set((tmp_path / task.id).read_text().split()) == {str(100 + index)}
@@ -115,3 +133,34 @@ def test_a_start_that_can_not_succeed_is_said_at_once(ray_cluster: None, tmp_pat
     with pytest.raises(UserError, match=r"^rollout actor \d failed in start: ValueError: engine.model: no such model$"):
         pool.wait_ready()
     assert len((tmp_path / "starts").read_text()) <= 2, "no actor was started twice"
+
+
+WHY = (
+    r"the last \d+ groups have all failed, \d+ by episode_error\. The first by episode_error: task task-\d+: "
+    r"ValueError: the prompt has 9 tokens, more than max_prompt_tokens = 8\. Mend what it says"
+)
+
+
+@pytest.mark.parametrize("num_tasks", [3, 30])
+def test_an_evaluation_of_failures_alone_is_no_measurement(ray_cluster: None, tmp_path: Path, num_tasks: int) -> None:
+    pool = pool_of(tmp_path)
+    pool.start()
+    pool.wait_ready()
+    (tmp_path / "fail").touch()
+    with pytest.raises(GroupsFail, match="^evaluating policy: " + WHY):
+        sampled(pool, TASKS[10 : 10 + num_tasks])
+    (tmp_path / "fail").write_text("task-11")
+    assert sampled(pool, TASKS[10:14]).num_failed == 3
+
+
+@pytest.mark.parametrize("num_tasks", [3, 30])
+def test_stage_one_ends_where_every_question_fails(ray_cluster: None, tmp_path: Path, num_tasks: int) -> None:
+    pool = pool_of(tmp_path)
+    pool.start()
+    pool.wait_ready()
+    (tmp_path / "fail").touch()
+    config = tiny(tmp_path, "rollout.max_concurrent_episodes=8", "synthesis.num_candidates=4")
+    synthesis = Synthesis(config, tmp_path, pool, pool, rollout_timeout_s=60.0, on_progress=lambda progress: None)
+    with pytest.raises(GroupsFail, match="^synthesize: " + WHY):
+        synthesis.run(TASKS[:num_tasks], Interrupt())
+    assert read_journal(tmp_path) == []

@@ -8,8 +8,9 @@ import pytest
 from test_synthesis_record import TASK, trajectory
 
 from actors.reward_model import Scores
+from autotraj.errors import RewardNotFinite
 from autotraj.reward_service import RewardModelUnavailable, Served
-from autotraj.scoring import VERSION_METRIC, Scorer
+from autotraj.scoring import VERSION_METRIC, Scorer, ScoringThreads, score_group
 from rewards.config import RewardConfig
 from trajectory.types import Group
 
@@ -121,3 +122,22 @@ def test_a_checkpoint_between_a_refresh_and_its_first_score_keeps_no_scale_of_th
     fresh.restore(state, "two")
     parts = [reward.parts["trajectory"] for reward in fresh.score(GROUP).rewards]
     assert parts[0] < parts[1] < parts[2]  # measured by the first model's they would all be clipped to the same
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_reward_that_is_no_number_is_told_with_its_term(number: float) -> None:
+    """Not taken for a group without variance. The configuration lets none through, so it is changed behind its back."""
+    broken = RewardConfig().model_copy(update={"wrong_but_well_formed": number})
+    message = rf"^the reward of trajectory 3 of task a is {number}: its part 'format' is {number}$"
+    with pytest.raises(RewardNotFinite, match=message):
+        score_group(GROUP, broken)
+    with pytest.raises(RewardNotFinite, match=r"^the reward of trajectory \d of task a is "):
+        Scorer(broken, Service([0.0, 1.0, 2.0, 3.0]), mask_results=True, required=True).score(GROUP)
+    threads = ScoringThreads(lambda group: score_group(group, broken))
+    threads.submit("l", GROUP)
+    found: list[Any] = []
+    while not found:
+        found = list(threads.collect())
+    threads.close()
+    ((lease_id, error),) = found
+    assert (lease_id, error.reason) == ("l", "nonfinite_reward")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from plain_reference import plain_logprobs, plain_policy_training, plain_policy_training_with_kl
 
-from learners.batching import Sample
+from learners.batching import Sample, minibatches
 from learners.config import LearnerConfig, LossConfig
 from learners.engine import DeepSpeedEngine
 from learners.schedule import learning_rate
@@ -172,6 +172,8 @@ def test_of_two_minibatches_the_one_that_is_finite_is_trained_on(tiny_model: Pat
     engine = DeepSpeedEngine(config(tiny_model, num_minibatches=2))
     metrics = step_that_is_not_finite(engine, samples, "nonfinite_loss")
     assert metrics["skipped/nonfinite_loss"] == 1.0
+    left_out = minibatches(samples, 2, with_kl=False)[0]  # the one with the first sample
+    assert metrics["samples_skipped"] == len(left_out.samples)
     assert np.isfinite(list(metrics.values())).all()
     assert (engine.num_steps, engine.policy_version) == (1, 1)
     assert all(bool(tensor.isfinite().all()) for tensor in weights(engine).values())
