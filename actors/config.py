@@ -9,12 +9,13 @@ from rewards.config import QualityConfig, RewardConfig
 from tool_sandbox.config import TlsFiles
 from trajectory.chat import SYSTEM_PROMPT
 from trajectory.config import Section
+from trajectory.paths import LocalPath
 
 
 class EngineConfig(Section):
     """One vLLM engine."""
 
-    model: str
+    model: LocalPath
     """Directory of the Hugging Face checkpoint, with its tokenizer."""
 
     device: Literal["cpu", "gpu"] = "cpu"
@@ -270,7 +271,7 @@ class ToolAccess(Section):
 class RepairSettings(ToolAccess):
     """All that a `RepairActor` is built from."""
 
-    model: str
+    model: LocalPath
     """Directory of the policy's checkpoint: repairs are handed over in its tokens."""
     repair: RepairConfig
     episode: EpisodeConfig = EpisodeConfig()

@@ -24,6 +24,7 @@ from rewards.config import QualityConfig, RewardConfig
 from tool_sandbox.config import SandboxConfig
 from trajectory.config import Section, Seed
 from trajectory.locations import check_uri, is_uri, local_path
+from trajectory.paths import LocalPath
 from trajectory.task_config import TaskConfig
 
 SHARED: dict[tuple[str, str], tuple[str, ...]] = {
@@ -106,10 +107,10 @@ class GRPOSettings(Section):
 class RunConfig(Section):
     """Everything a run needs."""
 
-    model: str = Field(min_length=1)
+    model: LocalPath = Field(min_length=1)
     """Directory of the Hugging Face checkpoint to start from, or its URI, of which every node fetches a copy. A name on the
     Hugging Face hub is refused with the command that downloads it."""
-    run_dir: str = Field(default="runs/grpo", min_length=1)
+    run_dir: LocalPath = Field(default="runs/grpo", min_length=1)
     """Where the resolved configuration, metrics, trajectories and checkpoints go: a path that all learners' nodes share, or
     a URI (`s3://bucket/runs/mine`, `gs://…`, whatever pyarrow or fsspec knows), which needs no shared file system. See
     docs/cluster.md, "Where results go"."""

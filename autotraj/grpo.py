@@ -24,8 +24,9 @@ from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.core import ALL_MODULES
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.utils.metrics import LEARNER_RESULTS, NUM_ENV_STEPS_TRAINED_LIFETIME
+from ray.tune import PlacementGroupFactory
 
-from autotraj import loop_state
+from autotraj import loop_state, preflight
 from autotraj.elastic import ElasticRunners
 from autotraj.errors import NothingToLearn, RewardNotFinite, Stalled
 from autotraj.failures import Failure, FailuresInARow, failure_of
@@ -68,9 +69,20 @@ class GRPO(Algorithm):
     def get_default_config(cls) -> GRPOConfig:
         return GRPOConfig()
 
+    @classmethod
+    def default_resource_request(cls, config: Any) -> PlacementGroupFactory:
+        """What a Tune trial reserves: places for all actors of the run, and none for the trial's own process, which waits.
+
+        Raises what `GRPOConfig.update_from_dict` does."""
+        run = cls.get_default_config().update_from_dict(config).run_config
+        bundles = [dict(ask.resources) for ask in preflight.asks_of_grpo(run) for _ in range(ask.count)]
+        return PlacementGroupFactory([{}, *bundles], strategy=run.learner.placement_strategy)
+
     # --- coming up --------------------------------------------------------------------------------------------------
 
     def setup(self, config: GRPOConfig) -> None:
+        if self._storage is not None:  # Tune's, which gives each trial a name
+            self.config = config = config.for_trial(self._storage.trial_dir_name)
         run = config.run_config
         self._tasks: list[Task] = load_tasks(run.data)
         self.models = RefreshedModels(run)

@@ -116,6 +116,12 @@ def asks(config: RunConfig) -> list[Ask]:
     return found
 
 
+def asks_of_grpo(config: RunConfig) -> list[Ask]:
+    """What the actors of GRPO alone ask for, without the sandbox, which whoever starts it has started before."""
+    alone = config.model_copy(update={"stages": ("grpo",), "gateway": config.gateway or "elsewhere"})
+    return asks(alone)
+
+
 def fetched_model(model: str) -> str:
     """Where the model is on this node. Raises UserError if it can't be fetched."""
     try:

@@ -8,6 +8,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from learners.config import LoraConfig
 from trajectory.config import Section
+from trajectory.paths import LocalPath
 
 Stage = Literal["synthesize", "sft", "reward-model", "grpo"]
 
@@ -53,7 +54,7 @@ class SFTConfig(Section):
 class RewardModelStageConfig(Section):
     """The trajectory reward model: Bradley–Terry on the preference pairs. Defaults: the paper's."""
 
-    path: str = ""
+    path: LocalPath = ""
     """Checkpoint of a reward model for GRPO to score with. Empty: `run` takes the one of its own stage, `grpo` none."""
 
     when_unavailable: Literal["drop", "score-without"] = "drop"

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from trajectory.config import Section, Seed
+from trajectory.paths import LocalPath
 
 Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -123,7 +124,7 @@ class LoraConfig(Section):
 class LearnerConfig(Section):
     """The gang of training processes and its optimizer."""
 
-    model: str
+    model: LocalPath
     """Directory of a Hugging Face model, or its URI: what training starts from, and the frozen reference of a KL penalty."""
 
     head: Literal["lm", "scalar"] = "lm"

@@ -24,7 +24,12 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import ray
 from numpy.typing import NDArray
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import (
+    PlacementGroup,
+    get_current_placement_group,
+    placement_group,
+    remove_placement_group,
+)
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from learners import skipped_steps
@@ -48,6 +53,9 @@ LOST = (
 
 SLICE_S = 0.5
 """Ray's waits answer no signal (2.60): long ones are cut, so that Ctrl-C has an effect."""
+
+ROLE_SHARE = 0.001
+"""Of the resource `learner`, where places go by role: a mark, as CPUs and GPUs say how many fit on a node."""
 
 GRACE_S = 3.0
 """After a first failure, how long to look for a dead rank: its peers' broken connections may be reported earlier."""
@@ -273,17 +281,13 @@ class LearnerGroup:
         if config.num_gpus_per_learner:
             bundle["GPU"] = config.num_gpus_per_learner
         if config.place_by_role:
-            bundle["learner"] = 0.001  # a mark: CPUs and GPUs say how many fit on a node
-        placement = placement_group([bundle] * config.num_learners, strategy=config.placement_strategy)
-        self._placement = placement
+            bundle["learner"] = ROLE_SHARE
         start = time.monotonic()
-        while not placement.wait(SLICE_S):
-            if time.monotonic() < start + config.start_timeout_s:
-                continue
-            raise LearnerTimeout(
-                f"no room for {config.num_learners} learners of {bundle} within {config.start_timeout_s:g} s; "
-                f"free in the cluster: {ray.available_resources()}"
-            )
+        # A Tune trial has reserved all that it starts, the ranks too: a second reservation would wait for room beside it.
+        captured = ray.get_runtime_context().should_capture_child_tasks_in_placement_group
+        reserved = get_current_placement_group() if captured else None
+        if reserved is None:
+            self._reserve(bundle, start + config.start_timeout_s)
         # Half of what a driver would import, and needed here only, while the engines are starting already.
         from learners.learner import Learner
 
@@ -296,7 +300,10 @@ class LearnerGroup:
                 num_cpus=config.num_cpus_per_learner,
                 num_gpus=config.num_gpus_per_learner,
                 max_restarts=0,  # a rank alone can't rejoin its process group: the gang lives and dies together
-                scheduling_strategy=PlacementGroupSchedulingStrategy(placement, placement_group_bundle_index=rank),
+                resources={"learner": ROLE_SHARE} if config.place_by_role else None,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(
+                    reserved or self._placement, placement_group_bundle_index=-1 if reserved else rank
+                ),
                 runtime_env={"env_vars": process_environment(config)},
             ).remote(config, self.loss_config, rank)
             for rank in range(config.num_learners)
@@ -310,6 +317,17 @@ class LearnerGroup:
             if note not in self.notes:  # a gang that replaces another one says the same
                 logger.warning(note)
         self.notes = notes
+
+    def _reserve(self, bundle: dict[str, float], deadline: float) -> None:
+        config = self.config
+        placement = placement_group([bundle] * config.num_learners, strategy=config.placement_strategy)
+        self._placement = placement  # at once, so that `shutdown` gives it back
+        while not placement.wait(SLICE_S):
+            if time.monotonic() >= deadline:
+                raise LearnerTimeout(
+                    f"no room for {config.num_learners} learners of {bundle} within {config.start_timeout_s:g} s; "
+                    f"free in the cluster: {ray.available_resources()}"
+                )
 
     def _rendezvous(self, timeout_s: float) -> tuple[str, int]:
         """Where a process group with rank 0 as its first member may meet."""

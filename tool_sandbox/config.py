@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from trajectory.config import Section
+from trajectory.paths import IsPath, LocalPath
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
@@ -17,10 +18,10 @@ class SearchConfig(Section):
     kind: Literal["none", "bm25", "http"] = "none"
     """Where documents come from: nowhere (calls are `rejected`), a local `index`, or a retriever at `url`."""
 
-    index: str = ""
+    index: LocalPath = ""
     """For `bm25`: the folder that `python -m autotraj search-index` made, as seen from the repository root."""
 
-    corpus: str = ""
+    corpus: Annotated[str, IsPath(but=("word-problems",))] = ""
     """For `bm25`: what a run makes `index` from if it isn't there: a .jsonl file, or `word-problems`, the corpus of that
     data source's lookups."""
 
@@ -65,13 +66,13 @@ class SearchConfig(Section):
 class TlsFiles(Section):
     """Three PEM files. A gateway and its clients may share them: the certificate must then serve both purposes."""
 
-    cert: str = Field(min_length=1)
+    cert: LocalPath = Field(min_length=1)
     """This side's certificate, with the chain up to the CA. A gateway's must name the host that clients connect to."""
 
-    key: str = Field(min_length=1)
+    key: LocalPath = Field(min_length=1)
     """Its private key."""
 
-    ca: str = Field(min_length=1)
+    ca: LocalPath = Field(min_length=1)
     """The CA that the other side's certificate must be signed by; nobody else gets in."""
 
     name: str = ""

@@ -1,8 +1,11 @@
 """The settings of `tasks.load_tasks`."""
 
+from typing import Annotated
+
 from pydantic import Field, NonNegativeFloat, field_validator
 
 from trajectory.config import Section, Seed
+from trajectory.paths import IsPath
 from trajectory.types import TaskKind
 from trajectory.word_problems_types import Tier
 
@@ -10,7 +13,7 @@ from trajectory.word_problems_types import Tier
 class TaskConfig(Section):
     """Where the questions come from."""
 
-    source: str = "word-problems"
+    source: Annotated[str, IsPath(but=("word-problems",), prefix="hf:")] = "word-problems"
     """`word-problems` (generated), a path ending in .jsonl or .parquet, or `hf:name` (`hf:name:subset`): a Hugging Face
     data set or a folder of its files, read with `datasets`."""
 

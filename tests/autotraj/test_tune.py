@@ -1,0 +1,72 @@
+"""Trials of Ray Tune: each reserves what its actors need, works in a folder of its own, and can be gone on from."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from conftest import tiny
+from ray import tune
+
+from autotraj.grpo import GRPO
+from autotraj.grpo_config import GRPOConfig
+from autotraj.sandbox import Gateway
+from trajectory.store import read_log
+
+pytestmark = [pytest.mark.ray, pytest.mark.engine, pytest.mark.docker, pytest.mark.timeout(900)]
+
+
+class Together(tune.Callback):
+    """Counts the trials that run at the same time."""
+
+    def __init__(self) -> None:
+        self.most = 0
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.most = max(self.most, sum(one.status == "RUNNING" for one in trials))
+
+
+def test_two_trials_take_turns_where_there_is_room_for_one(
+    gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cluster has two learners' CPUs and an engine's: what one trial's actors reserve. Paths are relative to here."""
+    monkeypatch.chdir(tmp_path)
+    Path("base").symlink_to(tiny(tmp_path).model)
+    config = tiny(tmp_path, 'model="base"', 'run_dir="runs"', "learner.num_learners=2", "grpo.groups_per_step=2")
+    settings = GRPOConfig().run(
+        config, sandbox_address=gateway.address, sandbox_token=gateway.token, trajectory_log="logs/trajectories.log"
+    )
+    together = Together()
+    free = ray.cluster_resources()["CPU"]
+    assert 3 <= free < 6
+    results = tune.Tuner(
+        GRPO,
+        param_space=settings.vary({"learner.lr": tune.grid_search([1e-4, 3e-3])}),
+        run_config=tune.RunConfig(
+            name="lr",
+            storage_path=str(tmp_path / "tune"),
+            stop={"training_iteration": 2},
+            callbacks=[together],
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=True),
+        ),
+    ).fit()
+    assert not results.errors
+    assert together.most == 1
+    first, second = results
+    assert [r.metrics["grpo"]["step"] for r in results] == [2.0, 2.0]
+    assert [r.metrics["grpo"]["lr"] for r in results] == [1e-4, 3e-3]
+    logs = sorted(Path("logs").glob("*/trajectories.log"))
+    assert [log.parent.name for log in logs] == sorted(Path(r.path).name for r in results)
+    for log in logs:
+        assert len(list(read_log(str(log)))) >= 4
+    assert sorted(p.name for p in Path("runs").iterdir()) == sorted(log.parent.name for log in logs)
+
+    os.chdir("/")
+    algo = GRPO.from_checkpoint(second.checkpoint)
+    try:
+        assert algo.policy_version == 2
+        assert algo.train()["grpo"]["lr"] == 3e-3
+        assert algo.policy_version == 3
+    finally:
+        algo.stop()
