@@ -7,6 +7,7 @@ a Python object in place of an answer would be trained on and never be right.
 from __future__ import annotations
 
 import ast
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,29 @@ _BARE_BOXED = re.compile(r"\\boxed\s*([^\s{}$.,]+)")  # `\boxed 2`, as some of M
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
+_WRITTEN = re.compile(r"""\s*(\[\s*(\{\s*)?['"]|\{\s*['"][\w ]+['"]\s*:)""")
+"""How a list of texts or of objects, or an object, begins that Python or JSON wrote; nothing in LaTeX does."""
+
+CHOICES = ("choices", "options", "endings")
+"""What data sets call the choices of a question."""
+
+
+@dataclass(frozen=True, slots=True)
+class MessageForm:
+    """How a data set writes a message: the names of its fields, and what the user is called."""
+
+    role: str
+    content: str
+    user: str
+
+
+MESSAGES = (MessageForm("role", "content", "user"), MessageForm("from", "value", "human"))
+"""Of the chat APIs, and of ShareGPT."""
+
+LONGEST_GOLD = 500
+"""Characters of a mathematical answer; a longer text is a worked solution, and what it ends with isn't marked."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Field:
     """A field of a row, with what a message about it names."""
@@ -37,13 +61,13 @@ class Field:
         return ValueError(f"{self.place}: the field {self.name!r} {problem}; {remedy}")
 
 
-def find(row: Mapping[str, Any], *, setting: str, name: str, place: str) -> Field:
+def find(row: Mapping[str, Any] | Sequence[Any], *, setting: str, name: str, place: str) -> Field:
     """The field `name` of a row: a name of its own, or a path with dots into objects and lists.
 
     `prompt.0.content` takes an item of a list; `answers.text` takes `text` of every object in a list.
     Raises ValueError, naming what there is instead, if the row has no such field.
     """
-    if name in row:
+    if isinstance(row, Mapping) and name in row:
         return Field(value=row[name], name=name, setting=setting, place=place)
     value: Any = row
     walked = ""
@@ -64,8 +88,10 @@ def question(field: Field) -> str:
     value = field.value
     if isinstance(value, str) and _is_written_list_of_messages(value):
         raise field.refused("is a list of messages written as text", "store the list itself, or the question alone")
-    if _is_list(value) and value and all(isinstance(item, Mapping) and "role" in item for item in value):
-        value = _users_turn(field, value)
+    for form in MESSAGES:
+        if _is_list(value) and value and all(isinstance(item, Mapping) and form.role in item for item in value):
+            value = _users_turn(field, value, form)
+            break
     if isinstance(value, bytes):
         value = _decoded(field, value)
     if not isinstance(value, str):
@@ -81,7 +107,7 @@ def question(field: Field) -> str:
 
 def golds(field: Field, kind: TaskKind) -> tuple[str, ...]:
     """The gold answers as text, each once: the field's value, or each item of a list. Empty items of a list are skipped."""
-    values = field.value if _is_list(field.value) else [field.value]
+    values = [item for value in _listed(field.value) for item in _written_list(field, value)]
     found = (_gold(field, value, kind) for value in values if value is not None)
     texts = tuple(dict.fromkeys(text for text in found if text))
     if not texts:
@@ -90,6 +116,24 @@ def golds(field: Field, kind: TaskKind) -> tuple[str, ...]:
             f"remove the task or set data.{field.setting} to the field that has it"
         )
     return texts
+
+
+def check_choices(row: Mapping[str, Any] | Sequence[Any], question: str, answer: Field) -> None:
+    """Raises ValueError for an answer that is a choice's number or letter if the question doesn't show the choices."""
+    if not isinstance(row, Mapping):
+        return
+    named = next((name for name in CHOICES if isinstance(row.get(name), Mapping) or _is_list(row.get(name))), None)
+    if named is None or not re.fullmatch(r"[A-Ja-j]|\d", str(answer.value).strip()):
+        return
+    choices = row[named]
+    texts = choices.get("text", choices) if isinstance(choices, Mapping) else choices
+    texts = [str(text) for text in (texts.values() if isinstance(texts, Mapping) else texts)]
+    if str(answer.value).strip() in [text.strip() for text in texts] or all(text in question for text in texts):
+        return
+    raise answer.refused(
+        f"is {str(answer.value).strip()}, one of the choices in the field {named!r}, which the question doesn't show",
+        f"write the choices into the question, or the choice's own text into {answer.name!r}",
+    )
 
 
 def identity(field: Field) -> str:
@@ -122,7 +166,38 @@ def _gold(field: Field, value: Any, kind: TaskKind) -> str:
                 "has a \\boxed that is empty or never closed", "complete the solution or remove the task"
             )
         return gold
+    if kind == "math" and len(text.strip()) > LONGEST_GOLD:
+        raise field.refused(
+            f"is a text of {len(text.strip())} characters without {_HASHES} or \\boxed, so its answer can't be told",
+            f"remove the task (proofs have none), or set data.{field.setting} to the field that has the answer alone",
+        )
     return text.strip()
+
+
+def _listed(value: Any) -> Sequence[Any]:
+    return value if _is_list(value) else [value]
+
+
+def _written_list(field: Field, value: Any) -> Sequence[Any]:
+    """The texts of a list of texts that is written as text, as CSV files and some columns have it: JSON's or Python's way.
+
+    Raises ValueError for an object, or another list of texts, that is written so."""
+    if not isinstance(value, str) or not _WRITTEN.match(value):
+        return [value]
+    for read in (json.loads, ast.literal_eval):
+        try:
+            found = read(value.strip())
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            continue
+        # Numpy puts no commas between items, and Python reads two texts side by side as one.
+        commas = read is json.loads or not re.search(r"""['"]\s+['"]""", value)
+        if commas and isinstance(found, list) and all(isinstance(item, str) for item in found):
+            return found
+        break
+    raise field.refused(
+        f"is an object or a list written as text: {value.strip()[:60]!r}",
+        "store the list itself (.jsonl and .parquet can hold one), or the answer alone",
+    )
 
 
 def _answer_text(field: Field, value: Any, kind: TaskKind) -> str:
@@ -151,16 +226,16 @@ def _number(field: Field, value: int | float | Decimal) -> str:
     return str(int(exact)) if exact == int(exact) else format(exact, "f")
 
 
-def _users_turn(field: Field, messages: Sequence[Mapping[str, Any]]) -> Any:
+def _users_turn(field: Field, messages: Sequence[Mapping[str, Any]], form: MessageForm) -> Any:
     """The content of the only message; its parts joined where it is a list of text parts."""
-    roles = [message["role"] for message in messages]
-    if roles != ["user"]:
-        first = roles.index("user") if "user" in roles else 0
-        remedy = f'set data.{field.setting} = "{field.name}.{first}.content" to take the user\'s message alone'
+    roles = [message[form.role] for message in messages]
+    if roles != [form.user]:
+        first = roles.index(form.user) if form.user in roles else 0
+        remedy = f'set data.{field.setting} = "{field.name}.{first}.{form.content}" to take the user\'s message alone'
         if "system" in roles:
             remedy += ", and episode.system_prompt to what the system message says"
         raise field.refused(f"is a conversation of {', '.join(map(str, roles))}, not one turn of the user's", remedy)
-    content = messages[0].get("content")
+    content = messages[0].get(form.content)
     if _is_list(content) and content and all(isinstance(p, Mapping) and p.get("type") == "text" for p in content):
         texts = [part.get("text") for part in content]
         return "".join(texts) if all(isinstance(text, str) for text in texts) else content

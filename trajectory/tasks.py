@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
-from trajectory import task_fields, word_problems
+from trajectory import task_fields, task_rows, word_problems
 from trajectory.question_key import question_key
 from trajectory.task_config import TaskConfig
 from trajectory.types import Task
@@ -70,12 +69,14 @@ def _generate(config: TaskConfig) -> list[Task]:
         raise ValueError(f"data.split = {config.split!r}, data.limit = {config.limit}: {error}") from error
 
 
-def _task(row: Mapping[str, Any], place: str, config: TaskConfig) -> Task:
+def _task(row: task_rows.Row, place: str, config: TaskConfig) -> Task:
     def field(setting: str, name: str) -> task_fields.Field:
         return task_fields.find(row, setting=setting, name=name, place=place)
 
     question = task_fields.question(field("question_field", config.question_field))
-    golds = task_fields.golds(field("answer_field", config.answer_field), config.kind)
+    answer = field("answer_field", config.answer_field)
+    golds = task_fields.golds(answer, config.kind)
+    task_fields.check_choices(row, question, answer)
     if config.id_field is None:
         task_id = hashlib.sha256(question.encode()).hexdigest()[:16]
     else:
@@ -83,53 +84,23 @@ def _task(row: Mapping[str, Any], place: str, config: TaskConfig) -> Task:
     return Task(id=task_id, question=question, golds=golds, kind=config.kind)
 
 
-def _rows(config: TaskConfig) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _rows(config: TaskConfig) -> Iterator[tuple[str, task_rows.Row]]:
     """Each row with where it stands, for messages."""
     if config.source.startswith("hf:"):
         return _hugging_face(config)
     path = Path(config.source)
-    if path.suffix not in (".jsonl", ".parquet"):
+    if not task_rows.has_rows(path):
         raise ValueError(
             f"data.source = {config.source!r} is not a source: "
-            "use 'word-problems', a file ending in .jsonl or .parquet, or 'hf:' and the name of a data set "
-            "or the path of a folder of .csv, .json or .arrow files"
+            f"use 'word-problems', a file ending in {task_rows.ENDINGS}, or 'hf:' and the name of a data set "
+            "or the path of a folder of its files"
         )
     if not path.is_file():
         raise ValueError(f"data.source = {config.source!r}: there is no such file here ({Path.cwd()})")
-    return _jsonl(path) if path.suffix == ".jsonl" else _parquet(path)
+    return task_rows.rows(path)
 
 
-def _jsonl(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            place = f"{path}, line {number}"
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:  # malformed JSON or UTF-8; too deep
-                raise ValueError(f"{place}: not valid JSON ({error}); a .jsonl file has one object a line") from error
-            if not isinstance(row, dict):
-                raise ValueError(f"{place}: a {type(row).__name__}, not an object with fields")
-            yield place, row
-
-
-def _parquet(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    number = 0
-    try:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches():
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"{path}, row {number}", row
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"data.source = {str(path)!r} is not readable Parquet after row {number}: {error}") from error
-
-
-def _hugging_face(config: TaskConfig) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _hugging_face(config: TaskConfig) -> Iterator[tuple[str, task_rows.Row]]:
     try:
         import datasets
     except ImportError as error:
@@ -140,7 +111,7 @@ def _hugging_face(config: TaskConfig) -> Iterator[tuple[str, Mapping[str, Any]]]
     except Exception as error:  # the hub, the network, the builder: each raises its own kinds
         raise ValueError(
             f"data.source = {config.source!r}, data.split = {config.split!r} can't be loaded: {error}; "
-            "check the name ('hf:name' or 'hf:name:subset') and the split, or give a local .jsonl or .parquet file"
+            "check the name ('hf:name' or 'hf:name:subset') and the split, or give a local file of its rows"
         ) from error
     for number, row in enumerate(rows, start=1):
         yield f"{config.source}, row {number}", row

@@ -1,6 +1,7 @@
 """What a field's value means, in the shapes that public data sets have; all else is refused with its place and remedy."""
 
 import datetime
+import gzip
 import json
 from decimal import Decimal
 from pathlib import Path
@@ -255,9 +256,207 @@ def test_half_a_surrogate_pair_is_found_here_and_not_in_a_tokenizer(tmp_path: Pa
 
 def test_a_csv_file_by_its_folder(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text('question,answer\nQ1?,4\n"[{""role"": ""user"", ""content"": ""Q2?""}]",5\n')
-    source = f"hf:{tmp_path}"
-    assert load_tasks(TaskConfig(source=source, limit=1))[0].golds == ("4",)
-    with pytest.raises(ValueError, match=r"row 2: .*written as text"):
-        load_tasks(TaskConfig(source=source))
-    with pytest.raises(ValueError, match=r"'hf:' and .* a folder of \.csv"):
-        load_tasks(TaskConfig(source=str(tmp_path / "rows.csv")))
+    for source in (f"hf:{tmp_path}", str(tmp_path / "rows.csv")):
+        assert load_tasks(TaskConfig(source=source, limit=1))[0].golds == ("4",)
+        with pytest.raises(ValueError, match=r"row 2.*: .*written as text"):
+            load_tasks(TaskConfig(source=source))
+
+
+FILES: dict[str, tuple[str, str, dict[str, str], tuple[str, ...]]] = {
+    # A file's name, its text as such data sets are published, the settings that read it, its gold answers.
+    "hotpotqa": (
+        "hotpot_dev.json",
+        '[{"_id": "5a8b", "question": "Q?", "answer": "yes", "supporting_facts": [["A", 0]], "context": [["A", ["s"]]]}]',
+        {"kind": "qa", "id_field": "_id"},
+        ("yes",),
+    ),
+    "2wikimultihop": (
+        "dev.json",
+        '[\n{"_id": "8813", "type": "comparison", "question": "Q?", "context": [], "answer": "no"}\n]\n',
+        {"kind": "qa"},
+        ("no",),
+    ),
+    "nq-open": ("NQ-open.dev.jsonl", '{"question": "Q?", "answer": ["Ullr", "Ull"]}\n', {"kind": "qa"}, ("Ullr", "Ull")),
+    "triviaqa": (
+        "wikipedia-dev.json",
+        '{"Data": [{"Question": "Q?", "Answer": {"Value": "Paris", "Aliases": ["Paris", "City of Light"]}}], '
+        '"Domain": "Wikipedia", "Version": 1.0}',
+        {"kind": "qa", "question_field": "Question", "answer_field": "Answer.Aliases"},
+        ("Paris", "City of Light"),
+    ),
+    "orz": (
+        "orz_math_57k.json",
+        '[[{"from": "human", "value": "Q?"}, {"from": "assistant", "ground_truth": {"value": "36"}}]]',
+        {"question_field": "0.value", "answer_field": "1.ground_truth.value"},
+        ("36",),
+    ),
+    "sharegpt": (
+        "sharegpt.json",
+        '[{"id": "a", "conversations": [{"from": "human", "value": "Q?"}, {"from": "gpt", "value": "so $\\\\boxed{4}$"}]}]',
+        {"question_field": "conversations.0.value", "answer_field": "conversations.1.value"},
+        ("4",),
+    ),
+    "json lines that are named .json": ("train.json", '{"question": "Q?", "answer": 4}\n\n', {}, ("4",)),
+    "two json lines that are named .json": (
+        "train.json",
+        '{"question": "Q?", "answer": 4}\n{"question": "R?", "answer": 5}\n',
+        {},
+        ("4",),
+    ),
+    "trl": (
+        "train.jsonl",
+        '{"prompt": [{"role": "user", "content": "Q?"}], "completion": [{"role": "assistant", "content": "#### 4"}]}',
+        {"question_field": "prompt", "answer_field": "completion.content"},
+        ("4",),
+    ),
+    "aime": (
+        "aime.csv",
+        "\ufeffID,Problem,Answer\r\n2024-I-1,Q?,025\r\n",
+        {"question_field": "Problem", "answer_field": "Answer"},
+        ("025",),
+    ),
+    "gpqa": (
+        "gpqa_diamond.csv",
+        'Question,Correct Answer,Incorrect Answer 1\n"Q?\n","10^-4 eV\n","a, b"\n',
+        {"question_field": "Question", "answer_field": "Correct Answer"},
+        ("10^-4 eV",),
+    ),
+    "popqa": (
+        "popqa.tsv",
+        'question\tpossible_answers\nQ?\t"[""politician"", ""political leader""]"\n',
+        {"kind": "qa", "answer_field": "possible_answers"},
+        ("politician", "political leader"),
+    ),
+    "popqa, as pandas writes lists": (
+        "popqa.csv",
+        "question,possible_answers\nQ?,\"['politician', \"\"people's leader\"\"]\"\n",
+        {"kind": "qa", "answer_field": "possible_answers"},
+        ("politician", "people's leader"),
+    ),
+    "skywork": (
+        "math.jsonl",
+        '{"prompt": [{"role": "user", "content": "Q?"}], "reward_model": {"ground_truth": "[\\"\\\\\\\\frac{1}{2}\\"]"}}',
+        {"question_field": "prompt", "answer_field": "reward_model.ground_truth"},
+        ("\\frac{1}{2}",),
+    ),
+    "openmathinstruct": (
+        "train.jsonl",
+        '{"problem": "Q?", "generated_solution": "so \\\\boxed{7}", "expected_answer": "7", "problem_source": "math"}',
+        {"question_field": "problem", "answer_field": "expected_answer"},
+        ("7",),
+    ),
+    "numinamath-tir": (
+        "train.jsonl",
+        '{"problem": "Q?", "solution": "```python\\nprint(4)\\n```\\n```output\\n4\\n```\\nHence $\\\\boxed{4}$."}',
+        {"question_field": "problem", "answer_field": "solution"},
+        ("4",),
+    ),
+    "deepscaler": (
+        "deepscaler.json",
+        '[{"problem": "Q?", "answer": "-\\\\frac{2}{3}", "solution": "1. Recall $\\\\boxed{-\\\\frac{2}{3}}$"}]',
+        {"question_field": "problem"},
+        ("-\\frac{2}{3}",),
+    ),
+    "a choice that the question shows": (
+        "train.jsonl",
+        '{"question": "Q?", "choices": ["4", "5"], "answer": "4"}',
+        {"kind": "qa"},
+        ("4",),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("zipped", [False, True], ids=["", "gz"])
+@pytest.mark.parametrize("name", FILES)
+def test_files_as_data_sets_publish_them(tmp_path: Path, name: str, zipped: bool) -> None:
+    file, text, settings, golds = FILES[name]
+    path = tmp_path / (file + (".gz" if zipped else ""))
+    path.write_bytes(gzip.compress(text.encode()) if zipped else text.encode())
+    first = load_tasks(TaskConfig(source=str(path), **settings))[0]  # type: ignore[arg-type]
+    assert (first.question, first.golds) == ("Q?", golds)
+
+
+MISREAD: dict[str, tuple[str, str, dict[str, str], str]] = {
+    "sharegpt": (
+        "a.json",
+        '[{"conversations": [{"from": "human", "value": "Q?"}, {"from": "gpt", "value": "A"}]}]',
+        {"question_field": "conversations"},
+        r"a\.json, item 1: .*conversation of human, gpt.*\"conversations\.0\.value\"",
+    ),
+    "squad's own file": (
+        "a.json",
+        '{"version": "1.1", "data": [{"title": "T", "paragraphs": [{"context": "C", "qas": []}]}]}',
+        {},
+        r"item 1 of 'data': there is no field 'question'; set data\.question_field to one of paragraphs, title",
+    ),
+    "toolbench": (
+        "a.json",
+        '[{"query_id": 1, "query": "Q?", "api_list": [], "relevant APIs": []}]',
+        {"question_field": "query"},
+        r"no field 'answer'; set data\.answer_field to one of api_list, query, query_id, relevant APIs",
+    ),
+    "two lists": ("a.json", '{"a": [{"q": 1}], "b": [{"q": 2}]}', {}, r"an object with 2 lists of objects"),
+    "a number": ("a.json", "5", {}, r"a int; a \.json file is one list of objects"),
+    "json that breaks off": ("a.json", '[{"question": "Q?"', {}, r"a\.json: not valid JSON"),
+    "a list of texts": ("a.json", '["Q?"]', {}, r"item 1: a str, not an object with fields"),
+    "mmlu": (
+        "a.jsonl",
+        '{"question": "Q?", "choices": ["London", "Paris"], "answer": 1}',
+        {"kind": "qa"},
+        r"'answer' is 1, one of the choices in the field 'choices', which the question doesn't show",
+    ),
+    "arc": (
+        "a.jsonl",
+        '{"question": "Q?", "choices": {"text": ["London", "Paris"], "label": ["A", "B"]}, "answerKey": "B"}',
+        {"kind": "qa", "answer_field": "answerKey"},
+        r"'answerKey' is B, one of the choices in the field 'choices'",
+    ),
+    "aqua-rat": (
+        "a.jsonl",
+        '{"question": "Q?", "options": ["A)21", "B)21.5"], "rationale": "r", "correct": "B"}',
+        {"answer_field": "correct"},
+        r"'correct' is B, one of the choices in the field 'options'",
+    ),
+    "a proof": (
+        "a.jsonl",
+        json.dumps({"problem": "Q?", "solution": "Suppose that it is not so. " * 30}),
+        {"question_field": "problem", "answer_field": "solution"},
+        r"is a text of 809 characters without #### or \\boxed, so its answer can't be told; remove the task",
+    ),
+    "numpy's list in CSV": (
+        "a.csv",
+        "question,answer\nQ?,\"['Paris' 'City of Light']\"\n",
+        {"kind": "qa"},
+        r"'answer' is an object or a list written as text: \"\['Paris' 'City",
+    ),
+    "squad's struct in CSV": (
+        "a.csv",
+        "question,answers\nQ?,\"{'text': ['Paris'], 'answer_start': [1]}\"\n",
+        {"kind": "qa", "answer_field": "answers"},
+        r"'answers' is an object or a list written as text",
+    ),
+    "a comma without quotes": (
+        "a.csv",
+        "question,answer\nQ, R?,4\n",
+        {},
+        r"row 1 \(up to line 2\): it has more fields",
+    ),
+    "a missing comma": ("a.csv", "question,answer\nQ?,4\nR?\n", {}, r"row 2 \(up to line 3\): it has fewer fields"),
+    "a quote that never ends": ("a.csv", 'question,answer\n"Q?,4\n', {}, r"not readable CSV after row 0"),
+    "half a gzip": ("a.csv.gz", "question,answer", {}, r"is not a whole gzip file"),
+}
+
+
+@pytest.mark.parametrize("name", MISREAD)
+def test_files_that_would_be_misread_are_refused(tmp_path: Path, name: str) -> None:
+    file, text, settings, message = MISREAD[name]
+    (tmp_path / file).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_tasks(TaskConfig(source=str(tmp_path / file), **settings))  # type: ignore[arg-type]
+
+
+def test_a_file_that_was_cut_off_is_refused_where_it_ends(tmp_path: Path) -> None:
+    whole = gzip.compress("".join(f'{{"question": "Q{n}?", "answer": {n}}}\n' for n in range(5000)).encode())
+    (tmp_path / "a.jsonl.gz").write_bytes(whole[:-100])
+    with pytest.raises(ValueError, match=r"a\.jsonl\.gz' is not a whole gzip file"):
+        load_tasks(TaskConfig(source=str(tmp_path / "a.jsonl.gz")))
