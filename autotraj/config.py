@@ -246,14 +246,10 @@ def parse(data: dict[str, Any]) -> RunConfig:
 
 
 def with_changes(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
-    """`config` with dotted keys set to other values, validated anew."""
+    """`config` with dotted keys set to other values, validated anew. Raises ConfigError."""
     data = config.model_dump(mode="json", exclude=_shared_keys())
     for key, value in changes.items():
-        *sections, last = key.split(".")
-        inner = data
-        for section in sections:
-            inner = inner[section]
-        inner[last] = value
+        _set(data, key, value, f"the change of {key!r}")
     return parse(data)
 
 
@@ -349,11 +345,15 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
     except (tomllib.TOMLDecodeError, RecursionError):
         read = {}
     value = read["value"] if len(read) == 1 else text  # a bare string needs no quotes on a command line
-    *sections, last = key.strip().split(".")
+    _set(data, key.strip(), value, f"override {override!r}")
+
+
+def _set(data: dict[str, Any], key: str, value: Any, what: str) -> None:
+    *sections, last = key.split(".")
     for section in sections:
         data = data.setdefault(section, {})
         if not isinstance(data, dict):
-            raise ConfigError(f"override {override!r}: {section} is a value, not a section")
+            raise ConfigError(f"{what}: {section} is a value, not a section")
     data[last] = value
 
 

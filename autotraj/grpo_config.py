@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import SecretStr
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
-from ray.tune.result import TRIAL_INFO
+from ray.tune.result import STDERR_FILE, STDOUT_FILE, TRIAL_INFO
 
 from actors.config import RolloutSettings, ToolAccess
 from actors.rollout import RolloutActor
@@ -47,6 +47,7 @@ class GRPOConfig(AlgorithmConfig):
 
     Settings of ours live in `run_config`. Of RLlib's own setters all but `callbacks` are refused."""
 
+    is_made = False  # its constructor is through, which calls RLlib's setters
     run_config: RunConfig
     rollout_settings: RolloutSettings  # what `RolloutActor` reads
     access: ToolAccess
@@ -62,9 +63,8 @@ class GRPOConfig(AlgorithmConfig):
         super().__init__(algo_class=algo_class)
         self.trajectory_log = None
         self.changes = {}
-        ours = super()  # the class's own setters are refused
-        ours.api_stack(enable_rl_module_and_learner=True, enable_env_runner_and_connector_v2=True)
-        ours.env_runners(
+        self.api_stack(enable_rl_module_and_learner=True, enable_env_runner_and_connector_v2=True)
+        self.env_runners(
             env_runner_cls=RolloutActor,
             create_local_env_runner=False,
             # It would wait for their processes, while the learners' could start; `RunnerPool.start` waits, with a deadline.
@@ -72,15 +72,16 @@ class GRPOConfig(AlgorithmConfig):
         )
         # For the same reason `GRPO.setup` makes the group of runners: RLlib's asks the first for its gym spaces.
         self._is_online = False
-        ours.learners(num_learners=0)  # our own group, see `build_learner_group`
-        ours.fault_tolerance(
+        self.learners(num_learners=0)  # our own group, see `build_learner_group`
+        self.fault_tolerance(
             restart_failed_env_runners=True,
             # RLlib's default blocks every step for 30 s while a runner restarts.
             env_runner_health_probe_timeout_s=0.2,
         )
-        ours.reporting(min_time_s_per_iteration=None, min_train_timesteps_per_iteration=1)
+        self.reporting(min_time_s_per_iteration=None, min_train_timesteps_per_iteration=1)
         self._dont_auto_sync_env_runner_states = True
         self._validate_config = False  # RLlib's checks are for env, spaces and RLModule; ours ran in `RunConfig`
+        self.is_made = True
 
     def run(
         self,
@@ -115,9 +116,8 @@ class GRPOConfig(AlgorithmConfig):
             reward=run_config.reward,
             **{name: getattr(self.access, name) for name in ToolAccess.model_fields},
         )
-        ours = super()
-        ours.debugging(seed=run_config.seed)
-        ours.env_runners(
+        super().debugging(seed=run_config.seed)
+        super().env_runners(
             num_env_runners=run_config.rollout.num_actors,
             num_cpus_per_env_runner=run_config.rollout.num_cpus,
             num_gpus_per_env_runner=run_config.rollout.num_gpus,
@@ -144,9 +144,8 @@ class GRPOConfig(AlgorithmConfig):
     # --- Tune -------------------------------------------------------------------------------------------------------
 
     def vary(self, changes: Mapping[str, Any]) -> GRPOConfig:
-        """What differs between the trials of a `Tuner`: dotted keys of the run's configuration and their search spaces, as in
-        `vary({"learner.lr": tune.grid_search([1e-4, 3e-4])})`. A key that doesn't exist, or a value that can't be, ends its
-        trial with the key's name."""
+        """What differs between the trials of a `Tuner`: dotted keys of the run's configuration and their search spaces, as
+        in `vary({"learner.lr": tune.grid_search([1e-4, 3e-4])})`. A key that doesn't exist is told by the `Tuner`."""
         self._require_run()
         self.changes = {**self.changes, **changes}
         return self
@@ -163,8 +162,8 @@ class GRPOConfig(AlgorithmConfig):
 
         Raises ValueError for any other key, and ConfigError for `changes` that make no configuration."""
         given = {name: value for name, value in config_dict.items() if name != TRIAL_INFO}
-        functions = {f"callbacks_{name}" for name in CALLBACKS}
-        if unknown := [name for name in given if name not in functions and name not in OURS]:
+        known = {*OURS, *(f"callbacks_{name}" for name in CALLBACKS), STDOUT_FILE, STDERR_FILE}
+        if unknown := [name for name in given if name not in known]:
             raise ValueError(
                 f"{', '.join(map(repr, unknown))}: not read by GRPO, so it would be ignored; what a trial is to have of its "
                 "own is given to GRPOConfig.vary, by its key in the run's configuration"
@@ -183,7 +182,7 @@ class GRPOConfig(AlgorithmConfig):
 
     def for_trial(self, name: str) -> GRPOConfig:
         """Of a trial: it has a run folder below that of all of them, and a trajectory log there, if there shall be one."""
-        own = self.copy(copy_frozen=False)
+        own: GRPOConfig = self.copy(copy_frozen=False)
         own._take(self.run_config.model_copy(update={"run_dir": join(self.run_config.run_dir, name)}))
         if own.trajectory_log:
             own.trajectory_log = str(Path(own.trajectory_log).parent / name / Path(own.trajectory_log).name)

@@ -21,22 +21,22 @@ CALLBACKS = frozenset({"on_algorithm_init", "on_checkpoint_loaded", "on_train_re
 INSTEAD: Mapping[str, str] = {
     "api_stack": "GRPO always runs on the new API stack",
     "callbacks": f"GRPO calls {', '.join(sorted(CALLBACKS))} alone, which are given as functions",
-    "checkpointing": "grpo.checkpoint_every and grpo.keep_checkpoints of the RunConfig say when a run's checkpoints are written",
+    "checkpointing": "grpo.checkpoint_every and grpo.keep_checkpoints of the RunConfig say when a run writes them",
     "debugging": "set seed in the RunConfig given to run(); messages go to Python's logging",
     "env_runners": "the sections rollout, engine and elastic of the RunConfig given to run() say it",
     "environment": "the sections data and episode of the RunConfig given to run() say it",
     "evaluation": "the section eval of the RunConfig given to run() says it, and autotraj.launch.measure evaluates",
     "exploration": "episode.temperature of the RunConfig given to run() says it",
     "experimental": "RLlib's experiments don't reach GRPO",
-    "fault_tolerance": "lost actors are always replaced; grpo.max_attempts, grpo.max_learner_restarts and the deadlines of the "
-    "RunConfig given to run() say how often and how soon",
+    "fault_tolerance": "lost actors are always replaced; the section grpo of the RunConfig given to run() says how often "
+    "and how soon",
     "framework": "the learners are DeepSpeed's, in PyTorch; see the section learner of the RunConfig given to run()",
     "learners": "the section learner of the RunConfig given to run() says it",
     "multi_agent": "GRPO trains one policy",
     "offline_data": "the section data of the RunConfig given to run() says where questions come from, sft what is imitated",
     "python_environment": "set the job's runtime environment with ray.init or `python -m autotraj submit`",
     "reporting": "one train() is one optimizer step; see the section grpo of the RunConfig given to run()",
-    "resources": "num_cpus… and num_gpus… of the sections rollout, learner, repair and scorer of the RunConfig given to run()",
+    "resources": "the sections rollout, learner, repair and scorer of the RunConfig given to run() say it",
     "rl_module": "model of the RunConfig given to run() names the policy",
     "rollouts": "the section rollout of the RunConfig given to run() says it",
     "training": "the sections learner, loss and grpo of the RunConfig given to run() say it",
@@ -59,7 +59,8 @@ def setters() -> list[str]:
 
 
 def refuses_setters(*, but: Collection[str] = ()) -> Any:
-    """A class decorator: all of RLlib's setters but those in `but` raise ValueError for any setting."""
+    """A class decorator: all of RLlib's setters but those in `but` raise ValueError for any setting, once `is_made` is set:
+    RLlib's constructor calls them, too."""
 
     def decorate(cls: C) -> C:
         for name in setters():
@@ -71,9 +72,7 @@ def refuses_setters(*, but: Collection[str] = ()) -> Any:
 
 
 def refusal(setter: str, settings: Collection[str]) -> ValueError:
-    return ValueError(
-        f"GRPOConfig.{setter}({', '.join(settings)}) would be ignored: {INSTEAD.get(setter, ELSEWHERE)}"
-    )
+    return ValueError(f"GRPOConfig.{setter}({', '.join(settings)}) would be ignored: {INSTEAD.get(setter, ELSEWHERE)}")
 
 
 def _refusing(name: str) -> Any:
@@ -81,7 +80,10 @@ def _refusing(name: str) -> Any:
     names = [parameter for parameter in inspect.signature(original).parameters if parameter != "self"]
 
     @functools.wraps(original)
-    def setter(self: AlgorithmConfig, *positional: Any, **settings: Any) -> AlgorithmConfig:
+    def setter(self: Any, *positional: Any, **settings: Any) -> AlgorithmConfig:
+        if not self.is_made:
+            made: AlgorithmConfig = original(self, *positional, **settings)
+            return made
         # RLlib itself calls some without any setting.
         if given := [*names[: len(positional)], *settings]:
             raise refusal(name, given)

@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import ray
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from numpy.typing import NDArray
 
 from actors.engine import UpdateReport
@@ -192,7 +193,10 @@ def measure(config: RunConfig, args: argparse.Namespace, folder: Path) -> None:
     settings = SimulatedGRPOConfig().run(
         config, sandbox_address="127.0.0.1:1", sandbox_token="unused", trajectory_log=str(log)
     )
-    algo = settings.env_runners(env_runner_cls=SimulatedRunner, num_cpus_per_env_runner=0.01).build_algo()
+    # RLlib's own setter: `GRPOConfig` has a run say who samples.
+    algo = AlgorithmConfig.env_runners(
+        settings, env_runner_cls=SimulatedRunner, num_cpus_per_env_runner=0.01
+    ).build_algo()
     try:
         manager = managed(algo.env_runner_group)
         handles = list(manager.actors().values())

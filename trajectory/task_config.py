@@ -14,8 +14,8 @@ class TaskConfig(Section):
     """Where the questions come from."""
 
     source: Annotated[str, IsPath(but=("word-problems",), prefix="hf:")] = "word-problems"
-    """`word-problems` (generated), a path ending in .jsonl or .parquet, or `hf:name` (`hf:name:subset`): a Hugging Face
-    data set or a folder of its files, read with `datasets`."""
+    """`word-problems` (generated); a file ending in .jsonl, .json, .parquet, .csv or .tsv, or in one of these and .gz; or
+    `hf:name` (`hf:name:subset`): a Hugging Face data set or a folder of its files, read with `datasets`."""
 
     split: str = "train"
     """Of `word-problems`: `train` or `eval`, which share no problem. Of `hf:`: the split's name. Files have none."""
