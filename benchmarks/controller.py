@@ -27,8 +27,8 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from numpy.typing import NDArray
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
 from actors.engine import UpdateReport
 from actors.rollout import RolloutActor
