@@ -47,7 +47,7 @@ class GRPOConfig(AlgorithmConfig):
 
     Settings of ours live in `run_config`. Of RLlib's own setters all but `callbacks` are refused."""
 
-    is_made = False  # its constructor is through, which calls RLlib's setters
+    refuses = False  # between the constructor and `freeze`, while it is a person who sets
     run_config: RunConfig
     rollout_settings: RolloutSettings  # what `RolloutActor` reads
     access: ToolAccess
@@ -81,7 +81,13 @@ class GRPOConfig(AlgorithmConfig):
         self.reporting(min_time_s_per_iteration=None, min_train_timesteps_per_iteration=1)
         self._dont_auto_sync_env_runner_states = True
         self._validate_config = False  # RLlib's checks are for env, spaces and RLModule; ours ran in `RunConfig`
-        self.is_made = True
+        self.refuses = True
+
+    def freeze(self) -> None:
+        """RLlib's own: what an algorithm is built from."""
+        if self.refuses:
+            self.refuses = False
+        super().freeze()
 
     def run(
         self,
@@ -181,11 +187,13 @@ class GRPOConfig(AlgorithmConfig):
         return self._take(with_absolute_paths(run, base))
 
     def for_trial(self, name: str) -> GRPOConfig:
-        """Of a trial: it has a run folder below that of all of them, and a trajectory log there, if there shall be one."""
+        """Of a trial: it has a run folder of its own below the configured one, and its trajectory log, if there shall be
+        one, in that. Makes that folder."""
         own: GRPOConfig = self.copy(copy_frozen=False)
         own._take(self.run_config.model_copy(update={"run_dir": join(self.run_config.run_dir, name)}))
         if own.trajectory_log:
-            own.trajectory_log = str(Path(own.trajectory_log).parent / name / Path(own.trajectory_log).name)
+            own.trajectory_log = str(own.run_config.folder / Path(own.trajectory_log).name)
+        own.run_config.folder.mkdir(parents=True, exist_ok=True)
         own.freeze()
         return own
 

@@ -202,6 +202,7 @@ def _settings(config: RunConfig, gateway: Gateway, trajectory_log: str | None = 
 def engines(config: RunConfig, gateway: Gateway) -> Iterator[RunnerPool]:
     """Rollout actors alone, without a learner, up and holding `config.model`."""
     settings = _settings(config, gateway)
+    settings.freeze()
     group = EnvRunnerGroup(config=settings, local_env_runner=False)
     try:
         pool = RunnerPool(

@@ -59,8 +59,8 @@ def setters() -> list[str]:
 
 
 def refuses_setters(*, but: Collection[str] = ()) -> Any:
-    """A class decorator: all of RLlib's setters but those in `but` raise ValueError for any setting, once `is_made` is set:
-    RLlib's constructor calls them, too."""
+    """A class decorator: all of RLlib's setters but those in `but` raise ValueError for any setting while its attribute
+    `refuses` is true: RLlib itself calls them in its constructor, and on copies of what an algorithm was built from."""
 
     def decorate(cls: C) -> C:
         for name in setters():
@@ -81,10 +81,9 @@ def _refusing(name: str) -> Any:
 
     @functools.wraps(original)
     def setter(self: Any, *positional: Any, **settings: Any) -> AlgorithmConfig:
-        if not self.is_made:
+        if not self.refuses:
             made: AlgorithmConfig = original(self, *positional, **settings)
             return made
-        # RLlib itself calls some without any setting.
         if given := [*names[: len(positional)], *settings]:
             raise refusal(name, given)
         return self

@@ -90,7 +90,10 @@ def test_a_trial_has_its_changes_and_reads_paths_from_where_it_was_asked_for(
     assert trial.trajectory_log == str(tmp_path / "log")
     assert "a secret" not in repr(given)
     one = trial.for_trial("trial_1")
-    assert (one.run_config.folder, one.trajectory_log) == (tmp_path / "runs/trial_1", str(tmp_path / "trial_1/log"))
+    assert (one.run_config.folder, one.trajectory_log) == (
+        tmp_path / "runs/trial_1",
+        str(tmp_path / "runs/trial_1/log"),
+    )
     # The policy's learner, one for the reward model isn't asked for without online repair; engines; the reward model.
     bundles = GRPO.default_resource_request(given).bundles
     assert bundles == [{"CPU": 1.0}, *[{"CPU": 2.0}] * 3, {"CPU": 1.0}]
@@ -123,3 +126,12 @@ def test_uris_names_and_hub_data_sets_are_no_paths(tmp_path: Path) -> None:
     found = with_absolute_paths(config, tmp_path)
     assert (found.run_dir, found.data.source) == ("s3://bucket/runs", "hf:openai/gsm8k:main")
     assert found.eval.data.source == f"hf:{tmp_path / 'files'}"
+
+
+def test_rllib_may_set_what_it_wants_on_what_an_algorithm_was_built_from(tmp_path: Path) -> None:
+    config = settings(tiny(tmp_path))
+    with pytest.raises(ValueError, match=r"framework\(tf_session_args\) would be ignored"):
+        config.framework(tf_session_args={})
+    config.freeze()
+    config.freeze()
+    assert config.copy(copy_frozen=False).framework(tf_session_args={"a": 1}).tf_session_args == {"a": 1}

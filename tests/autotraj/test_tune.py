@@ -35,7 +35,7 @@ def test_two_trials_take_turns_where_there_is_room_for_one(
     Path("base").symlink_to(tiny(tmp_path).model)
     config = tiny(tmp_path, 'model="base"', 'run_dir="runs"', "learner.num_learners=2", "grpo.groups_per_step=2")
     settings = GRPOConfig().run(
-        config, sandbox_address=gateway.address, sandbox_token=gateway.token, trajectory_log="logs/trajectories.log"
+        config, sandbox_address=gateway.address, sandbox_token=gateway.token, trajectory_log="trajectories.log"
     )
     together = Together()
     free = ray.cluster_resources()["CPU"]
@@ -56,11 +56,11 @@ def test_two_trials_take_turns_where_there_is_room_for_one(
     second = results[1]
     assert [r.metrics["grpo"]["step"] for r in results] == [2.0, 2.0]
     assert [r.metrics["grpo"]["lr"] for r in results] == [1e-4, 3e-3]
-    logs = sorted(Path("logs").glob("*/trajectories.log"))
+    logs = sorted(Path("runs").glob("*/trajectories.log"))
     assert [log.parent.name for log in logs] == sorted(Path(r.path).name for r in results)
     for log in logs:
         assert len(list(read_log(str(log)))) >= 4
-    assert sorted(p.name for p in Path("runs").iterdir()) == sorted(log.parent.name for log in logs)
+    assert sorted(p.name for p in Path("runs").iterdir()) == [log.parent.name for log in logs]
 
     os.chdir("/")
     algo = GRPO.from_checkpoint(second.checkpoint)
