@@ -253,6 +253,15 @@ def with_changes(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
     return parse(data)
 
 
+def check_key(key: str) -> None:
+    """Raises ConfigError, with the nearest one, for a dotted key that no configuration has."""
+    path = key.split(".")
+    for end in range(1, len(path) + 1):
+        section = _section_at(RunConfig, path[: end - 1])
+        if section is not None and path[end - 1] not in section.model_fields:
+            raise ConfigError(_unknown_key(RunConfig, path[:end]))
+
+
 def differences(before: RunConfig, after: RunConfig) -> list[str]:
     """The keys whose values differ, as `key = value of before, not value of after`."""
     old, new = _flat(before), _flat(after)

@@ -14,7 +14,7 @@ from ray.tune.result import STDERR_FILE, STDOUT_FILE, TRIAL_INFO
 
 from actors.config import RolloutSettings, ToolAccess
 from actors.rollout import RolloutActor
-from autotraj.config import RunConfig, with_changes
+from autotraj.config import RunConfig, check_key, with_changes
 from autotraj.rllib_setters import CALLBACKS, refusal, refuses_setters
 from cluster.roles import ROLLOUT, role
 from learners.group import LearnerGroup
@@ -151,8 +151,10 @@ class GRPOConfig(AlgorithmConfig):
 
     def vary(self, changes: Mapping[str, Any]) -> GRPOConfig:
         """What differs between the trials of a `Tuner`: dotted keys of the run's configuration and their search spaces, as
-        in `vary({"learner.lr": tune.grid_search([1e-4, 3e-4])})`. A key that doesn't exist is told by the `Tuner`."""
+        in `vary({"learner.lr": tune.grid_search([1e-4, 3e-4])})`. Raises ConfigError for a key that doesn't exist."""
         self._require_run()
+        for key in changes:
+            check_key(key)
         self.changes = {**self.changes, **changes}
         return self
 

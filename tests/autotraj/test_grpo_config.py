@@ -118,6 +118,21 @@ def test_what_a_trial_can_not_be_given_is_refused_before_it_starts(
         GRPO.default_resource_request(settings(tiny(tmp_path)).to_dict() | more)
 
 
+def test_a_key_that_does_not_exist_can_not_vary(tmp_path: Path) -> None:
+    config = settings(tiny(tmp_path))
+    for key, message in {
+        "learner.lrr": r"learner\.lrr: unknown key; did you mean 'learner\.lr'",
+        "lerner.lr": r"lerner: unknown key; did you mean 'learner'",
+        "lr": r"lr: unknown key",
+    }.items():
+        with pytest.raises(ConfigError, match=message):
+            config.vary({key: 1})
+    assert config.vary({"quality.weights.confidence": 1.0, "seed": 1}).vary({"seed": 2}).changes == {
+        "quality.weights.confidence": 1.0,
+        "seed": 2,
+    }
+
+
 def test_uris_names_and_hub_data_sets_are_no_paths(tmp_path: Path) -> None:
     (tmp_path / "files").mkdir()
     config = tiny(
