@@ -362,6 +362,7 @@ class GRPO(Algorithm):
     def step(self) -> dict[str, Any]:
         results: dict[str, Any] = super().step()
         results["grpo"] = dict(self.step_metrics)
+        results["done"] = self.policy_version >= self.config.run_config.grpo.num_steps  # so that Tune ends the trial
         return results
 
     def restore_env_runners(self, env_runner_group: EnvRunnerGroup) -> list[int]:

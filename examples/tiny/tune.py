@@ -11,7 +11,9 @@ from autotraj.launch import parts
 
 
 def main() -> None:
-    config = load("examples/tiny/grpo.toml", ["run_dir=runs/tiny-tune"])  # each trial's folder is below it
+    config = load(
+        "examples/tiny/grpo.toml", ["run_dir=runs/tiny-tune", "grpo.num_steps=5"]
+    )  # each trial's folder is below it
     with parts(config) as gateway:  # the sandbox, for all trials, and Ray
         settings = GRPOConfig().run(config, sandbox_address=gateway.address, sandbox_token=gateway.token)
         results = tune.Tuner(
@@ -21,7 +23,6 @@ def main() -> None:
             run_config=tune.RunConfig(
                 name="tiny",
                 storage_path=str(Path("runs/tiny-tune/tune").absolute()),
-                stop={"training_iteration": 5},
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=True),
             ),
         ).fit()

@@ -33,7 +33,8 @@ def test_two_trials_take_turns_where_there_is_room_for_one(
     """The cluster has two learners' CPUs and an engine's: what one trial's actors reserve. Paths are relative to here."""
     monkeypatch.chdir(tmp_path)
     Path("base").symlink_to(tiny(tmp_path).model)
-    config = tiny(tmp_path, 'model="base"', 'run_dir="runs"', "learner.num_learners=2", "grpo.groups_per_step=2")
+    overrides = ("learner.num_learners=2", "grpo.groups_per_step=2", "grpo.num_steps=2")
+    config = tiny(tmp_path, 'model="base"', 'run_dir="runs"', *overrides)
     settings = GRPOConfig().run(
         config, sandbox_address=gateway.address, sandbox_token=gateway.token, trajectory_log="trajectories.log"
     )
@@ -46,7 +47,6 @@ def test_two_trials_take_turns_where_there_is_room_for_one(
         run_config=tune.RunConfig(
             name="lr",
             storage_path=str(tmp_path / "tune"),
-            stop={"training_iteration": 2},
             callbacks=[together],
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=True),
         ),
