@@ -122,18 +122,28 @@ def check_choices(row: Mapping[str, Any] | Sequence[Any], question: str, answer:
     """Raises ValueError for an answer that is a choice's number or letter if the question doesn't show the choices."""
     if not isinstance(row, Mapping):
         return
-    named = next((name for name in CHOICES if isinstance(row.get(name), Mapping) or _is_list(row.get(name))), None)
-    if named is None or not re.fullmatch(r"[A-Ja-j]|\d", str(answer.value).strip()):
+    given = str(answer.value).strip()
+    if not re.fullmatch(r"[A-Ja-j]|\d", given):
         return
-    choices = row[named]
-    texts = choices.get("text", choices) if isinstance(choices, Mapping) else choices
-    texts = [str(text) for text in (texts.values() if isinstance(texts, Mapping) else texts)]
-    if str(answer.value).strip() in [text.strip() for text in texts] or all(text in question for text in texts):
+    named, texts = next(((name, found) for name in CHOICES if (found := _choices(row.get(name)))), ("", []))
+    labelled = given.isalpha() and re.search(rf"\b{given}\s*[).:}}]", question)
+    is_index = given.isalpha() or int(given) <= len(texts)
+    if not is_index or given in texts or labelled or all(text in question for text in texts):
         return
     raise answer.refused(
-        f"is {str(answer.value).strip()}, one of the choices in the field {named!r}, which the question doesn't show",
+        f"is {given}, one of the choices in the field {named!r}, which the question doesn't show",
         f"write the choices into the question, or the choice's own text into {answer.name!r}",
     )
+
+
+def _choices(value: Any) -> list[str]:
+    """The texts of choices: of a list of them, of ARC's object of texts and labels, of an object by letters."""
+    if isinstance(value, Mapping):
+        labelled = all(len(str(name)) == 1 for name in value)
+        value = value.get("text") or (list(value.values()) if labelled else None)
+    if not _is_list(value) or not all(isinstance(text, str | int | float) for text in value):
+        return []
+    return [str(text).strip() for text in value]
 
 
 def identity(field: Field) -> str:
