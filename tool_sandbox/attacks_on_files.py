@@ -160,7 +160,8 @@ print("end")
         "secrets that the engine or the gateway may have left in the environment or on the command line",
         """
 known = {"HOME", "LANG", "LC_CTYPE", "LOGNAME", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MALLOC_ARENA_MAX", "PATH", "PWD",
-         "PYTHONDONTWRITEBYTECODE", "PYTHONPATH", "TMPDIR", "USER"}
+         "PYTHONDONTWRITEBYTECODE", "PYTHONINTMAXSTRDIGITS", "PYTHONPATH", "TMPDIR", "USER", "LOKY_MAX_CPU_COUNT",
+         "MPLBACKEND", "TQDM_MININTERVAL"}
 if set(os.environ) - known:
     print("BREACH", sorted(set(os.environ) - known))
 if "token" in open("/proc/1/cmdline").read().lower():

@@ -36,8 +36,8 @@ PULL_TIMEOUT_S = 120.0
 def image_tag() -> str:
     """`autotraj-sandbox:HASH` of the sources in `image/`."""
     digest = hashlib.sha256()
-    for path in sorted(p for p in SOURCES.iterdir() if p.is_file()):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    for path in sorted(p for p in SOURCES.rglob("*") if p.is_file() and p.suffix != ".pyc"):
+        digest.update(str(path.relative_to(SOURCES)).encode() + b"\0" + path.read_bytes() + b"\0")
     return f"{REPOSITORY}:{digest.hexdigest()[:12]}"
 
 
@@ -118,9 +118,7 @@ def ensure_image(config: SandboxConfig) -> str:
     base = _base_image()
     with tempfile.TemporaryDirectory(prefix="autotraj-image-") as folder:
         context = Path(folder)
-        for path in SOURCES.iterdir():
-            if path.is_file():
-                shutil.copy(path, context)
+        shutil.copytree(SOURCES, context, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
         print(f"==> sandbox image {image} from {base}: packages", flush=True)
         _install_packages(context, *_python_of(base))
         print(f"==> sandbox image {image}: docker build", flush=True)
@@ -193,6 +191,10 @@ def _install_packages(context: Path, python_version: str, machine: str) -> None:
     command += [argument for platform in PLATFORMS for argument in ("--platform", f"{platform}_{machine}")]
     command += ["--python-version", python_version, "--implementation", "cp"]
     _run([*command, "--requirement", str(SOURCES / "requirements.txt")])
+    # A seventh of the whole, and nobody runs them there.
+    for folder in sorted((context / "site-packages").glob("**/tests")):
+        if folder.is_dir():  # not gone with one that it was in
+            shutil.rmtree(folder)
 
 
 def _run(

@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from tool_sandbox.pool import Pool
 
 # A module that is only named in a string routes to the warm zygote, too: slower by some milliseconds, never wrong.
-_HEAVY = re.compile(r"\b(?:numpy|pandas|scipy|sympy)\b")
+_HEAVY = re.compile(
+    r"\b(?:gmpy2|matplotlib|mpmath|networkx|numpy|openpyxl|pandas|scipy|seaborn|shapely|sklearn|statsmodels|sympy)\b"
+)
 
 
 class PythonTool:
@@ -42,5 +44,6 @@ class PythonTool:
 
 
 def zygote_for(code: str) -> str:
-    """`warm` (numpy, pandas, scipy, sympy are imported) for code that names one of them, else `cold`, which forks faster."""
+    """`warm` (numpy, pandas, scipy, sympy are imported) for code that names one of them, or a library that uses one; else
+    `cold`, which forks faster."""
     return "warm" if _HEAVY.search(code) else "cold"

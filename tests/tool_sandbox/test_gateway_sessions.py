@@ -31,7 +31,11 @@ def test_a_session_keeps_its_state_until_it_ends(roomy: SandboxClient) -> None:
 
 def test_sessions_do_not_see_each_other(roomy: SandboxClient) -> None:
     cell(roomy, "b", "open('note', 'w').write('b'); who = 'b'")
-    assert cell(roomy, "c", "import os; print(os.listdir(), 'who' in globals())") == ("ok", "[] False\n", True)
+    assert cell(roomy, "c", "import os; print(os.listdir(), 'who' in globals())") == (
+        "ok",
+        "['cell_1.py'] False\n",
+        True,
+    )
     assert cell(roomy, "b", "print(open('note').read(), who)") == ("ok", "b b\n", False)
 
 

@@ -24,6 +24,70 @@ def test_streams_have_their_names(client: SandboxClient) -> None:
     assert client.call("python", "open('/dev/stdout', 'w').write('x')").output == "x"
 
 
+@pytest.mark.parametrize(
+    ("code", "output"),
+    [
+        ("# first\nprint(open(__file__).read().splitlines()[0])", "# first\n"),
+        (
+            "from pathlib import Path\nimport os\nprint(Path(__file__).parent == Path.cwd(), os.path.isfile(__file__))",
+            "True True\n",
+        ),
+        (
+            "import inspect\ndef f(): return 7\nclass C: pass\nprint(inspect.getsource(f) + inspect.getsource(C), end='')",
+            None,
+        ),
+        (
+            "import subprocess, sys\nif len(sys.argv) > 1: print('again')\n"
+            "else: print(subprocess.run([sys.executable, __file__, 'x'], capture_output=True, text=True).stdout, end='')",
+            "again\n",
+        ),
+        (
+            "```python\nimport runpy\nif __name__ == '__main__': runpy.run_path(__file__, {}, 'x')\nprint(__name__)\n```",
+            "x\n__main__\n",
+        ),
+        (
+            "import multiprocessing as mp\ndef f(x): return x + 1\n"
+            "if __name__ == '__main__':\n    with mp.get_context('spawn').Pool(2) as p: print(p.map(f, [1, 2]))",
+            "[2, 3]\n",
+        ),
+    ],
+)
+def test_the_code_is_a_file(client: SandboxClient, code: str, output: str | None) -> None:
+    result = client.call("python", code, timeout_s=20)
+    assert result.output == (output if output is not None else "def f(): return 7\nclass C: pass\n"), result
+
+
+def test_nothing_of_an_earlier_call_is_in_the_directory(client: SandboxClient) -> None:
+    for n in range(6):
+        code = (
+            f"import os\nprint(os.listdir(), {n}); os.remove(__file__); os.mkdir(__file__); os.mkdir(__file__ + '/x')"
+        )
+        assert client.call("python", code, timeout_s=20).output == f"['main.py'] {n}\n"
+
+
+def test_long_numbers_are_shown(client: SandboxClient) -> None:
+    assert client.call("python", "print(len(str(7 ** 9000)))").output == "7606\n"
+    command = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'print(len(str(7 ** 9000)))'])"
+    assert client.call("python", command, timeout_s=20).output == "7606\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "output"),
+    [
+        ("display([1, 'a']); display({}, 2)", "ok", "[1, 'a']\n{}\n2\n"),
+        ("from IPython.display import Math, display\ndisplay(Math('x^2'))", "ok", "x^2\n"),
+        ("print(1)\nexit()\nprint(2)", "ok", "1\n"),
+        ("print(1)\nquit(3)", "error", "1\n"),
+        ("async def f(): return 5\nawait f()", "ok", "5\n"),
+        ("print(f“{1 + 1}”)", "ok", "2\n"),
+        ("%timeit sum(range(4))", "ok", "6\n"),
+    ],
+)
+def test_what_notebooks_take_is_taken(client: SandboxClient, code: str, status: str, output: str) -> None:
+    result = client.call("python", code, timeout_s=20)
+    assert (result.status, result.output) == (status, output)
+
+
 def test_twenty_threads(client: SandboxClient) -> None:
     code = "import threading as t\ne = t.Event()\nfor _ in range(20): t.Thread(target=e.wait).start()\ne.set(); print('all')"
     assert client.call("python", code, timeout_s=20).output == "all\n"

@@ -51,7 +51,7 @@ def test_an_image_without_a_runner_is_told_with_its_remedy(lacks_runner: str) ->
 
 @pytest.mark.docker
 def test_an_image_with_another_version_of_the_runner_is_told(of_another_version: str) -> None:
-    with pytest.raises(ImageError, match="its runner speaks version 1 of the protocol, this gateway 2"):  # noqa: SIM117
+    with pytest.raises(ImageError, match=f"its runner speaks version 1 of the protocol, this gateway {PROTOCOL}"):  # noqa: SIM117
         with local_sandbox(image=of_another_version, **ONE):
             pass
 

@@ -48,6 +48,18 @@ def test_an_exception_keeps_the_state(client: SandboxClient, session_id: str) ->
     assert (after.output, after.fresh) == ("1 2\n", False)
 
 
+def test_each_cell_is_a_file_while_it_runs(client: SandboxClient, session_id: str) -> None:
+    client.call("python", "def f(): return 1\nfirst = __file__", session_id=session_id)
+    code = "import inspect, os\nprint(open(__file__).read()[:6], os.path.exists(first), inspect.getsource(f), end='')"
+    assert client.call("python", code, session_id=session_id).output == "import False def f(): return 1\n"
+
+
+def test_a_full_scratch_costs_a_cell_only_its_file(client: SandboxClient, session_id: str) -> None:
+    fill = "try:\n    file = open('big', 'wb')\n    while True: file.write(b'x' * 65536)\nexcept OSError: print('full')"
+    assert client.call("python", fill, session_id=session_id, timeout_s=20).output == "full\n"
+    assert client.call("python", "print(6 * 7)", session_id=session_id).output == "42\n"
+
+
 @pytest.mark.parametrize(
     ("code", "status"),
     [

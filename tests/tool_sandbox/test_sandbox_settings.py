@@ -57,6 +57,9 @@ def test_the_token_is_not_shown() -> None:
         ("import numpy as np", "warm"),
         ("from sympy.abc import x", "warm"),
         ("m = __import__('scipy')", "warm"),
+        ("from sklearn import svm", "warm"),
+        ("import matplotlib.pyplot as plt", "warm"),
+        ("import requests, tqdm", "cold"),
     ],
 )
 def test_code_that_names_a_preloaded_library_runs_where_it_is(code: str, zygote: str) -> None:

@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+from tool_sandbox import build
 from tool_sandbox.image.source import prepare
 
 
@@ -28,11 +29,20 @@ def shown(text: str, monkeypatch: pytest.MonkeyPatch) -> list[object]:
         ("x\u00a0=\u00a042\nx", 42),
         ("\ufeff42", 42),
         ("%matplotlib inline\n42", 42),
-        ("!pip install sympy\n42", 42),
+        ("if True:\n    !pip install -q sklearn numpy==1.0\n42", 42),
+        ("if True:\n    %matplotlib inline\n42", 42),
+        (">>> x = 6\n>>> for i in range(7):\n...     x += 6\n6\n>>> x - 6\n42", 42),
+        ("python\n42", 42),
+        ("“it’s” + ‘ 42’", "it's 42".replace("'", "’")),
+        ('“say "hi"”', 'say "hi"'),
+        ("“(” + '“（'", "(“（"),
+        ("（４４ − ２）", 42),
         ("def solution():\n    return 42", 42),
     ],
 )
 def test_the_value_is_shown(text: str, value: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "pip", raising=False)
+    monkeypatch.syspath_prepend(build.SOURCES / "extras")  # the pip that an image has
     assert shown(text, monkeypatch) == [value]
 
 
@@ -45,6 +55,7 @@ def test_no_value_is_shown(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ("text", "line", "reason"),
     [
         ("x = 1\n!ls", 2, "not IPython"),
+        ("%%bash\nls", 1, "not IPython"),
         ("```python\nx = (\n```", 2, "never closed"),
         ("for i in x\n    i", 1, "expected ':'"),
     ],
@@ -53,3 +64,9 @@ def test_what_cannot_be_mended(text: str, line: int, reason: str) -> None:
     with pytest.raises(SyntaxError, match=reason) as error:
         prepare(text, "main.py")
     assert error.value.lineno == line
+    assert error.value.__context__ is None  # one traceback is shown, not those of what was tried
+
+
+def test_what_was_mended_is_what_a_traceback_shows() -> None:
+    program = prepare("Look:\n```python\nx = 1\nx / 0\n```", "main.py")
+    assert program.text.split("\n") == ["", "", "x = 1", "x / 0", ""]

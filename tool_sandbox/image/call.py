@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import builtins
+import contextlib
 import inspect
 import io
 import linecache
@@ -20,7 +21,8 @@ import traceback
 import types
 
 from tool_sandbox.image import source, syscalls
-from tool_sandbox.image.cleaning import become, close_all_but, home_of
+from tool_sandbox.image.advice import NO_NETWORK, advice
+from tool_sandbox.image.cleaning import SCRIPT, become, close_all_but, home_of
 
 EXIT_MEMORY = 77
 """Exit code, and a cell's reply, of code that ended with MemoryError. Code that fakes it only slanders itself."""
@@ -63,7 +65,7 @@ def run(slot: int, session: bool, fds: list[int], limits: dict[str, int]) -> int
     os.chdir(home)
     os.environ.update(HOME=home, TMPDIR=home, PWD=home, USER="sandbox", LOGNAME="sandbox")
     reseed()
-    sys.argv = ["main.py"]
+    sys.argv = [SCRIPT]
     sys.path[0] = home  # as for a script of one's own; it was this file's directory
     # A line at a time, so that what was printed is there when the call is killed at its deadline.
     # Opened anew, as those of the zygote believe that they write to a file.
@@ -71,20 +73,24 @@ def run(slot: int, session: bool, fds: list[int], limits: dict[str, int]) -> int
     sys.stdout = sys.__stdout__ = stream(1)  # type: ignore[misc]
     sys.stderr = sys.__stderr__ = stream(2)  # type: ignore[misc]
     module = types.ModuleType("__main__")
-    module.__file__ = os.path.join(home, "main.py")
     sys.modules["__main__"] = module
     sys.displayhook = display
-    # A new interpreter would find neither the file nor what earlier cells defined, and a pool of those would wait for ever.
+    builtins.display = display_all  # type: ignore[attr-defined]
+    # A new interpreter would run the file anew and not know what earlier cells defined, and a pool of those would wait for
+    # ever.
     contexts = multiprocessing.context._concrete_contexts  # type: ignore[attr-defined]
     contexts["spawn"] = contexts["forkserver"] = contexts["fork"]
     signal.signal(signal.SIGINT, on_interrupt)
     syscalls.restrict()
     if control is None:
-        return leave(execute(take(code_fd), "main.py", module.__dict__))
+        return leave(execute(take(code_fd), os.path.join(home, SCRIPT), module.__dict__))
     cell = 0
     while True:
         cell += 1
-        status = execute(take(code_fd), f"cell_{cell}.py", module.__dict__)
+        path = os.path.join(home, f"cell_{cell}.py")
+        status = execute(take(code_fd), path, module.__dict__)
+        with contextlib.suppress(OSError):  # or the cells of a long session would fill the scratch
+            os.unlink(path)
         sys.stdout.flush()
         control.send(bytes([status]))
         _, cells, _, _ = socket.recv_fds(control, 1, 1)
@@ -130,18 +136,20 @@ def take(fd: int) -> str:
         return file.read().decode("utf-8", errors="replace")
 
 
-def execute(code: str, filename: str, namespace: dict[str, object]) -> int:
-    """Run `code` as `python filename` would, or a notebook: image/source.py. 0, 1, EXIT_MEMORY, or what `sys.exit` said."""
-    remember(code, filename, namespace)
+def execute(code: str, path: str, namespace: dict[str, object]) -> int:
+    """Run `code` as `python path` would, or a notebook: image/source.py. 0, 1, EXIT_MEMORY, or what `sys.exit` said."""
+    filename = os.path.basename(path)
+    remember(code, filename, path)
     try:
-        program = source.prepare(code, filename, call_solution=filename == "main.py")
+        program = source.prepare(code, filename, call_solution=filename == SCRIPT)
     except (RecursionError, MemoryError):
         print("SyntaxError: the source is nested too deeply for Python's parser", file=sys.stderr)
         return 1
     except Exception as error:
         show(error, filename)
         return 1
-    remember(program.text, filename, namespace)
+    remember(program.text, filename, path)
+    save(program.text, path, namespace)
     started_by = os.getpid()
     try:
         run_parts(program, namespace)
@@ -164,10 +172,21 @@ def execute(code: str, filename: str, namespace: dict[str, object]) -> int:
     return 0
 
 
-def remember(text: str, filename: str, namespace: dict[str, object]) -> None:
+def remember(text: str, filename: str, path: str) -> None:
     """For tracebacks, and for `inspect`, which looks for a class by its module's file."""
-    for name in (filename, str(namespace["__file__"])):
+    for name in (filename, path):
         linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
+
+
+def save(text: str, path: str, namespace: dict[str, object]) -> None:
+    """`__file__` is a file, which code may read and start."""
+    namespace["__file__"] = path
+    with contextlib.suppress(OSError):  # earlier cells may have filled the scratch
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+        try:
+            os.write(fd, text.encode("utf-8", "surrogatepass"))
+        finally:
+            os.close(fd)
 
 
 def run_parts(program: source.Program, namespace: dict[str, object]) -> None:
@@ -193,6 +212,12 @@ def display(value: object) -> None:
     print(repr(value))
 
 
+def display_all(*values: object, **options: object) -> None:
+    """A notebook's `display`."""
+    for value in values:
+        print(repr(value))
+
+
 def is_of_parser(error: MemoryError) -> bool:
     """Python's parser raises MemoryError, without a word, for what is nested too deeply."""
     frames = traceback.extract_tb(error.__traceback__)
@@ -208,12 +233,22 @@ def exit_code(end: BaseException | None) -> int:
 
 
 def show(error: BaseException, filename: str) -> None:
-    """The traceback's last frames, from the first of the user's own."""
+    """The traceback's last frames, from the first of the user's own, and what it means here, if it doesn't say so."""
     trace = error.__traceback__
     while trace is not None and trace.tb_frame.f_code.co_filename != filename:
         trace = trace.tb_next
     try:
-        text = "".join(traceback.format_exception(type(error), error, trace, limit=-MAX_FRAMES))
+        sentence = advice(error)
+        if sentence == NO_NETWORK:
+            # The ways through the libraries are long, and all come to this.
+            own = [frame for frame in traceback.extract_tb(trace) if OWN_CODE.fullmatch(frame.filename)]
+            name = traceback.format_exception_only(error)[-1].partition(":")[0].strip()
+            text = "".join(
+                ["Traceback (most recent call last):\n", *traceback.format_list(own), f"{name}: {sentence}\n"]
+            )
+        else:
+            text = "".join(traceback.format_exception(type(error), error, trace, limit=-MAX_FRAMES))
+            text += sentence and f"({sentence})\n"
     except MemoryError:
         text = "MemoryError: the memory limit of a call was reached\n"
     sys.stderr.write(text)

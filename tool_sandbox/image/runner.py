@@ -25,8 +25,9 @@ import time
 from tool_sandbox.image.call import EXIT_MEMORY
 from tool_sandbox.image.slot import NEVER, PIPE_BYTES, Slot, oom_kills
 
-PROTOCOL = 2
-"""Told when ready: the gateway's side must be of the same. Raise it with every change of a frame."""
+PROTOCOL = 3
+"""Told when ready: the gateway's side must be of the same. Raise it with every change of a frame, and of
+what the runner needs of the container that the gateway starts."""
 
 MAX_FRAME_BYTES = 8 * 1024 * 1024
 KEPT_ENVIRONMENT = (
@@ -37,6 +38,10 @@ KEPT_ENVIRONMENT = (
     "OPENBLAS_NUM_THREADS",
     "OMP_NUM_THREADS",
     "MALLOC_ARENA_MAX",
+    "LOKY_MAX_CPU_COUNT",
+    "MPLBACKEND",
+    "PYTHONINTMAXSTRDIGITS",
+    "TQDM_MININTERVAL",
 )
 """All that code may see of the container's environment, where Docker may have put a proxy's password."""
 

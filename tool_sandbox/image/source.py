@@ -1,8 +1,9 @@
 """Makes a program of what a model wrote, which is not always what `python` takes.
 
-Source that Python parses is run as it is. What it doesn't parse is mended, in this order: a Markdown fence around it, marks
-that only look like spaces, an indentation that all lines have, and IPython's magics. Lines are blanked, never removed, so
-that the numbers in a traceback are those of the text that came. What can't be mended stays a SyntaxError.
+Source that Python parses is run as it is. What it doesn't parse is mended, in this order: a Markdown fence around it, the
+prompts of a shown session, marks that only look like spaces, quotes or ASCII, an indentation that all lines have, and
+IPython's magics. Lines are blanked, never removed, so that the numbers in a traceback are those of the text that came. What
+can't be mended stays a SyntaxError.
 
 As in a notebook, `await` works outside of a function and the value of a last expression is shown. Only the standard library
 is used, and nothing is executed here.
@@ -28,6 +29,18 @@ STRING_OR_SPACE = re.compile(
     "|(?P<space>[\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000])|(?P<nothing>[\u200b-\u200d\u2060\ufeff\u00ad])",
     re.DOTALL,
 )
+# A string in a word processor's quotes, or a mark that stands for one of ASCII. Strings and comments are left as they are.
+STRING_OR_MARK = re.compile(
+    STRING_OR_SPACE.pattern.partition("|(?P<space>")[0]
+    + "|[\u201c\u201d\u201e](?P<double>[^\u201c\u201d\u201e\\n]*)[\u201c\u201d]"
+    "|[\u2018\u2019\u201a](?P<single>[^\u2018\u2019\u201a\\n]*)[\u2018\u2019]"
+    "|(?P<wide>[\uff01-\uff5e])|(?P<minus>[\u2212\u2013])",
+    re.DOTALL,
+)
+PROMPT = re.compile(r"[ \t]*(?:>>>|\.\.\.)(?: |$)")
+TAGS = {"python", "python3", "py"}
+"""What may stand alone on the first line: the language of a fence that was taken away."""
+
 MAGIC = re.compile(r"[ \t]*(%%?|!)[ \t]*([\w.-]*)[ \t]*(.*)$")
 WITHOUT_EFFECT = {"matplotlib", "config", "load_ext", "reload_ext", "autoreload", "pylab", "precision", "capture"}
 TIMERS = {"time", "timeit", "prun"}
@@ -53,10 +66,21 @@ def prepare(text: str, filename: str, *, call_solution: bool = False) -> Program
 
     `call_solution`: source that defines nothing but functions, the last of them `solution()`, means a call of it."""
     text = text.removeprefix("\ufeff")
+    head, line_end, rest = text.partition("\n")
+    if head.strip() in TAGS and rest.strip():
+        text = line_end + rest
     try:
         tree = _parse(text, filename)
-    except SyntaxError as error:
-        text, tree = _mend(text, filename, error)
+    except SyntaxError as raised:
+        error = raised
+    else:
+        return _program(tree, text, filename, call_solution=call_solution)
+    # Out of the handler, or what is raised there would be shown with the error that was mended.
+    text, tree = _mend(text, filename, error)
+    return _program(tree, text, filename, call_solution=call_solution)
+
+
+def _program(tree: ast.Module, text: str, filename: str, *, call_solution: bool) -> Program:
     try:
         return Program(_compile(tree, text, filename, call_solution=call_solution), text)
     except RecursionError:  # a tree is compiled with less room for nesting than source is
@@ -113,7 +137,13 @@ def _is_text(node: ast.stmt) -> bool:
 
 def _mend(text: str, filename: str, error: SyntaxError) -> tuple[str, ast.Module]:
     """Each repair in turn, until Python parses the text. Raises the last SyntaxError."""
-    repairs: tuple[Callable[[str], str], ...] = (_without_fences, _with_plain_spaces, _unindented)
+    repairs: tuple[Callable[[str], str], ...] = (
+        _without_fences,
+        _without_prompts,
+        _with_plain_spaces,
+        _with_plain_marks,
+        _unindented,
+    )
     for repair in repairs:
         if repair is _unindented and "unexpected indent" not in str(error):
             continue
@@ -156,6 +186,29 @@ def _with_plain_spaces(text: str) -> str:
     return STRING_OR_SPACE.sub(mend, text)
 
 
+def _with_plain_marks(text: str) -> str:
+    def mend(match: re.Match[str]) -> str:
+        if match["wide"]:
+            return chr(ord(match["wide"]) - 0xFEE0)
+        if match["minus"]:
+            return "-"
+        for name, quote in (("double", '"'), ("single", "'")):
+            if (content := match[name]) is not None:
+                return f"{quote}{content}{quote}" if quote not in content else repr(content)
+        return match[0]
+
+    return STRING_OR_MARK.sub(mend, text)
+
+
+def _without_prompts(text: str) -> str:
+    """What was typed into a session that was copied with its prompts and answers."""
+    lines = text.split("\n")
+    written = [line for line in lines if line.strip()]
+    if not written or not PROMPT.match(written[0]):
+        return text
+    return "\n".join(line[prompt.end() :] if (prompt := PROMPT.match(line)) else "" for line in lines)
+
+
 def _unindented(text: str) -> str:
     """Without the indentation that all lines have, or all but the first, which then lost it on the way here."""
     lines = text.split("\n")
@@ -195,11 +248,14 @@ def _of_magic(magic: re.Match[str], number: int, filename: str) -> str:
     """What remains of the line."""
     sign, name, rest = magic[1], magic[2], magic[3]
     command = f"{name} {rest}".strip()
+    indent = magic[0][: len(magic[0]) - len(magic[0].lstrip())]
     if sign != "!" and name in TIMERS:
-        indent = magic[0][: len(magic[0]) - len(magic[0].lstrip())]
         return indent + OPTIONS.sub("", rest, count=1)
-    if (sign != "!" and name in WITHOUT_EFFECT) or INSTALLERS.match(command):
-        return ""
+    if INSTALLERS.match(command):
+        asked = re.split(r"\binstall\b", command, maxsplit=1)[1].replace("'", "").replace('"', "").split()
+        return f'{indent}__import__("pip").main({["install", *asked]});'
+    if sign != "!" and name in WITHOUT_EFFECT:
+        return indent and f"{indent}pass"
     kind = "shell commands" if sign == "!" else "magics"
     reason = f"this is Python and not IPython: {kind} are not run; for a command use subprocess.run"
     raise SyntaxError(reason, (filename, number, 1, magic[0], number, len(magic[0]) + 1))

@@ -26,7 +26,7 @@ import socket
 import sys
 import traceback
 
-from tool_sandbox.image import call, cleaning, syscalls
+from tool_sandbox.image import advice, call, cleaning, syscalls
 
 WARM_IMPORTS = (
     "numpy",
@@ -48,6 +48,7 @@ def main() -> None:
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     missing = preload() if kind == "warm" else []
     syscalls.prepare()
+    advice.name_no_network()
     gc.collect()
     gc.freeze()  # what is here now is never collected, so forked children don't copy its pages
     wake_r, wake_w = os.pipe()

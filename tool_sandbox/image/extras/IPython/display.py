@@ -1,0 +1,26 @@
+"""What notebooks show richly is printed here: `display(value)`, and values whose text is their source."""
+
+from __future__ import annotations
+
+
+def display(*values: object, **options: object) -> None:
+    """Print each value as a last expression is shown."""
+    for value in values:
+        print(repr(value))
+
+
+def clear_output(wait: bool = False) -> None:
+    """Nothing: what was printed stays."""
+
+
+class Shown:
+    """Text that a notebook would render."""
+
+    def __init__(self, data: object = "", *arguments: object, **options: object) -> None:
+        self.data = str(data)
+
+    def __repr__(self) -> str:
+        return self.data
+
+
+HTML = Latex = Markdown = Math = Pretty = Shown
