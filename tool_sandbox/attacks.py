@@ -45,6 +45,9 @@ class Attack:
     statuses: tuple[str, ...] = ("ok",)
     timeout_s: float = 10.0
     session: bool = False  # a cell of a session
+    beside: str = ""  # what its neighbour does at the start of each call; also after `PREAMBLE`
+    crowds_out: bool = False  # the neighbour's call may be `unavailable`, and is made again
+    afterwards: str = ""  # of a session: what another call does when the cell has ended and no other came
 
 
 KILLED = ("timeout", "error", "memory")
@@ -171,5 +174,6 @@ def all_attacks() -> tuple[Attack, ...]:
     """Those of code, in the order in which they are run."""
     from tool_sandbox.attacks_on_files import FILES
     from tool_sandbox.attacks_on_processes import PROCESSES, RESOURCES
+    from tool_sandbox.attacks_on_shares import SHARES
 
-    return (*ESCALATION, *PROCESSES, *FILES, *RESOURCES)
+    return (*ESCALATION, *PROCESSES, *FILES, *RESOURCES, *SHARES)

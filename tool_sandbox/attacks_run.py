@@ -98,12 +98,14 @@ class Outcome:
 class Neighbour:
     """Makes calls for the length of a `with` block."""
 
-    def __init__(self, client: SandboxClient) -> None:
+    def __init__(self, client: SandboxClient, work: str = "", *, crowded_out: bool = False) -> None:
+        """`work` is done first in each call; `crowded_out`: a call may be `unavailable`."""
         self.secret = secrets.token_hex(12)
         self.latencies_ms: list[float] = []
         self.wrong: list[str] = []
         self._client = client
-        self._code = NEIGHBOUR.format(secret=self.secret)
+        self._code = (PREAMBLE + work if work else "") + NEIGHBOUR.format(secret=self.secret)
+        self._crowded_out = crowded_out
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run)
 
@@ -111,6 +113,9 @@ class Neighbour:
         while not (self._stop.is_set() and self.latencies_ms):
             started = time.monotonic()
             result = self._client.call("python", self._code, timeout_s=NEIGHBOUR_TIMEOUT_S)
+            if self._crowded_out and result.status == "unavailable":
+                self._stop.wait(result.retry_after_s)
+                continue
             self.latencies_ms.append((time.monotonic() - started) * 1000)
             if (result.status, result.output) != ("ok", self.secret + "\n"):
                 self.wrong.append(f"{result.status} {result.message} {result.output[-300:]!r}")
@@ -138,7 +143,8 @@ class Range:
         self.idle_ms = tuple(neighbour.latencies_ms)
 
     def run(self, attack: Attack | ClientAttack) -> Outcome:
-        with Neighbour(self._client) as neighbour:
+        work, crowded_out = ("", False) if isinstance(attack, ClientAttack) else (attack.beside, attack.crowds_out)
+        with Neighbour(self._client, work, crowded_out=crowded_out) as neighbour:
             started = time.monotonic()
             if isinstance(attack, ClientAttack):
                 problems = attack.run(self._target)
@@ -149,6 +155,8 @@ class Range:
                 result = self._client.call("python", code, timeout_s=attack.timeout_s, session_id=session_id)
                 problems = judge(attack, result, neighbour.secret)
                 status, duration_s = result.status, result.duration_s
+        if isinstance(attack, Attack) and attack.afterwards:
+            problems += self._look_afterwards(attack)
         problems += [f"the neighbour's call: {wrong}" for wrong in neighbour.wrong]
         if (slowest_s := max(neighbour.latencies_ms) / 1000) > NEIGHBOUR_TIMEOUT_S:
             problems.append(f"the neighbour waited {slowest_s:.1f} s")
@@ -166,6 +174,20 @@ class Range:
             neighbour_ms=tuple(neighbour.latencies_ms),
             clean=not dirt,
         )
+
+    def _look_afterwards(self, attack: Attack) -> list[str]:
+        """While the attack's session is open, and nobody needs its slot."""
+        until = time.monotonic() + LOOK_TIMEOUT_S
+        while self._client.stats().pool.slots_free < NUM_SLOTS - 1 and time.monotonic() < until:
+            time.sleep(0.02)
+        if not (pool := self._client.stats().pool).sessions:
+            return []  # it was ended: nothing of it is there
+        if pool.slots_free < 1:
+            return [f"the neighbour's slot wasn't clean within {LOOK_TIMEOUT_S:.0f} s"]
+        result = self._client.call("python", PREAMBLE + attack.afterwards, timeout_s=LOOK_TIMEOUT_S)
+        if (result.status, result.output) != ("ok", END + "\n"):
+            return [f"afterwards: {result.status} {result.message} {result.output[-300:]!r}"]
+        return []
 
     def _look(self) -> dict[int, dict[str, object]]:
         """Each slot's uid, and what a call finds there."""

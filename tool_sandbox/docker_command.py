@@ -22,6 +22,8 @@ _uid_blocks = itertools.count(random.randrange(1 << 20))
 def docker_command(name: str, config: SandboxConfig, user_ids: range) -> list[str]:
     """`docker run …` for a container of that name, labelled as this process's own, with ids of `user_ids`."""
     uid_base = user_ids[next(_uid_blocks) % (len(user_ids) // UID_STRIDE) * UID_STRIDE]
+    memory_mib = BASELINE_MIB + config.slots_per_container * (config.memory_mib + config.scratch_mib)
+    cpus = min(config.cpus, os.cpu_count() or 1)  # Docker refuses more than there are
     limits = {
         "num_slots": config.slots_per_container,
         "uid_base": uid_base,
@@ -29,9 +31,9 @@ def docker_command(name: str, config: SandboxConfig, user_ids: range) -> list[st
         "scratch_bytes": config.scratch_mib * MIB,
         "max_processes": config.max_processes,
         "max_output_bytes": config.max_output_bytes,
+        "container_bytes": memory_mib * MIB,
+        "cpus": max(1, int(cpus)),
     }
-    memory_mib = BASELINE_MIB + config.slots_per_container * (config.memory_mib + config.scratch_mib)
-    cpus = min(config.cpus, os.cpu_count() or 1)  # Docker refuses more than there are
     # Root's: who may write there can't open it to the neighbours.
     owned = "uid=0,gid={0},mode=0770,nosuid,nodev"
     tmpfs = [

@@ -221,7 +221,9 @@ class Pool:
     ) -> ToolResult:
         self._slots.ran(reply.duration_s)
         self._places.ran(container, reply)
-        status: ToolStatus = reply.status  # type: ignore[assignment]  # the runner has no other
+        # Its neighbours used up the container's memory: it did nothing wrong, and may be run again.
+        crowded_out = reply.status == "crowded_out"
+        status: ToolStatus = "unavailable" if crowded_out else reply.status  # type: ignore[assignment]  # there is no other
         # A model reads these, `actors.episode`: the same words for the same limit, whatever else happened meanwhile.
         config = self._config
         limits = {

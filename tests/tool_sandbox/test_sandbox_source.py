@@ -1,10 +1,12 @@
 """What a model wrote becomes a program: what is mended, what is shown, and that lines keep their numbers."""
 
 import sys
+from pathlib import Path
 
 import pytest
 
 from tool_sandbox import build
+from tool_sandbox.image import call
 from tool_sandbox.image.source import prepare
 
 
@@ -70,3 +72,11 @@ def test_what_cannot_be_mended(text: str, line: int, reason: str) -> None:
 def test_what_was_mended_is_what_a_traceback_shows() -> None:
     program = prepare("Look:\n```python\nx = 1\nx / 0\n```", "main.py")
     assert program.text.split("\n") == ["", "", "x = 1", "x / 0", ""]
+
+
+def test_text_that_is_too_deep_for_the_parser_is_not_called_memory(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Python's parser raises MemoryError for it, without a word."""
+    assert call.execute("eval('-' * 200_000 + '1')", str(tmp_path / "main.py"), {"__name__": "__main__"}) == 1
+    assert "nested too deeply for Python's parser; it is not the memory limit" in capsys.readouterr().err

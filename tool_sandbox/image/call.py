@@ -23,12 +23,10 @@ import types
 from tool_sandbox.image import source, syscalls
 from tool_sandbox.image.advice import NO_NETWORK, advice
 from tool_sandbox.image.cleaning import SCRIPT, become, close_all_but, home_of
+from tool_sandbox.image.shares import NICENESS
 
 EXIT_MEMORY = 77
 """Exit code, and a cell's reply, of code that ended with MemoryError. Code that fakes it only slanders itself."""
-
-NICENESS = 10
-"""Of code against the runner: however many processes spin, the calls of others are forked, and theirs is ended."""
 
 MAX_FRAMES = 8
 MAX_LINE_CHARS = 120
@@ -163,8 +161,10 @@ def execute(code: str, path: str, namespace: dict[str, object]) -> int:
     except MemoryError as error:
         RESERVE.clear()
         sys.stdout.flush()
+        if of_parser := is_of_parser(error):
+            error.add_note("the text is nested too deeply for Python's parser; it is not the memory limit")
         show(error, filename)
-        return 1 if is_of_parser(error) else EXIT_MEMORY
+        return 1 if of_parser else EXIT_MEMORY
     except BaseException as error:
         sys.stdout.flush()
         show(error, filename)

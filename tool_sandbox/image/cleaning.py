@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 
 SHARED_DIRS = (b"/tmp", b"/dev/shm")
 CLEAN_TIMEOUT_S = 3.0
@@ -50,11 +51,17 @@ def interrupt(slot: int, limits: dict[str, int]) -> int:
 
 def signal_all(slot: int, limits: dict[str, int], number: signal.Signals) -> None:
     """A signal to all that runs under the slot's uid, from the zygote itself: see `is_clean`."""
+    with acting_for(slot, limits), contextlib.suppress(ProcessLookupError):
+        os.kill(-1, number)
+
+
+@contextlib.contextmanager
+def acting_for(slot: int, limits: dict[str, int]) -> Iterator[None]:
+    """The zygote itself has the guard's uids meanwhile: it may do to the slot's processes what they may do to each other."""
     uid = limits["uid_base"] + slot
     os.setresuid(uid + limits["num_slots"], uid, 0)
     try:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(-1, number)
+        yield
     finally:
         os.setresuid(0, 0, 0)
 

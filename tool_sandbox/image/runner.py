@@ -23,7 +23,7 @@ import sys
 import time
 
 from tool_sandbox.image.call import EXIT_MEMORY
-from tool_sandbox.image.slot import NEVER, PIPE_BYTES, Slot, oom_kills
+from tool_sandbox.image.slot import NEVER, PIPE_BYTES, Slot, oom_kills, used_bytes
 
 PROTOCOL = 3
 """Told when ready: the gateway's side must be of the same. Raise it with every change of a frame, and of
@@ -52,6 +52,17 @@ SOFT_S = 0.25
 """So long before its deadline, or a fifth of its time if that is less, a call is interrupted by SIGINT: Python then ends it
 in order, and what it had printed without a line's end, or its children had, is not lost. SIGKILL comes at the deadline."""
 
+LOOK_S = 0.05
+"""How often the slots are looked at while a call runs that is older than that, and until a session that was stopped stands
+still."""
+IDLE_LOOK_S = 0.5
+"""And how often it is seen that it still does."""
+LOOK_PAUSE = 4
+"""So many times longer than a look took is the time until the next."""
+SETTLE_S = 5.0
+"""A session whose processes don't stand still so long after they were stopped is ended."""
+MIB = 1 << 20
+
 
 class Runner:
     """One thread, one `poll`: the gateway, the zygotes, every call's output and every session's control socket."""
@@ -62,6 +73,8 @@ class Runner:
         self.inbox = bytearray()
         self.zygotes = {kind: self.spawn(kind) for kind in ("cold", "warm")}
         self.starting = set(self.zygotes)
+        self.looking_since = NEVER  # the cold zygote has been asked
+        self.may_look = 0.0  # not before
         self.missing: list[str] = []  # modules that could not be preloaded
 
     def spawn(self, kind: str) -> socket.socket:
@@ -110,6 +123,7 @@ class Runner:
 
     def wait_ms(self) -> float:
         nearest = min(min(slot.soft_deadline, slot.deadline, slot.cleaning_until) for slot in self.slots)
+        nearest = min(nearest, self.next_look())
         return max(0.0, min(nearest - time.monotonic(), 60.0)) * 1000 + 1
 
     def on_time(self) -> None:
@@ -123,6 +137,56 @@ class Runner:
             if slot.deadline < now and slot.call_id is not None:
                 slot.deadline = NEVER
                 self.kill(slot, "timeout")
+        if self.next_look() < now:
+            self.looking_since = now
+            self.zygotes["cold"].send(b'{"op": "look"}')
+
+    # -- shares of CPU and memory, and sessions that don't stand still (shares.py) ----------------------------------
+
+    def next_look(self) -> float:
+        """When the zygote is asked again what the slots use. Never for calls that end in no time."""
+        if self.looking_since < NEVER:
+            return NEVER
+        wanted = NEVER
+        for slot in self.slots:
+            if slot.call_id is not None:
+                wanted = min(wanted, slot.started + LOOK_S)
+            elif slot.paused < NEVER:
+                wanted = min(wanted, slot.paused + LOOK_S if slot.settled is None else self.may_look + IDLE_LOOK_S)
+        return max(wanted, self.may_look)
+
+    def on_look(self, usages: list[tuple[bool, int, int]]) -> None:
+        asked, now = self.looking_since, time.monotonic()
+        self.looking_since, self.may_look = NEVER, now + max(LOOK_S, LOOK_PAUSE * (now - asked))
+        for slot, (awake, switches, anon_bytes) in zip(self.slots, usages, strict=True):
+            if slot.call_id is not None:
+                slot.peak_bytes = max(slot.peak_bytes, anon_bytes)
+            elif slot.paused < asked:
+                self.on_paused(slot, awake, switches, now)
+        self.make_room([anon_bytes for _, _, anon_bytes in usages])
+
+    def on_paused(self, slot: Slot, awake: bool, switches: int, now: float) -> None:
+        """A session between its cells: it is stopped until it stands still, and ended if it doesn't, or runs again."""
+        if slot.settled is not None:
+            if awake or switches > slot.settled:  # by a timer that sends SIGCONT, for example
+                self.kill(slot, "error")
+        elif not awake:
+            slot.settled = switches
+        elif now > slot.paused + SETTLE_S:
+            self.kill(slot, "error")
+        else:
+            self.order(slot, "stop")
+
+    def make_room(self, used: list[int]) -> None:
+        """If the container has less memory left than one call may use, end whoever uses most, and more than one call may.
+
+        The kernel would end the biggest process instead: perhaps that of a neighbour who uses no more than is his."""
+        share = self.limits["memory_bytes"]
+        greediest = max(range(len(used)), key=used.__getitem__)
+        if used[greediest] <= share or self.limits["container_bytes"] - used_bytes() > share:
+            return
+        reason = f"Its processes took {used[greediest] // MIB} MiB together, and its container had little left."
+        self.kill(self.slots[greediest], "memory", reason)
 
     # -- the gateway ------------------------------------------------------------------------------------------------
 
@@ -157,6 +221,7 @@ class Runner:
         slot.call_id = int(str(frame["id"]))
         slot.started = time.monotonic()
         slot.oom_kills = oom_kills()
+        slot.peak_bytes = 0
         slot.output.clear()
         if not frame["fresh"] and (slot.control is None or slot.verdict):
             # The session's process ended, or is being killed. The caller must hear that its state is gone.
@@ -174,12 +239,13 @@ class Runner:
             if slot.control is None:
                 self.begin(slot, str(frame["kind"]), bool(frame["session"]), code_fd)
             else:
+                slot.paused, slot.settled = NEVER, None
                 self.order(slot, "continue")
                 with contextlib.suppress(OSError):  # its process has just died: the status is on the way
                     socket.send_fds(slot.control, [b"c"], [code_fd])
 
     def begin(self, slot: Slot, kind: str, session: bool, code_fd: int) -> None:
-        slot.kind, slot.verdict, slot.exited = kind, "", False
+        slot.kind, slot.verdict, slot.reason, slot.exited = kind, "", "", False
         slot.output_fd, write_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         os.set_blocking(write_fd, True)
         # For `/dev/stdout`, which opens the pipe anew: by a process's own link only, and never to read from it.
@@ -208,14 +274,16 @@ class Runner:
             slot.interrupting = True
             self.order(slot, "interrupt")
 
-    def kill(self, slot: Slot, verdict: str) -> None:
+    def kill(self, slot: Slot, verdict: str, reason: str = "") -> None:
         """SIGKILL to all that runs under the slot's uid, by the only process that may: one that has that uid."""
-        slot.verdict = slot.verdict or verdict
+        if not slot.verdict:
+            slot.verdict, slot.reason = verdict, reason
         if slot.kind and slot.cleaning_until == NEVER:
             self.clean(slot)
 
     def clean(self, slot: Slot) -> None:
         slot.cleaning_until = time.monotonic() + CLEAN_DEADLINE_S
+        slot.paused = NEVER  # no more stops: the cleaner would kill the zygote that acts for the slot
         self.order(slot, "clean")
 
     def order(self, slot: Slot, op: str) -> None:
@@ -233,11 +301,15 @@ class Runner:
             if not self.starting:
                 self.send(op="ready", protocol=PROTOCOL, missing=self.missing)
             return
+        if message["op"] == "look":
+            self.on_look(message["slots"])
+            return
         slot = self.slots[message["slot"]]
         if message["op"] == "run":
             self.drain(slot)
             slot.exited = True
-            self.answer(slot, *slot.judge(message))
+            alone = not any(other.kind for other in self.slots if other is not slot)
+            self.answer(slot, *slot.judge(message, self.limits["memory_bytes"], alone=alone))
             if slot.cleaning_until == NEVER:
                 self.clean(slot)
         elif message["op"] == "interrupt":
@@ -271,6 +343,7 @@ class Runner:
         self.answer(slot, status, "")
         # Nothing of it runs on until the next cell, also if it lied about its end.
         self.order(slot, "stop")
+        slot.paused, slot.settled = time.monotonic(), None
 
     def answer(self, slot: Slot, status: str, message: str) -> None:
         if slot.call_id is None:
@@ -291,7 +364,7 @@ class Runner:
     def release(self, slot: Slot) -> None:
         slot.close_output()
         slot.close_control()
-        slot.kind, slot.verdict, slot.cleaning_until = "", "", NEVER
+        slot.kind, slot.verdict, slot.reason, slot.cleaning_until = "", "", "", NEVER
         self.send(op="free", slot=slot.number)
 
 

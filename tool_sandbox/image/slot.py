@@ -13,6 +13,7 @@ from tool_sandbox.image.call import EXIT_MEMORY
 NEVER = float("inf")
 PIPE_BYTES = 256 * 1024
 OOM_COUNTERS = ("/sys/fs/cgroup/memory/memory.oom_control", "/sys/fs/cgroup/memory.events")
+MEMORY_COUNTERS = ("/sys/fs/cgroup/memory/memory.stat", "/sys/fs/cgroup/memory.stat")
 
 
 @dataclass(slots=True)
@@ -23,6 +24,10 @@ class Slot:
     kind: str = ""
     call_id: int | None = None
     verdict: str = ""  # why we are ending it, which is then the status
+    reason: str = ""  # the same in words
+    peak_bytes: int = 0  # of memory, as far as it was seen
+    paused: float = NEVER  # when a session was stopped, between its cells
+    settled: int | None = None  # what `Usage.switches` was when all of it stood still
     started: float = 0.0
     oom_kills: int = 0  # in the container, before the call
     soft_deadline: float = NEVER
@@ -55,10 +60,12 @@ class Slot:
                 return True
         return False
 
-    def judge(self, report: dict[str, object]) -> tuple[str, str]:
-        """Status and explanation of a call whose process ended, from what the zygote reports."""
+    def judge(self, report: dict[str, object], share_bytes: int, *, alone: bool) -> tuple[str, str]:
+        """Status and explanation of a call whose process ended, from what the zygote reports.
+
+        `share_bytes` is the memory that a call may use; `alone`: there was nobody else in the container who could have."""
         if self.verdict:
-            return self.verdict, ""
+            return self.verdict, self.reason
         if "error" in report:
             return "unavailable", f"the container could not start a process: {report['error']}"
         status = int(str(report["status"]))
@@ -66,7 +73,12 @@ class Slot:
         if os.WIFSIGNALED(status):
             number = os.WTERMSIG(status)
             if number == signal.SIGKILL and num_killed > 0:
-                return "memory", "The kernel killed it, as its container was out of memory."
+                if alone or self.peak_bytes > share_bytes:
+                    return "memory", "The kernel killed it, as its container was out of memory."
+                return (
+                    "crowded_out",
+                    "the kernel killed it, as other calls had used up its container's memory; run it again",
+                )
             return "error", f"the code was ended by signal {number} ({signal.strsignal(number)})"
         code = os.waitstatus_to_exitcode(status)
         if code == EXIT_MEMORY:
@@ -86,6 +98,15 @@ class Slot:
         if self.control is not None:
             self.control.close()
             self.control = None
+
+
+def used_bytes() -> int:
+    """Memory of this container that can't be taken back: its processes' own, and files in memory; cgroup v1 and v2."""
+    for path in MEMORY_COUNTERS:
+        with contextlib.suppress(OSError), open(path) as file:
+            counters = {name: int(value) for name, value in (line.split() for line in file)}
+            return sum(counters.get(name, 0) for name in ("rss", "anon", "shmem"))
+    return 0
 
 
 def oom_kills() -> int:

@@ -5,10 +5,12 @@ The supervisor (`runner.py`) talks to it over one SOCK_SEQPACKET socket; all ord
     {"op": "run", "slot": 0, "session": false} + [code, output(, control)]   fork, drop to the slot's uid, run the code
     {"op": "stop", "slot": 0}       SIGSTOP to everything that has the slot's uid, between the cells of a session, and
     {"op": "continue", "slot": 0}   SIGCONT; neither is answered
+    {"op": "look"}                  see what every slot uses, and give each its share of the CPU (shares.py)
     {"op": "interrupt", "slot": 0}  fork, send SIGINT to everything that has the slot's uid
     {"op": "clean", "slot": 0}      kill everything that has the slot's uid; if that isn't all there is to do, fork, become
                                     the slot's uid, empty its directories
     → {"op": "run" | "interrupt" | "clean", "slot": 0, "status": <as wait4 gives it>}
+    → {"op": "look", "slots": [[awake, switches, anon_bytes], …]}
 
 Root here has SETUID and SETGID only: it can't even signal a slot's processes except as that uid, and they can't touch it.
 """
@@ -27,6 +29,7 @@ import sys
 import traceback
 
 from tool_sandbox.image import advice, call, cleaning, syscalls
+from tool_sandbox.image.shares import Shares
 
 WARM_IMPORTS = (
     "numpy",
@@ -62,6 +65,7 @@ def main() -> None:
     except BrokenPipeError:
         return  # the supervisor is gone already
     children: dict[int, tuple[str, int]] = {}
+    shares = Shares(limits)
     sources: list[socket.socket | int] = [orders, wake_r]
     while True:
         readable, _, _ = select.select(sources, [], [])
@@ -72,7 +76,13 @@ def main() -> None:
             data, fds, _, _ = socket.recv_fds(orders, 4096, 3)
             if not data:
                 return  # the supervisor is gone, and with it the container
-            obey(orders, json.loads(data), fds, limits, children)
+            order = json.loads(data)
+            if order["op"] == "look":
+                cleaned = {slot for op, slot in children.values() if op != "run"}
+                usages = [(usage.awake, usage.switches, usage.anon_bytes) for usage in shares.look(cleaned)]
+                orders.send(json.dumps({"op": "look", "slots": usages}).encode())
+            else:
+                obey(orders, order, fds, limits, children)
 
 
 def preload() -> list[str]:
