@@ -17,6 +17,7 @@ Root here has SETUID and SETGID only: it can't even signal a slot's processes ex
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import importlib
@@ -60,10 +61,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # also of children, until they run code
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(wake_w, warn_on_full_buffer=False)
-    try:
-        orders.send(json.dumps({"op": "ready", "missing": missing}).encode())
-    except BrokenPipeError:
-        return  # the supervisor is gone already
+    orders.send(json.dumps({"op": "ready", "missing": missing}).encode())
     children: dict[int, tuple[str, int]] = {}
     shares = Shares(limits)
     sources: list[socket.socket | int] = [orders, wake_r]
@@ -161,4 +159,7 @@ def obey(
 
 
 if __name__ == "__main__":
-    main()
+    with contextlib.suppress(
+        ConnectionError
+    ):  # the supervisor ended with a report of ours unread, and the container with it
+        main()
