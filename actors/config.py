@@ -4,12 +4,12 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, SecretStr, model_validator
 
-from actors.repair_prompt import RIGHT_PROMPT, WRONG_PROMPT
+from actors.repair.render import RIGHT_PROMPT, WRONG_PROMPT
 from rewards.config import QualityConfig, RewardConfig
 from tool_sandbox.config import TlsFiles
 from trajectory.chat import SYSTEM_PROMPT
-from trajectory.config import Section
 from trajectory.paths import LocalPath
+from trajectory.section import Section
 
 
 class EngineConfig(Section):

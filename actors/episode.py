@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from actors.config import EpisodeConfig
-from actors.engine import EngineError, Generation
+from actors.engine.protocol import EngineError, Generation
 from trajectory.markup import contains_forged_result, render_result, trailing_tool_call
 from trajectory.types import FinishReason, Segment, Task, ToolCall, ToolResult, Trajectory, Turn
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
-from actors.engine import UpdateReport
+from actors.engine.protocol import UpdateReport
 from trajectory.types import ToolResult
 
 SECONDS = [0.005, 0.02, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0]

@@ -21,15 +21,15 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.env.env_runner import EnvRunner
 
 from actors.config import RolloutSettings
-from actors.engine import EngineDead, UpdateReport
+from actors.engine.protocol import EngineDead, UpdateReport
+from actors.engine.vllm import VLLMEngine
 from actors.metrics import EngineMetrics
-from actors.repairer import AttemptFn, RepairRequest, RepairResult, on_engine, repair_all
+from actors.repair.attempts import AttemptFn, RepairRequest, RepairResult, on_engine, repair_all
 from actors.sampler import Sampler
 from actors.tools import Tools
-from actors.vllm_engine import VLLMEngine
+from models.weight_update import WeightUpdate
 from trajectory.chat import load_tokenizer
 from trajectory.types import Group, Task, ToolCall, ToolResult
-from trajectory.weights import WeightUpdate
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from actors import episode
 from actors.config import EpisodeConfig
-from actors.engine import Engine, Generation, Sampling
+from actors.engine.protocol import Engine, Generation, Sampling
 from trajectory.chat import Tokenizer, encode, prompt_opening, render_prompt
 from trajectory.markup import STOP_STRINGS
 from trajectory.types import Group, Task, Trajectory

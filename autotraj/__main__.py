@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from autotraj.errors import RunError, UserError
 from autotraj.interrupt import EXIT_INTERRUPTED, graceful_interrupt, last_words
-from trajectory.storage import StorageError
+from storage.objects import StorageError
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 GO_ON = "the same command goes on with what is done"
@@ -105,96 +105,96 @@ def _with_config(
 
 
 def _run(args: argparse.Namespace) -> int:
-    from autotraj import commands
+    from autotraj.cli import commands
 
     return (commands.dry_run if args.dry_run else commands.run)(args.config, args.overrides)
 
 
 def _stage(args: argparse.Namespace) -> int:
-    from autotraj import commands
+    from autotraj.cli import commands
 
     return commands.stage(args.command, args.config, args.overrides)
 
 
 def _report(args: argparse.Namespace) -> int:
-    from autotraj import commands
+    from autotraj.cli import commands
 
     return commands.report(args.run_dir)
 
 
 def _status(args: argparse.Namespace) -> int:
-    from autotraj.show_status import show
+    from autotraj.status.show import show
 
     print(show(args.run_dir))
     return EXIT_OK
 
 
 def _grpo(args: argparse.Namespace) -> int:
-    from autotraj import commands
+    from autotraj.cli import commands
 
     return commands.grpo(args.config, args.overrides, resume=args.resume)
 
 
 def _evaluate(args: argparse.Namespace) -> int:
     if args.benchmarks:
-        from autotraj import benchmark_run
+        from autotraj.cli import benchmarks
 
-        return benchmark_run.evaluate_suite(args.config, args.overrides, args.benchmarks, args.out)
-    from autotraj import commands
+        return benchmarks.evaluate_suite(args.config, args.overrides, args.benchmarks, args.out)
+    from autotraj.cli import commands
 
     return commands.evaluate(args.config, args.overrides)
 
 
 def _compare(args: argparse.Namespace) -> int:
-    from autotraj import benchmark_run
+    from autotraj.cli import benchmarks
 
-    return benchmark_run.compare(args.folders)
+    return benchmarks.compare(args.folders)
 
 
 def _search_index(args: argparse.Namespace) -> int:
-    from autotraj import sandbox
+    from autotraj.gateways import session as sandbox
 
     return sandbox.search_index(args.corpus, args.out)
 
 
 def _demo(args: argparse.Namespace) -> int:
-    from autotraj import demo
+    from autotraj.cli import demo
 
     return demo.main(seed=args.seed, run_dir=args.run_dir)
 
 
 def _submit(args: argparse.Namespace) -> int:
-    from autotraj import submit
+    from autotraj.cli import submit
 
     return submit.submit(args)
 
 
 def _sandbox_serve(args: argparse.Namespace) -> int:
-    from autotraj import sandbox
+    from autotraj.gateways import session as sandbox
 
     return sandbox.serve(args.config, args.overrides)
 
 
 def _sandbox_attack(args: argparse.Namespace) -> int:
-    from autotraj import sandbox_attack
+    from autotraj.cli import attack
 
-    return sandbox_attack.attack(args.config, args.overrides)
+    return attack.attack(args.config, args.overrides)
 
 
 def _sandbox_build(args: argparse.Namespace) -> int:
-    from autotraj import sandbox
+    from autotraj.gateways import session as sandbox
 
     return sandbox.build(args.config, args.overrides)
 
 
 def _sandbox_stats(args: argparse.Namespace) -> int:
-    from autotraj import sandbox
+    from autotraj.gateways import session as sandbox
 
     return sandbox.stats(args.config, args.overrides)
 
 
 def _sandbox_bench(args: argparse.Namespace) -> int:
-    from autotraj import sandbox
+    from autotraj.gateways import session as sandbox
 
     return sandbox.bench(args.config, args.overrides, args.seconds)
 

@@ -13,27 +13,28 @@ from pathlib import Path
 import ray
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
-from autotraj import preflight, stages
-from autotraj.config import RunConfig
+from autotraj.config.run import RunConfig
 from autotraj.errors import NothingToLearn, OutOfMemory, RunError, UserError
-from autotraj.evaluate import EvalResult
-from autotraj.evaluate import evaluate as evaluate_policy
-from autotraj.gateway_metrics import watched
-from autotraj.gateway_pool import node_gateways
-from autotraj.grpo import GRPO
-from autotraj.grpo_config import GRPOConfig, rollout_timeout_of
-from autotraj.inspection import announce, watch_pool
+from autotraj.evaluation.evaluate import EvalResult
+from autotraj.evaluation.evaluate import evaluate as evaluate_policy
+from autotraj.gateways.metrics import watched
+from autotraj.gateways.pool import node_gateways
+from autotraj.gateways.session import Gateway, sandbox_session
 from autotraj.interrupt import Interrupt, graceful_interrupt, taken_down_in_order
-from autotraj.plan import memory_by_part
-from autotraj.replacement import Replacements
-from autotraj.run_folder import RunFolder
-from autotraj.runner_calls import managed, reason
-from autotraj.runner_pool import RunnerPool
-from autotraj.sandbox import Gateway, sandbox_session
+from autotraj.loop.config import GRPOConfig, rollout_timeout_of
+from autotraj.loop.grpo import GRPO
+from autotraj.loop.inspection import announce, watch_pool
+from autotraj.planning import preflight
+from autotraj.planning.plan import memory_by_part
+from autotraj.run_folder.folder import RunFolder
+from autotraj.runners.calls import managed, reason
+from autotraj.runners.pool import RunnerPool
+from autotraj.training import supervised
+from autotraj.training.replacement import Replacements
 from cluster.session import ray_session
 from cluster.session_watch import RayDied
 from learners.errors import LearnerError
-from trajectory.storage import Storage
+from storage.objects import Storage
 from trajectory.types import Task
 
 logger = logging.getLogger(__name__)
@@ -79,7 +80,7 @@ def train(
                 on_step(step, metrics)
                 if step % settings.checkpoint_every == 0:
                     checkpoint()
-            except stages.Interrupted:
+            except supervised.Interrupted:
                 continue
             except NothingToLearn as ending:
                 if algo.policy_version == 0:
@@ -110,7 +111,7 @@ def export_policy(algo: GRPO, folder: RunFolder) -> None:
     replacements = Replacements(algo.config.run_config, folder)
     while True:
         try:
-            stages.export(algo.learner_group, folder.home.place("policy"))
+            supervised.export(algo.learner_group, folder.home.place("policy"))
             return
         except LearnerError as error:
             _replace_learners(algo, folder, error, replacements)

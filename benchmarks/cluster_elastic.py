@@ -24,8 +24,8 @@ from typing import Any
 import msgpack
 import psutil
 
-from autotraj.run_folder import latest_checkpoint
-from cluster.fake import ROOT, FakeCluster, fake_cluster
+from autotraj.run_folder.folder import latest_checkpoint
+from examples.fake_cluster.cluster import ROOT, FakeCluster, fake_cluster
 
 PATIENCE_S = 1200.0
 SETTINGS = [

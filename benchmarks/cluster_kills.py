@@ -22,7 +22,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from cluster.fake import ROOT, FakeCluster, fake_cluster
+from examples.fake_cluster.cluster import ROOT, FakeCluster, fake_cluster
 
 PATIENCE_S = 900.0
 SETTINGS = [

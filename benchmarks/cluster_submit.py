@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from cluster.fake import ROOT, FakeCluster, fake_cluster
+from examples.fake_cluster.cluster import ROOT, FakeCluster, fake_cluster
 
 PATIENCE_S = 900.0
 SETTINGS = ["place_by_role=true", "grpo.num_steps=1", "grpo.groups_per_step=8", "eval.data.limit=16"]

@@ -30,16 +30,16 @@ import ray
 from numpy.typing import NDArray
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
-from actors.engine import UpdateReport
+from actors.engine.protocol import UpdateReport
 from actors.rollout import RolloutActor
-from autotraj.config import RunConfig, load
-from autotraj.grpo_config import GRPOConfig
-from autotraj.runner_calls import managed
+from autotraj.config.run import RunConfig, load
+from autotraj.loop.config import GRPOConfig
+from autotraj.runners.calls import managed
 from cluster.session import ray_session
 from learners.batching import Sample
 from learners.group import LearnerGroup, StepResult
+from models.weight_update import LogprobProbe, WeightUpdate
 from trajectory.types import Group, Segment, Task, ToolCall, ToolResult, Trajectory, Turn
-from trajectory.weights import LogprobProbe, WeightUpdate
 
 PROMPT_TOKENS = 200
 PROBE_IDS = tuple(range(32))

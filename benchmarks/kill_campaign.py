@@ -34,14 +34,14 @@ from pathlib import Path
 import msgpack
 import psutil
 
-from autotraj.config import load
-from autotraj.loop_state import STATE_FILE
-from autotraj.run_folder import latest_checkpoint
-from autotraj.synthesize import read_journal
+from autotraj.config.run import load
+from autotraj.loop.state import STATE_FILE
+from autotraj.run_folder.folder import latest_checkpoint
+from autotraj.stages.synthesize import read_journal
+from tasks.load import load_tasks
 from tool_sandbox.left_behind import LABEL
+from trajectory.log import read_log
 from trajectory.records import read_jsonl
-from trajectory.store import read_log
-from trajectory.tasks import load_tasks
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = "examples/tiny/run.toml"

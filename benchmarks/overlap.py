@@ -12,10 +12,10 @@ import argparse
 import statistics
 import time
 
-from autotraj.config import load
-from autotraj.grpo_config import GRPOConfig
+from autotraj.config.run import load
+from autotraj.gateways.session import Gateway
 from autotraj.launch import parts
-from autotraj.sandbox import Gateway
+from autotraj.loop.config import GRPOConfig
 from benchmarks.tool_latency import SlowToolActor
 
 

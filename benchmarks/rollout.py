@@ -18,14 +18,14 @@ from itertools import count
 
 from actors import episode
 from actors.config import EngineConfig, EpisodeConfig
-from actors.engine import Sampling
+from actors.engine.protocol import Sampling
+from actors.engine.vllm import VLLMEngine
 from actors.sampler import Sampler
-from actors.vllm_engine import VLLMEngine
+from tasks.word_problems.problems import generate
 from tool_sandbox.client import AsyncSandboxClient
 from tool_sandbox.local import local_sandbox
 from trajectory.chat import load_tokenizer, render_prompt
 from trajectory.types import Task, ToolCall, ToolResult
-from trajectory.word_problems import generate
 
 MODEL = "examples/tiny/base"
 GROUP_SIZE = 8

@@ -15,15 +15,15 @@ import tempfile
 import time
 from pathlib import Path
 
-from actors.engine import Sampling
-from actors.vllm_engine import VLLMEngine
-from autotraj.config import RunConfig, load, with_changes
-from autotraj.grpo_config import rollout_timeout_of
+from actors.engine.protocol import Sampling
+from actors.engine.vllm import VLLMEngine
+from autotraj.config.run import RunConfig, load, with_changes
 from autotraj.interrupt import Interrupt
 from autotraj.launch import engines, parts
-from autotraj.synthesize import Synthesis
+from autotraj.loop.config import rollout_timeout_of
+from autotraj.stages.synthesize import Synthesis
+from tasks.load import load_tasks
 from trajectory.chat import load_tokenizer, render_prompt
-from trajectory.tasks import load_tasks
 from trajectory.types import Task
 
 

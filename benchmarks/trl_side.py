@@ -35,8 +35,8 @@ from trl import GRPOConfig, GRPOTrainer
 from benchmarks.tool_latency import draw
 from benchmarks.vs_trl import GROUP_SIZE, LR, MAX_TOOL_CALLS, MODEL, TRAJECTORIES_PER_STEP, WAYS, Measured, run_config
 from rewards import outcome
+from tasks.load import load_tasks
 from trajectory.markup import STOP_STRINGS, final_answer, render_result, trailing_tool_call
-from trajectory.tasks import load_tasks
 from trajectory.types import Task, ToolCall
 
 MICRO_BATCH = 32  # trajectories; 16 and 128 were slower

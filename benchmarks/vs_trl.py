@@ -29,7 +29,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from autotraj.config import RunConfig, load
+from autotraj.config.run import RunConfig, load
 
 MODEL = "examples/tiny/base"
 GROUPS_PER_STEP, GROUP_SIZE = 16, 8
@@ -87,10 +87,10 @@ def measure_autotraj(way: str, *, steps: int, warmup: int) -> Measured:
     """Trains `warmup + steps` steps and times the last `steps`."""
     import random
 
-    from autotraj import grpo
-    from autotraj.grpo_config import GRPOConfig
     from autotraj.launch import parts
-    from autotraj.scoring import score_group
+    from autotraj.loop import grpo
+    from autotraj.loop.config import GRPOConfig
+    from autotraj.loop.scoring import score_group
     from benchmarks.tool_latency import SlowToolActor
     from rewards.config import RewardConfig
     from trajectory.types import Group

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from trajectory.config import Section
+from trajectory.section import Section
 
 
 class ElasticConfig(Section):

@@ -4,8 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from trajectory.config import Section, Seed
 from trajectory.paths import LocalPath
+from trajectory.section import Section, Seed
 
 Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
 

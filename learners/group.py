@@ -37,8 +37,8 @@ from learners.batching import Pair, Sample, check_pairs, has_gradient
 from learners.config import LearnerConfig, LossConfig
 from learners.environment import process_environment
 from learners.errors import LearnerDied, LearnerError, LearnerFailed, LearnerOutOfMemory, LearnerTimeout
-from trajectory.storage import Storage
-from trajectory.weights import LogprobProbe
+from models.weight_update import LogprobProbe
+from storage.objects import Storage
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)

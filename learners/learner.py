@@ -20,9 +20,9 @@ from learners.checkpoint_format import META_FILE
 from learners.config import LearnerConfig, LossConfig
 from learners.engine import DeepSpeedEngine
 from learners.weight_sync import NCCLBroadcast, host_update, nccl_update
-from trajectory.locations import local_path
-from trajectory.storage import Storage, fetch, files_of, scratch
-from trajectory.weights import LogprobProbe, WeightUpdate
+from models.weight_update import LogprobProbe, WeightUpdate
+from storage.locations import local_path
+from storage.objects import Storage, fetch, files_of, scratch
 
 
 class Learner:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from learners.engine import DeepSpeedEngine
-from trajectory.weights import WeightUpdate
+from models.weight_update import WeightUpdate
 
 
 def host_update(engine: DeepSpeedEngine) -> WeightUpdate | None:

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeFloat, model_validator
 
-from trajectory.config import Section
+from trajectory.section import Section
 
 LARGEST = 100.0
 """Size of any part of the reward."""

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from trajectory.config import Section
 from trajectory.paths import IsPath, LocalPath
+from trajectory.section import Section
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 

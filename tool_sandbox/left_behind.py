@@ -12,12 +12,12 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
-LABEL = "autotraj.sandbox"
+LABEL = "autotraj.gateways.session"
 DOCKER_TIMEOUT_S = 30.0
 
 
 def own_label() -> str:
-    """`autotraj.sandbox=OWNER` of this process."""
+    """`autotraj.gateways.session=OWNER` of this process."""
     return f"{LABEL}={_owner(os.getpid())}"
 
 

@@ -8,7 +8,7 @@ from tool_sandbox.config import SandboxConfig
 from tool_sandbox.metrics import Metrics
 from tool_sandbox.pool import Pool
 from tool_sandbox.python_tool import PythonTool
-from tool_sandbox.search_tool import SearchTool
+from tool_sandbox.search.tool import SearchTool
 from trajectory.types import ToolResult
 
 

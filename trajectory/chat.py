@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from storage.objects import fetch
 from trajectory import markup
-from trajectory.storage import fetch
 
 SYSTEM_PROMPT = r"""Solve the question step by step. You can run tools while you reason. Use these tags, never nested:
 - <think>your reasoning</think> before each tool call and before the answer.

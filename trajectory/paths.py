@@ -9,8 +9,8 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic.fields import FieldInfo
 
-from trajectory.config import Section
-from trajectory.locations import is_uri
+from storage.locations import is_uri
+from trajectory.section import Section
 
 
 @dataclass(frozen=True, slots=True)

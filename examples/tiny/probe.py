@@ -19,13 +19,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from examples.tiny import recipe, ways
-from tool_sandbox.search_tool import render_documents
+from tasks.word_problems.corpus import corpus
+from tasks.word_problems.problems import problems
+from tasks.word_problems.types import Tier, WordProblem, evaluate
+from tool_sandbox.search.tool import render_documents
 from trajectory.chat import encode, render_prompt
 from trajectory.markup import STOP_STRINGS, final_answer, render_result, trailing_tool_call, validate
 from trajectory.types import ToolCall
-from trajectory.word_problems import problems
-from trajectory.word_problems_corpus import corpus
-from trajectory.word_problems_types import Tier, WordProblem, evaluate
 
 MAX_TOOL_CALLS = 3
 MAX_NEW_TOKENS = 160  # of one engine call

@@ -18,9 +18,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from examples.tiny.ways import WAYS, Piece, Way, habits, text_of
+from tasks.word_problems.problems import mixed
+from tasks.word_problems.types import Tier, WordProblem, evaluate
 from trajectory.markup import Rule, escape
-from trajectory.word_problems import mixed
-from trajectory.word_problems_types import Tier, WordProblem, evaluate
 
 TAGS = tuple(f"<{slash}{tag}>" for tag in ("think", "code", "search", "result", "answer") for slash in ("", "/"))
 PAD, START, EOS = "<|endoftext|>", "<|im_start|>", "<|im_end|>"

@@ -1,8 +1,8 @@
 """GRPO with tools from plain Python, without the command line: `python -m examples.tiny.train`."""
 
-from autotraj.config import load
+from autotraj.config.run import load
 from autotraj.launch import build, measure, parts
-from trajectory.tasks import load_tasks
+from tasks.load import load_tasks
 
 
 def main() -> None:

@@ -4,10 +4,10 @@ from pathlib import Path
 
 from ray import tune
 
-from autotraj.config import load
-from autotraj.grpo import GRPO
-from autotraj.grpo_config import GRPOConfig
+from autotraj.config.run import load
 from autotraj.launch import parts
+from autotraj.loop.config import GRPOConfig
+from autotraj.loop.grpo import GRPO
 
 
 def main() -> None:

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from random import Random
 from typing import Literal
 
-from tool_sandbox.search_tool import render_documents
+from tasks.word_problems.corpus import COLOURS, Fact
+from tasks.word_problems.types import Call, Tier, WordProblem, evaluate
+from tool_sandbox.search.tool import render_documents
 from trajectory.markup import render_result
-from trajectory.word_problems_corpus import COLOURS, Fact
-from trajectory.word_problems_types import Call, Tier, WordProblem, evaluate
 
 Way = Literal["clean", "rambling", "repeated", "toolless", "wrong"]
 

@@ -9,7 +9,7 @@ import pytest
 
 from actors import episode
 from actors.config import EpisodeConfig
-from actors.engine import EngineDead, Generation
+from actors.engine.protocol import EngineDead, Generation
 from trajectory.types import Segment, Task, ToolCall, ToolResult, Trajectory
 
 TASK = Task(id="t", question="2+3?", golds=("5",))

@@ -13,9 +13,9 @@ from ray.rllib.utils.actor_manager import FaultTolerantActorManager
 from repair_cases import ANSWER, CALL, GOOD, RAMBLING, make_request
 
 from actors.config import EndpointConfig, EngineConfig, EpisodeConfig, RepairConfig, RepairSettings, RolloutSettings
-from actors.engine import EngineDead
-from actors.repair import RepairActor
-from actors.repairer import Reason, RepairResult
+from actors.engine.protocol import EngineDead
+from actors.repair.actor import RepairActor
+from actors.repair.attempts import Reason, RepairResult
 from actors.rollout import RolloutActor
 from tool_sandbox.local import local_sandbox
 from trajectory.chat import load_tokenizer

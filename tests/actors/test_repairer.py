@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from repair_cases import ANSWER, CALL, GOOD, OK, RAMBLING, RESULT, TASK, WRONG, make_request, make_trajectory
 
-from actors import repairer
 from actors.config import EngineConfig, EpisodeConfig, RepairConfig, RepairSettings, RolloutSettings
-from actors.repair_prompt import render
-from actors.repairer import PromptTooLong, RepairResult, repair, repair_all
+from actors.repair import attempts
+from actors.repair.attempts import PromptTooLong, RepairResult, repair, repair_all
+from actors.repair.render import render
 from rewards.config import QualityConfig, RewardConfig
 from rewards.quality import Quality
 from trajectory import markup
@@ -150,7 +150,7 @@ async def test_refused(trajectory: Trajectory, reason: str) -> None:
     result = await Writer(*[trajectory] * 3).repair()
     assert reasons(result) == [reason] * 3
     assert result.accepted is None
-    assert reason in get_args(repairer.Reason)
+    assert reason in get_args(attempts.Reason)
     assert result.attempts[0].error == trajectory.error
 
 

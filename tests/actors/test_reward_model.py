@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForSequenceClassification, Qwen3Config, Qwen3ForSequenceClassification
 
 from actors.config import RewardModelConfig
-from actors.reward_model import RewardModelActor, RewardModelError, RewardModelTimeout, batches_by_length
+from actors.reward_model.actor import RewardModelActor, RewardModelError, RewardModelTimeout, batches_by_length
 
 VOCAB = 300
 

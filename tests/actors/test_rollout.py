@@ -16,10 +16,10 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
 from actors.config import EngineConfig, EpisodeConfig, RolloutConfig, RolloutSettings
-from actors.engine import EngineDead
+from actors.engine.protocol import EngineDead
 from actors.rollout import RolloutActor
+from models.weight_update import WeightUpdate
 from trajectory.types import Task
-from trajectory.weights import WeightUpdate
 
 pytestmark = [pytest.mark.engine, pytest.mark.ray]
 

@@ -9,11 +9,11 @@ from conftest import build_tokenizer
 from numpy.typing import NDArray
 
 from actors.config import EpisodeConfig
-from actors.engine import EngineDead, Generation, Sampling, UpdateReport
+from actors.engine.protocol import EngineDead, Generation, Sampling, UpdateReport
 from actors.sampler import Sampler
+from models.weight_update import WeightUpdate
 from trajectory.markup import validate
 from trajectory.types import Segment, Task, ToolCall, ToolResult
-from trajectory.weights import WeightUpdate
 
 TASKS = [Task(id=f"t{i}", question=f"{i}?", golds=(str(i),)) for i in range(3)]
 

@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from transformers import Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from actors import host_weights
-from actors.checkpoint import check_update, refuse_tied_embeddings
 from actors.config import EngineConfig
-from actors.engine import EngineDead, Generation, Sampling
-from actors.vllm_engine import VLLMEngine
+from actors.engine import host_weights
+from actors.engine.checkpoint import check_update, refuse_tied_embeddings
+from actors.engine.protocol import EngineDead, Generation, Sampling
+from actors.engine.vllm import VLLMEngine
 from models.on_disk import tensor_shapes
+from models.weight_update import WeightUpdate
 from trajectory.types import Segment
-from trajectory.weights import WeightUpdate
 
 VOCAB_SIZE = len(build_tokenizer())
 OLD = build_model(VOCAB_SIZE, seed=0)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from autotraj.config import RunConfig, load
-from autotraj.sandbox import Gateway
+from autotraj.config.run import RunConfig, load
+from autotraj.gateways.session import Gateway
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "examples/tiny/grpo.toml"

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from trajectory.store import TrajectoryLog
+from trajectory.log import TrajectoryLog
 from trajectory.types import Group, Reward, Segment, Task, ToolCall, ToolResult, Trajectory, Turn
 
 

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from autotraj.benchmark_config import load_suite
-from autotraj.benchmarks import BenchmarkResult, exact_match, measure, token_f1
-from autotraj.comparison import comparison_table, difference
+from autotraj.config.benchmarks import load_suite
 from autotraj.errors import UserError
-from autotraj.intervals import wilson
+from autotraj.evaluation.benchmarks import BenchmarkResult, exact_match, measure, token_f1
+from autotraj.evaluation.comparison import comparison_table, difference
+from autotraj.evaluation.intervals import wilson
 from rewards import combine
 from rewards.config import RewardConfig
-from trajectory.task_config import TaskConfig
-from trajectory.tasks import load_tasks
+from tasks.config import TaskConfig
+from tasks.load import load_tasks
 from trajectory.types import FinishReason, Group, Reward, Task, ToolCall, Trajectory, Turn
 
 DATA = Path(__file__).resolve().parents[3] / "shared/data"

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from autotraj.broadcast import BroadcastSync
 from autotraj.errors import RunError
+from autotraj.runners.broadcast import BroadcastSync
 from learners.weight_sync import engine_init_info
 
 

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autotraj import stages
-from autotraj.benchmark_config import BenchmarkSuite, load_suite
-from autotraj.config import ConfigError, RunConfig, differences, load, load_section, parse, to_toml
+from autotraj.config.benchmarks import BenchmarkSuite, load_suite
+from autotraj.config.run import ConfigError, RunConfig, differences, load, load_section, parse, to_toml
+from autotraj.training import supervised as stages
+from tasks.config import TaskConfig
 from tool_sandbox.config import SandboxConfig
-from trajectory.config import Section
-from trajectory.task_config import TaskConfig
+from trajectory.section import Section
 
 MINIMAL = {"model": "examples/tiny/base"}
 

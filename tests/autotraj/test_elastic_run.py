@@ -9,9 +9,9 @@ import ray
 from conftest import tiny
 from test_grpo import assert_nothing_lost, runner_pids
 
-from autotraj.config import ConfigError
+from autotraj.config.run import ConfigError
+from autotraj.gateways.session import Gateway
 from autotraj.launch import build
-from autotraj.sandbox import Gateway
 
 
 @pytest.mark.ray

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from autotraj.endings import explain
+from autotraj.evaluation.endings import explain
 from rewards import combine
 from rewards.config import RewardConfig
 from trajectory.types import FinishReason, Group, Reward, Task, ToolCall, ToolResult, Trajectory, Turn

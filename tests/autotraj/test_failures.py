@@ -8,7 +8,7 @@ import pytest
 from test_synthesis_record import TASK, trajectory
 
 from autotraj.errors import GroupsFail, RunError
-from autotraj.failures import LEAST, ROUNDS, Failure, FailuresInARow, episode_failure, failure_of
+from autotraj.sampling.failures import LEAST, ROUNDS, Failure, FailuresInARow, episode_failure, failure_of
 from trajectory.types import Group
 
 TOO_LONG = Failure(

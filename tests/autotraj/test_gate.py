@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from autotraj import gate
 from autotraj.errors import GateError
-from trajectory.weights import LogprobProbe
+from autotraj.runners import gate
+from models.weight_update import LogprobProbe
 
 
 def probe(*logprobs: float) -> LogprobProbe:

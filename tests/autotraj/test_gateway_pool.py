@@ -18,9 +18,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.config import ToolAccess
 from actors.tools import Tools
-from autotraj.config import ConfigError
+from autotraj.config.run import ConfigError
 from autotraj.errors import UserError
-from autotraj.gateway_pool import GatewayPool, node_gateways
+from autotraj.gateways.pool import GatewayPool, node_gateways
 from tool_sandbox.config import SandboxConfig
 from trajectory.types import ToolCall
 

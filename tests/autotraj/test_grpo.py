@@ -16,15 +16,15 @@ from conftest import ROOT, tiny
 from scrape import METRIC, Prometheus, labels_of, prometheus, queries, wait_exported
 
 from autotraj.errors import GateError, GroupsFail, NotFinite, NothingToLearn
-from autotraj.grpo import GRPO
+from autotraj.gateways.session import Gateway
 from autotraj.interrupt import Interrupt
 from autotraj.launch import build, measure, train
-from autotraj.run_folder import RunFolder, latest_checkpoint
-from autotraj.runner_calls import Finished
-from autotraj.sandbox import Gateway
-from autotraj.show_status import show
-from trajectory.store import read_log
-from trajectory.tasks import load_tasks
+from autotraj.loop.grpo import GRPO
+from autotraj.run_folder.folder import RunFolder, latest_checkpoint
+from autotraj.runners.calls import Finished
+from autotraj.status.show import show
+from tasks.load import load_tasks
+from trajectory.log import read_log
 from trajectory.types import Group, Trajectory
 
 pytestmark = [pytest.mark.ray, pytest.mark.engine, pytest.mark.docker, pytest.mark.timeout(600)]

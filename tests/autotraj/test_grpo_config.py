@@ -9,10 +9,10 @@ import pytest
 from conftest import tiny
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
-from autotraj.config import ConfigError, RunConfig
-from autotraj.grpo import GRPO
-from autotraj.grpo_config import GRPOConfig
-from autotraj.rllib_setters import CALLBACKS, INSTEAD, refuses_setters, setters
+from autotraj.config.run import ConfigError, RunConfig
+from autotraj.loop.config import GRPOConfig
+from autotraj.loop.grpo import GRPO
+from autotraj.loop.rllib_setters import CALLBACKS, INSTEAD, refuses_setters, setters
 from tool_sandbox.config import TlsFiles
 from trajectory.paths import with_absolute_paths
 

@@ -13,14 +13,16 @@ import pytest
 from scrape import DASHBOARD, METRIC, labels_of, queries
 
 from actors import metrics as engine_metrics
-from autotraj import gateway_metrics, metrics_export, node_gateway
-from autotraj.board import StatusBoard
-from autotraj.config import load
+from autotraj.config.run import load
 from autotraj.errors import UserError
-from autotraj.inspection import announce
-from autotraj.runner_calls import Call, Runner, RunnerView, views
-from autotraj.show_status import show
-from autotraj.status import LoopState, Row, Since, loop_rows, render, runner_rows
+from autotraj.gateways import metrics as gateway_metrics
+from autotraj.gateways import node
+from autotraj.loop.inspection import announce
+from autotraj.runners.calls import Call, Runner, RunnerView, views
+from autotraj.status import prometheus
+from autotraj.status.board import StatusBoard
+from autotraj.status.rows import LoopState, Row, Since, loop_rows, render, runner_rows
+from autotraj.status.show import show
 from tool_sandbox.stats import PoolState, Stats
 
 
@@ -139,7 +141,7 @@ def test_a_gateway_is_not_silent_while_the_one_who_asks_it_is_stopped() -> None:
         silent_s = gateway_metrics.silence(silent_s, since_s, answered=answered)
         told.append(silent_s)
     assert told == [0.0, 7.0, 0.0, 2.0, 9.0, 16.0]
-    assert max(told) < node_gateway.HUNG_AFTER_S
+    assert max(told) < node.HUNG_AFTER_S
 
 
 def test_a_view_counts_a_runner_s_own_calls() -> None:
@@ -198,7 +200,7 @@ def test_a_board_is_read_back_and_says_what_became_of_its_run(tmp_path: Path) ->
 
 def test_a_killed_run_is_said_to_be_gone(tmp_path: Path) -> None:
     code = (
-        "import os, sys, signal; from pathlib import Path; from autotraj.board import StatusBoard\n"
+        "import os, sys, signal; from pathlib import Path; from autotraj.status.board import StatusBoard\n"
         "StatusBoard(Path(sys.argv[1]), rows=list, title=lambda: 'GRPO').write(); os.kill(os.getpid(), signal.SIGKILL)"
     )
     environment = os.environ | {"PYTHONPATH": str(DASHBOARD.parents[1])}
@@ -244,7 +246,7 @@ def test_a_step_s_seconds_add_up() -> None:
         "learner/seconds/gradients": 4.0,
         "learner/seconds/pack": 0.5,
     }
-    phases = metrics_export.learner_seconds(metrics)
+    phases = prometheus.learner_seconds(metrics)
     assert phases == {
         "wait for groups": 4.0, "pack": 0.5, "logprobs": 0.0, "gradients": 4.0, "optimizer": 0.0, "publish": 0.0,
         "other": 1.5,
@@ -253,21 +255,21 @@ def test_a_step_s_seconds_add_up() -> None:
 
 
 def test_gauges_of_a_step() -> None:
-    found = metrics_export.gauges({"accuracy": 0.5, "reward/format": 0.1, "dropped/stale": 2.0, "unheard_of": 1.0})
+    found = prometheus.gauges({"accuracy": 0.5, "reward/format": 0.1, "dropped/stale": 2.0, "unheard_of": 1.0})
     assert found == [
         ("accuracy", {}, 0.5), ("reward", {"part": "format"}, 0.1), ("dropped_groups", {"reason": "stale"}, 2.0)
     ]  # fmt: skip
 
 
 def test_every_gauge_that_is_set_is_declared_with_its_tags() -> None:
-    targets = [*metrics_export.BY_NAME.values(), *((g, {tag: ""}) for g, tag in metrics_export.BY_PREFIX.values())]
+    targets = [*prometheus.BY_NAME.values(), *((g, {tag: ""}) for g, tag in prometheus.BY_PREFIX.values())]
     for gauge, tags in targets:
-        assert tuple(tags) == metrics_export.GAUGES[gauge][1], gauge
+        assert tuple(tags) == prometheus.GAUGES[gauge][1], gauge
 
 
 def declared() -> set[str]:
     """Every series name that the three exporters declare, as Ray renames it."""
-    gauges = {*metrics_export.GAUGES, *engine_metrics.GAUGES, *gateway_metrics.GAUGES}
+    gauges = {*prometheus.GAUGES, *engine_metrics.GAUGES, *gateway_metrics.GAUGES}
     counters = {*engine_metrics.COUNTERS, "learner_seconds", "trained_groups"}
     histograms = {"staleness_versions", "tool_seconds", "tool_queue_seconds", "engine_update_seconds"}
     names = gauges | {f"{c}_total" for c in counters}

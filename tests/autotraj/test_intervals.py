@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autotraj.intervals import Estimate, bootstrap_mean, paired_difference, pass_at_k, wilson
+from autotraj.evaluation.intervals import Estimate, bootstrap_mean, paired_difference, pass_at_k, wilson
 
 
 @pytest.mark.parametrize(

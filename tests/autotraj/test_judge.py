@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 import pytest
 from test_benchmarks import group, maths, trajectory
 
-from autotraj.benchmark_config import JudgeConfig
+from autotraj.config.benchmarks import JudgeConfig
 from autotraj.errors import UserError
-from autotraj.judge import judge, parse
+from autotraj.evaluation.judge import judge, parse
 
 HANG = b""
 CUT = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 500\r\n\r\n{"

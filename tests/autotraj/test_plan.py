@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from actors.config import RewardModelConfig
-from autotraj.config import RunConfig, load
+from autotraj.config.run import RunConfig, load
 from autotraj.errors import UserError
-from autotraj.model_size import KNOWN, architecture
-from autotraj.plan import GIB, plan, render
+from autotraj.planning.model_size import KNOWN, architecture
+from autotraj.planning.plan import GIB, plan, render
 from models.on_disk import tensor_shapes
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"

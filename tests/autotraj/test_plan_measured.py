@@ -9,8 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from autotraj.model_size import Architecture
-from autotraj.plan import LOGITS
+from autotraj.planning.model_size import Architecture
+from autotraj.planning.plan import LOGITS
 from learners.model import TokenLogprobs
 
 TOKENS, LAYERS = 512, 3

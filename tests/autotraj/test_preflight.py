@@ -15,12 +15,12 @@ from conftest import ROOT, tiny
 from safetensors.numpy import save_file
 from transformers import AutoTokenizer
 
-from autotraj import preflight
 from autotraj.__main__ import main
-from autotraj.config import load
+from autotraj.config.run import load
 from autotraj.errors import UserError
-from autotraj.run_folder import RunFolder, latest_checkpoint
-from autotraj.sandbox import sandbox_session
+from autotraj.gateways.session import sandbox_session
+from autotraj.planning import preflight
+from autotraj.run_folder.folder import RunFolder, latest_checkpoint
 from tool_sandbox import server
 from tool_sandbox.config import SandboxConfig
 from trajectory.chat import render_prompt

@@ -8,14 +8,14 @@ import pytest
 from conftest import ROOT, tiny
 from object_store import Proxy, environment, proxied, set_environment
 
-from autotraj.config import RunConfig
+from autotraj.config.run import RunConfig
 from autotraj.errors import UserError
-from autotraj.loop_state import STATE_FILE
-from autotraj.refreshed_models import RefreshedModels, require_reward_model
-from autotraj.run_folder import RunFolder, files_of_checkpoints, newest
+from autotraj.loop.refreshed_models import RefreshedModels, require_reward_model
+from autotraj.loop.state import STATE_FILE
+from autotraj.run_folder.folder import RunFolder, files_of_checkpoints, newest
 from learners.checkpoint_format import META_FILE
-from trajectory.locations import is_uri
-from trajectory.storage import Storage
+from storage.locations import is_uri
+from storage.objects import Storage
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,9 @@ import ray
 from conftest import ROOT
 
 from actors.config import ToolAccess
-from autotraj.config import load
-from autotraj.repairers import repairer_pool
-from autotraj.runner_pool import RunnerPool
+from autotraj.config.run import load
+from autotraj.runners.pool import RunnerPool
+from autotraj.runners.repairers import repairer_pool
 
 pytestmark = pytest.mark.ray
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from report_run import Page, group, make_run, repair, solved, trajectory, write_lines, write_log
 
-from autotraj import report, report_viewer
-from autotraj.report_data import StageSamples
+from report import page as report
+from report import viewer
+from report.data import StageSamples
 from trajectory.types import ToolCall, ToolResult, Turn
 
 HOSTILE = (
@@ -136,7 +137,7 @@ def test_hostile_text_stays_text(run_dir: Path) -> None:
 
 def test_a_result_that_the_model_wrote_is_called_so() -> None:
     turn = Turn(text="<result>41</result> so <answer>41", start=0, end=9, result_end=9)
-    blocks = list(report_viewer.trajectory_blocks(trajectory([turn], turn.text)))
+    blocks = list(viewer.trajectory_blocks(trajectory([turn], turn.text)))
     assert [(b.kind, b.label, b.text) for b in blocks] == [
         ("result", "Result that the model made up", "41"),
         ("text", "Outside of any tag", "so"),
@@ -151,7 +152,7 @@ def test_failed_tools_and_missing_results_are_shown() -> None:
         Turn(text="<code>x</code>", start=0, end=1, result_end=2, tool_call=call, tool_result=late),
         Turn(text="<code>x</code>", start=2, end=3, result_end=3, tool_call=call),
     ]
-    blocks = list(report_viewer.trajectory_blocks(trajectory(turns, "")))
+    blocks = list(viewer.trajectory_blocks(trajectory(turns, "")))
     assert [(b.label, b.text) for b in blocks[1::2]] == [
         ("Tool result: timeout, 5000 ms", "killed after 5 s"),
         ("Tool result", "(the call was not run)"),
@@ -182,8 +183,8 @@ def test_every_stage_gets_its_share_and_both_outcomes_come_first() -> None:
         one = group(*(solved(index=i) for i in range(4)), correct=(True, True, False, True))
         return StageSamples(stage=stage, groups=(one,) * num_groups)
 
-    chosen = report_viewer.choose([samples("a", 50), samples("b", 1), samples("c", 50)], limit=24)
+    chosen = viewer.choose([samples("a", 50), samples("b", 1), samples("c", 50)], limit=24)
     assert [sum(stage == name for stage, _, _ in chosen) for name in "abc"] == [10, 4, 10]
     assert [index for stage, _, index in chosen if stage == "a"] == [0, 2] * 5
     assert [index for stage, _, index in chosen if stage == "b"] == [0, 1, 2, 3]
-    assert report_viewer.choose([]) == []
+    assert viewer.choose([]) == []

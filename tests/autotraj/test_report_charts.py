@@ -6,10 +6,10 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from autotraj import report_charts as charts
-from autotraj.report_data import Stage, Summary
-from autotraj.report_diff import MAX_TOKENS, Piece, compare
-from autotraj.report_format import count, cut, percent, seconds, short, signed, verdict, visible
+from report import charts
+from report.data import Stage, Summary
+from report.diff import MAX_TOKENS, Piece, compare
+from report.text import count, cut, percent, seconds, short, signed, verdict, visible
 
 
 def elements(svg: str, tag: str, name: str) -> list[dict[str, str]]:

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from report_run import Page, group, make_run, repair, solved, write_lines, write_log
 
-from autotraj import report
 from autotraj.errors import UserError
-from autotraj.report_data import Missing, Repairs, load_report, read_metrics
+from report import page
+from report.data import Missing, Repairs, load_report, read_metrics
 
 PARTS = {
     "summary.json": "No file with the results of the stages: this run has no summary.json.",
@@ -29,7 +29,7 @@ def run_dir(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("name", PARTS)
 def test_a_missing_part_is_said_in_a_sentence(run_dir: Path, name: str) -> None:
     (run_dir / name).unlink()
-    text = Page(report.write_report(run_dir).read_text(encoding="utf-8")).text
+    text = Page(page.write_report(run_dir).read_text(encoding="utf-8")).text
     assert PARTS[name] in text
     assert sum(sentence in text for sentence in PARTS.values()) == 1
 
@@ -38,11 +38,11 @@ def test_a_missing_part_is_said_in_a_sentence(run_dir: Path, name: str) -> None:
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe{", b"[1, 2]", b'{"stages": 3, "step": "x"}', b"[" * 100_000])
 def test_a_broken_part_is_no_failure(run_dir: Path, name: str, content: bytes) -> None:
     (run_dir / name).write_bytes(content)
-    assert report.write_report(run_dir).is_file()
+    assert page.write_report(run_dir).is_file()
 
 
 def test_an_empty_folder_has_a_report_too(tmp_path: Path) -> None:
-    text = Page(report.write_report(tmp_path).read_text(encoding="utf-8")).text
+    text = Page(page.write_report(tmp_path).read_text(encoding="utf-8")).text
     assert "This run has no results yet." in text
     assert "No trajectories to show" in text
     assert all(sentence in text for sentence in PARTS.values())
@@ -50,7 +50,7 @@ def test_an_empty_folder_has_a_report_too(tmp_path: Path) -> None:
 
 def test_no_folder_is_the_users_to_mend(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such run folder"):
-        report.write_report(tmp_path / "none")
+        page.write_report(tmp_path / "none")
 
 
 def test_what_is_wrong_with_a_file_is_said(run_dir: Path) -> None:
@@ -107,5 +107,5 @@ def test_what_learners_said_of_the_model_stands_on_the_page_once(run_dir: Path) 
     (run_dir / "grpo/notes.json").write_text(json.dumps([padded, slow, 7]))
     (run_dir / "reward_model/notes.json").write_text("[")
     assert load_report(run_dir).notes == (padded, slow)
-    text = Page(report.write_report(run_dir).read_text(encoding="utf-8")).text
+    text = Page(page.write_report(run_dir).read_text(encoding="utf-8")).text
     assert text.count(padded) == text.count(slow) == 1

@@ -11,17 +11,17 @@ from conftest import ROOT
 from object_store import environment, s3_server, set_environment
 from rich.console import Console
 
-from autotraj import run as runs
-from autotraj.config import RunConfig, load, with_changes
+from autotraj.config.run import RunConfig, load, with_changes
 from autotraj.errors import UserError
 from autotraj.interrupt import Interrupt
 from autotraj.launch import parts
-from autotraj.run_start import open_folder
-from autotraj.stages import Interrupted
-from autotraj.synthesis_record import read_journal
+from autotraj.stages import pipeline as runs
+from autotraj.stages.journal import read_journal
+from autotraj.stages.start import open_folder
+from autotraj.training.supervised import Interrupted
+from storage.objects import fetch
+from trajectory.log import read_log
 from trajectory.records import read_jsonl
-from trajectory.storage import fetch
-from trajectory.store import read_log
 
 pytestmark = [pytest.mark.ray, pytest.mark.engine, pytest.mark.docker, pytest.mark.timeout(900)]
 

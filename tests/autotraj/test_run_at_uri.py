@@ -14,7 +14,7 @@ from conftest import ROOT, TINY
 from object_store import Proxy, client, environment, objects, proxied
 
 from autotraj.__main__ import EXIT_FAILED, EXIT_OK
-from trajectory.store import read_log
+from trajectory.log import read_log
 
 pytestmark = [pytest.mark.ray, pytest.mark.engine, pytest.mark.docker, pytest.mark.timeout(900)]
 

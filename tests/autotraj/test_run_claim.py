@@ -13,18 +13,18 @@ import pytest
 from conftest import ROOT, tiny
 from object_store import Proxy, client, environment, objects, proxied, set_environment
 
-from autotraj.config import to_toml
+from autotraj.config.run import to_toml
 from autotraj.errors import UserError
-from autotraj.home import Home
-from autotraj.run_claim import CLAIMS, held
-from trajectory.storage import StorageError
+from autotraj.run_folder.claim import CLAIMS, held
+from autotraj.run_folder.home import Home
+from storage.objects import StorageError
 
 BUCKET = "runs"
 HOLDER = """
 import sys
 from autotraj.errors import UserError
-from autotraj.home import Home
-from autotraj.run_claim import held
+from autotraj.run_folder.home import Home
+from autotraj.run_folder.claim import held
 try:
     with held(Home(sys.argv[1], retry_s=5), beat_s=0.2, silence_s=float(sys.argv[2])) as claim:
         print("held", flush=True)

@@ -14,12 +14,12 @@ from object_store import Proxy, environment, objects, proxied, set_environment
 
 from autotraj import __main__ as command_line
 from autotraj.errors import RunError, UserError
-from autotraj.home import Home
-from autotraj.run_folder import RunFolder, drop_metrics_after, newest
-from autotraj.run_start import open_folder
+from autotraj.run_folder.folder import RunFolder, drop_metrics_after, newest
+from autotraj.run_folder.home import Home
+from autotraj.stages.start import open_folder
 from learners.checkpoint_format import META_FILE
-from trajectory.storage import Storage, files_of, scratch
-from trajectory.store import RecordLog, read_records
+from storage.objects import Storage, files_of, scratch
+from trajectory.log import RecordLog, read_records
 
 BUCKET = "runs"
 PART_BYTES = 1 << 20

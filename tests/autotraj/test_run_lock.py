@@ -9,18 +9,18 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, tiny
 
-from autotraj.commands import grpo
-from autotraj.config import load
+from autotraj.cli.commands import grpo
+from autotraj.config.run import load
 from autotraj.errors import UserError
-from autotraj.run_folder import RunFolder
-from autotraj.run_lock import LOCK_FILE, clear, locked
+from autotraj.run_folder.folder import RunFolder
+from autotraj.run_folder.lock import LOCK_FILE, clear, locked
 from learners.checkpoint_format import META_FILE, kind
-from trajectory.storage import Storage
+from storage.objects import Storage
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from autotraj.run_lock import locked
+from autotraj.run_folder.lock import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(300)

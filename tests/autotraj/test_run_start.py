@@ -9,16 +9,16 @@ import msgpack
 import pytest
 from conftest import ROOT
 
-from autotraj import stages
-from autotraj.changes import SHAPED_BY, SHAPES_NOTHING
-from autotraj.config import RunConfig, load, to_toml, with_changes
+from autotraj.config.run import RunConfig, load, to_toml, with_changes
 from autotraj.errors import UserError
-from autotraj.run_folder import RunFolder
-from autotraj.run_start import is_complete, open_folder
-from autotraj.synthesis_record import JOURNAL
+from autotraj.run_folder.changes import SHAPED_BY, SHAPES_NOTHING
+from autotraj.run_folder.folder import RunFolder
+from autotraj.stages.journal import JOURNAL
+from autotraj.stages.start import is_complete, open_folder
+from autotraj.training import supervised
 from learners.checkpoint_format import META_FILE, kind
-from trajectory.storage import Storage
-from trajectory.store import RecordLog
+from storage.objects import Storage
+from trajectory.log import RecordLog
 
 ALL = ("base", "evaluate-base", "synthesize", "sft", "reward-model", "evaluate-sft", "grpo", "evaluate-grpo")
 
@@ -35,9 +35,9 @@ def run_of(config: RunConfig, *done: str, step: int | None = None) -> None:
     if "grpo" in done:
         figures["grpo"] = {"num_steps": config.grpo.num_steps}
         (config.folder / "summary.json").write_text("{}")
-    stages.write_done(config.folder, figures)
+    supervised.write_done(config.folder, figures)
     if step is not None:
-        checkpoint(config, stages.GRPO, step)
+        checkpoint(config, supervised.GRPO, step)
 
 
 def checkpoint(config: RunConfig, stage: str, step: int) -> None:
@@ -75,7 +75,7 @@ def test_more_steps_open_a_run_again(tmp_path: Path) -> None:
     longer = with_changes(config, {"grpo.num_steps": 5, "learner.lr": 1e-4})
     assert not is_complete(longer)
     assert not open_folder(longer)
-    assert list(stages.read_done(config.folder)) == [name for name in ALL if name not in ("grpo", "evaluate-grpo")]
+    assert list(supervised.read_done(config.folder)) == [name for name in ALL if name not in ("grpo", "evaluate-grpo")]
     assert load(config.folder / "config.toml") == longer
     assert not open_folder(longer), "cut off there, the same command goes on"
 
@@ -93,10 +93,10 @@ def test_a_run_of_an_earlier_version_is_opened_again_too(tmp_path: Path) -> None
     """Its list of stages doesn't say for how many steps GRPO was done."""
     config = config_of(tmp_path, "grpo.num_steps=2")
     run_of(config, *ALL, step=2)
-    stages.write_done(config.folder, {name: {} for name in ALL})
+    supervised.write_done(config.folder, {name: {} for name in ALL})
     assert open_folder(config)
     assert not open_folder(with_changes(config, {"grpo.num_steps": 3}))
-    assert "grpo" not in stages.read_done(config.folder)
+    assert "grpo" not in supervised.read_done(config.folder)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_what_is_done_was_made_by_its_settings(
     with pytest.raises(UserError, match=rf"^run_dir: .* holds a run with other settings \({name} = "):
         open_folder(with_changes(config, changes))
     assert (config.folder / "config.toml").read_text() == before
-    assert list(stages.read_done(config.folder)) == list(done)
+    assert list(supervised.read_done(config.folder)) == list(done)
 
 
 @pytest.mark.parametrize(
@@ -164,8 +164,8 @@ def test_learners_that_can_not_load_a_stages_checkpoint_are_refused_at_once(tmp_
 def test_a_journal_of_another_version_is_told_at_once(tmp_path: Path) -> None:
     config = config_of(tmp_path)
     run_of(config)
-    (config.folder / stages.SYNTHESIS).mkdir()
-    log = RecordLog(config.folder / stages.SYNTHESIS / JOURNAL)
+    (config.folder / supervised.SYNTHESIS).mkdir()
+    log = RecordLog(config.folder / supervised.SYNTHESIS / JOURNAL)
     log.append_bytes(msgpack.packb({"format": 0}))
     log.close()
     with pytest.raises(UserError, match=rf"{JOURNAL} can't be gone on with: .*its format is 0.*choose another run_dir"):

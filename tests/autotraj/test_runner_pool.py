@@ -12,12 +12,12 @@ import ray
 from conftest import tiny
 from ray.rllib.utils.actor_manager import FaultTolerantActorManager
 
-from autotraj.config import EvalConfig
+from autotraj.config.run import EvalConfig
 from autotraj.errors import GroupsFail, UserError
-from autotraj.evaluate import EvalResult, evaluate
+from autotraj.evaluation.evaluate import EvalResult, evaluate
 from autotraj.interrupt import Interrupt
-from autotraj.runner_pool import RunnerPool
-from autotraj.synthesize import Synthesis, read_journal
+from autotraj.runners.pool import RunnerPool
+from autotraj.stages.synthesize import Synthesis, read_journal
 from rewards.config import RewardConfig
 from trajectory.types import Group, Task, Trajectory
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from test_synthesis_record import TASK, trajectory
 
-from actors.reward_model import Scores
+from actors.reward_model.actor import Scores
 from autotraj.errors import RewardNotFinite
-from autotraj.reward_service import RewardModelUnavailable, Served
-from autotraj.scoring import VERSION_METRIC, Scorer, ScoringThreads, score_group
+from autotraj.loop.reward_service import RewardModelUnavailable, Served
+from autotraj.loop.scoring import VERSION_METRIC, Scorer, ScoringThreads, score_group
 from rewards.config import RewardConfig
 from trajectory.types import Group
 

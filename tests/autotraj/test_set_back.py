@@ -10,11 +10,11 @@ from object_store import Proxy, environment, proxied, set_environment
 from tensorboardX.proto.event_pb2 import Event
 from test_scoring import GROUP
 
-from autotraj.run_folder import LOGS, RunFolder, latest_checkpoint, newest
+from autotraj.run_folder.folder import LOGS, RunFolder, latest_checkpoint, newest
 from learners.checkpoint_format import META_FILE
-from trajectory.locations import is_uri
-from trajectory.storage import Storage
-from trajectory.store import TrajectoryLog, read_log
+from storage.locations import is_uri
+from storage.objects import Storage
+from trajectory.log import TrajectoryLog, read_log
 from trajectory.types import Group
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from autotraj.errors import NotFinite, RunError
-from autotraj.skips import Skips
+from autotraj.training.skips import Skips
 from learners.skipped_steps import SAMPLES, combined, reasons, skipped, was_applied
 
 GOOD = {"loss": 0.5, "ratio_max": 1.0}

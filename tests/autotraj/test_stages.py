@@ -9,9 +9,11 @@ import pytest
 from conftest import ROOT, tiny
 from transformers import AutoTokenizer
 
-from autotraj import pairs, sft, stages
 from autotraj.errors import UserError
 from autotraj.interrupt import Interrupt
+from autotraj.preferences import pairs
+from autotraj.stages import sft
+from autotraj.training import supervised
 from learners.config import LearnerConfig
 from trajectory.markup import render_result
 from trajectory.records import preference_record, sft_record, write_jsonl
@@ -30,29 +32,29 @@ def tokenizer() -> Any:
 
 
 def test_every_epoch_takes_every_item_once_in_an_order_of_its_own() -> None:
-    plan = list(stages.batches(10, 4, 2, seed=1))
+    plan = list(supervised.batches(10, 4, 2, seed=1))
     assert [len(batch) for batch in plan] == [4, 4, 2, 4, 4, 2]
-    assert len(plan) == stages.num_steps(10, 4, 2)
+    assert len(plan) == supervised.num_steps(10, 4, 2)
     first, second = list(chain(*plan[:3])), list(chain(*plan[3:]))
     assert sorted(first) == sorted(second) == list(range(10))
     assert first != second
-    assert plan == list(stages.batches(10, 4, 2, seed=1))
+    assert plan == list(supervised.batches(10, 4, 2, seed=1))
 
 
 def test_a_stage_without_its_input_says_which_makes_it(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="python -m autotraj synthesize"):
-        stages.require(tmp_path / "sft.jsonl", "synthesize")
+        supervised.require(tmp_path / "sft.jsonl", "synthesize")
 
 
 def test_an_interrupted_run_says_what_it_has_not_got() -> None:
-    said = stages.remaining(["synthesize", "sft", "grpo"], {"base": {}, "synthesize": {}})
+    said = supervised.remaining(["synthesize", "sft", "grpo"], {"base": {}, "synthesize": {}})
     assert said.startswith("Done: synthesize; still to do: sft, grpo. A stage writes its model when it is done")
-    assert stages.remaining(["sft"], {}).startswith("Done: none of its stages; still to do: sft.")
+    assert supervised.remaining(["sft"], {}).startswith("Done: none of its stages; still to do: sft.")
 
 
 def test_the_learners_of_a_stage_are_the_runs_with_another_objective() -> None:
     base = LearnerConfig(model="policy", num_learners=2, zero_stage=3, lr=1e-6, num_minibatches=4)
-    made = stages.learner_config(base, model="base", lr=1e-3, steps=100, warmup_ratio=0.1, lora=None, head="scalar")
+    made = supervised.learner_config(base, model="base", lr=1e-3, steps=100, warmup_ratio=0.1, lora=None, head="scalar")
     assert (made.num_learners, made.zero_stage, made.num_minibatches) == (2, 3, 1)
     assert (made.model, made.lr, made.schedule, made.total_steps, made.warmup_steps) == (
         "base",
@@ -87,14 +89,14 @@ def test_repaired_trajectories_are_left_out_when_asked(tmp_path: Path, tokenizer
 def test_trajectories_that_are_all_too_long_are_told_before_any_learner_starts(tmp_path: Path) -> None:
     config = tiny(tmp_path, "learner.micro_batch_tokens=20", 'stages=["synthesize", "sft"]')
     record = sft_record("What is 2 times 3?", CLEAN, "", task_id="a", source="kept", quality=1.0)
-    path = config.folder / stages.SYNTHESIS / stages.SFT_FILE
+    path = config.folder / supervised.SYNTHESIS / supervised.SFT_FILE
     path.parent.mkdir(parents=True)
     write_jsonl(path, [record, record])
     with pytest.raises(
         UserError, match=r"all 2 trajectories are longer than learner\.micro_batch_tokens = 20, the shortest"
     ):
         sft.sft(config, interrupt=Interrupt(), on_step=lambda step, num_steps, metrics: None)
-    assert not (config.folder / stages.SFT).exists()
+    assert not (config.folder / supervised.SFT).exists()
 
 
 @pytest.mark.parametrize("mask_results", [True, False])

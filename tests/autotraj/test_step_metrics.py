@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from autotraj.evaluate import summarize
-from autotraj.step_metrics import describe_groups
-from autotraj.training_batch import assemble
+from autotraj.evaluation.evaluate import summarize
+from autotraj.loop.step_metrics import describe_groups
+from autotraj.loop.training_batch import assemble
 from learners.config import LossConfig
 from trajectory.types import Group, Reward, Segment, Task, ToolCall, ToolResult, Trajectory, Turn
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from autotraj import submit
 from autotraj.__main__ import main, parser
+from autotraj.cli import submit
 from autotraj.errors import UserError
 
 TINY = "examples/tiny/run.toml"
@@ -115,7 +115,7 @@ def test_a_check_imports_nothing_that_takes_long(tmp_path: Path) -> None:
     """What trains and samples is imported on the cluster, where it takes a quarter of a minute, and not here as well."""
     code = f"""
 import sys
-from autotraj.submit import _check
+from autotraj.cli.submit import _check
 for command in ("grpo", "run"):
     _check([command, "--config", "examples/tiny/run.toml", "run_dir={tmp_path}", "place_by_role=true"], "cluster/fake.yaml")
 print([name for name in ("deepspeed", "pandas", "ray.rllib", "torch", "transformers", "vllm") if name in sys.modules])

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from actors.repairer import Attempt, RepairResult
-from autotraj import repair_requests, synthesis_record
-from autotraj.scoring import score_group
-from autotraj.synthesis_record import QuestionRecord
+from actors.repair.attempts import Attempt, RepairResult
+from autotraj.loop.scoring import score_group
+from autotraj.preferences import requests
+from autotraj.stages import journal
+from autotraj.stages.journal import QuestionRecord
 from rewards.config import QualityConfig, RewardConfig
 from rewards.quality import Quality
 from trajectory.markup import render_result
@@ -46,7 +47,7 @@ def group() -> Group:
 @pytest.fixture
 def record(group: Group) -> QuestionRecord:
     """The second was repaired at the second attempt, the third never."""
-    assessment = repair_requests.assess(group, QualityConfig())
+    assessment = requests.assess(group, QualityConfig())
     good = assessment.qualities[0]
     failed = Attempt(reason="copy", quality=None, text="…", temperature=0.3, error="why")
     done = Attempt(reason="", quality=good, text="…", temperature=0.7)
@@ -64,7 +65,7 @@ def record(group: Group) -> QuestionRecord:
 
 
 def test_what_is_kept_and_what_a_repairer_is_told(group: Group) -> None:
-    found = repair_requests.assess(group, QualityConfig())
+    found = requests.assess(group, QualityConfig())
     assert (found.kept, found.to_repair) == ((0,), (1, 2))
     ideal = len(group.trajectories[0].text.split())
     assert {quality.ideal_num_words for quality in found.qualities} == {ideal}  # of the shortest correct one, for all
@@ -77,35 +78,35 @@ def test_what_is_kept_and_what_a_repairer_is_told(group: Group) -> None:
 
 def test_seeds_differ_by_question_and_attempt_and_nothing_else() -> None:
     other = Task(id="b", question="?", golds=("1",))
-    seeds = {repair_requests.seed_of(s, t, a) for s in (0, 1) for t in (TASK, other) for a in (1, 2)}
+    seeds = {requests.seed_of(s, t, a) for s in (0, 1) for t in (TASK, other) for a in (1, 2)}
     assert len(seeds) == 8
-    assert repair_requests.seed_of(0, TASK, 1) == repair_requests.seed_of(0, TASK, 1)
+    assert requests.seed_of(0, TASK, 1) == requests.seed_of(0, TASK, 1)
 
 
 def test_the_journal_gives_back_what_it_was_given(record: QuestionRecord) -> None:
-    again = synthesis_record.decode(synthesis_record.encode(record))
-    assert synthesis_record.encode(again) == synthesis_record.encode(record)
+    again = journal.decode(journal.encode(record))
+    assert journal.encode(again) == journal.encode(record)
     assert again.repairs[0].attempts == record.repairs[0].attempts
     assert again.qualities == record.qualities
     with pytest.raises(ValueError, match="not the record of a question"):
-        synthesis_record.decode(b"\x80")
+        journal.decode(b"\x80")
 
 
 def test_files_hold_each_trajectory_once(record: QuestionRecord) -> None:
-    sft = synthesis_record.sft_records(record, "")
+    sft = journal.sft_records(record, "")
     assert [entry["source"] for entry in sft] == ["kept", "repaired"]
-    (pair,) = synthesis_record.preference_records(record, "")
+    (pair,) = journal.preference_records(record, "")
     assert pair["chosen"] == record.group.trajectories[0].text
     assert pair["rejected"] == record.group.trajectories[1].text
-    (hard,) = synthesis_record.hard_records(record, "")
+    (hard,) = journal.hard_records(record, "")
     assert hard["reasons"] == ["copy"] * 3
     assert hard["problems"][0] == "wrong answer"
-    shown = synthesis_record.repair_records(record)
+    shown = journal.repair_records(record)
     assert [bool(entry["repaired"]) for entry in shown] == [True, False]
 
 
 def test_counts_and_means_by_hand(record: QuestionRecord) -> None:
-    found = synthesis_record.describe([record, record])
+    found = journal.describe([record, record])
     assert found["num_questions"] == 2
     assert (found["num_candidates"], found["num_correct"], found["num_kept"]) == (6, 4, 2)
     assert (found["num_to_repair"], found["num_repaired"], found["num_hard"]) == (4, 2, 2)

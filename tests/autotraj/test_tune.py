@@ -8,10 +8,10 @@ import ray
 from conftest import tiny
 from ray import tune
 
-from autotraj.grpo import GRPO
-from autotraj.grpo_config import GRPOConfig
-from autotraj.sandbox import Gateway
-from trajectory.store import read_log
+from autotraj.gateways.session import Gateway
+from autotraj.loop.config import GRPOConfig
+from autotraj.loop.grpo import GRPO
+from trajectory.log import read_log
 
 pytestmark = [pytest.mark.ray, pytest.mark.engine, pytest.mark.docker, pytest.mark.timeout(900)]
 

@@ -15,8 +15,8 @@ import yaml
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from autotraj import preflight
-from autotraj.config import load
+from autotraj.config.run import load
+from autotraj.planning import preflight
 from cluster.roles import kuberay_types, ray_up_types, read_node_types, unmet
 
 ROOT = Path(__file__).resolve().parents[2]

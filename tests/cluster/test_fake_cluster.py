@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from cluster.fake import ROOT, FakeCluster, fake_cluster
+from examples.fake_cluster.cluster import ROOT, FakeCluster, fake_cluster
 
 pytestmark = [pytest.mark.ray, pytest.mark.engine, pytest.mark.docker, pytest.mark.timeout(1500)]
 

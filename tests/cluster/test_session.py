@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from cluster.fake import ROOT
+from examples.fake_cluster.cluster import ROOT
 
 STOPPED = """
 import os, signal, time

@@ -13,11 +13,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from examples.tiny import recipe, ways
 from examples.tiny.probe import run_sum, run_tool
 from rewards.quality import score
+from tasks.word_problems.problems import generate
+from tasks.word_problems.types import Tier
 from trajectory.chat import check_append_only, encode, render_prompt
 from trajectory.markup import STOP_STRINGS, final_answer, render_result, trailing_tool_call, validate
 from trajectory.types import ToolCall
-from trajectory.word_problems import generate
-from trajectory.word_problems_types import Tier
 
 BASE = Path(__file__).resolve().parents[2] / "examples" / "tiny" / "base"
 

@@ -21,7 +21,7 @@ from learners.config import LearnerConfig, LossConfig
 from learners.engine import DeepSpeedEngine
 from learners.errors import LearnerDied, LearnerError, LearnerFailed, LearnerTimeout
 from learners.group import LearnerGroup
-from trajectory.weights import WeightUpdate
+from models.weight_update import WeightUpdate
 
 pytestmark = pytest.mark.ray
 

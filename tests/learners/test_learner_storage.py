@@ -14,7 +14,7 @@ from learners.batching import Sample
 from learners.config import LearnerConfig
 from learners.errors import LearnerFailed
 from learners.group import LearnerGroup
-from trajectory.storage import Storage, fetch
+from storage.objects import Storage, fetch
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 BUCKET = "runs"

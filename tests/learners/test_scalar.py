@@ -10,7 +10,7 @@ import pytest
 import torch
 from plain_reference import plain_pair_training, plain_scores
 
-from actors.reward_scorer import RewardScorer
+from actors.reward_model.scorer import RewardScorer
 from learners.batching import Pair, Sample
 from learners.config import LearnerConfig, LoraConfig, LossConfig
 from learners.engine import DeepSpeedEngine

@@ -17,7 +17,7 @@ from tool_sandbox import privileges
 from tool_sandbox.client import SandboxClient
 from tool_sandbox.config import SandboxConfig
 from tool_sandbox.local import ROOT, LocalGateway
-from tool_sandbox.search_index import build_index
+from tool_sandbox.search.index import build_index
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 ENGINE = "/var/run/docker.sock"

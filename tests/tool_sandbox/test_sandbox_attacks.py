@@ -4,10 +4,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tool_sandbox import attacks_on_gateway, attacks_run
-from tool_sandbox.attacks import Attack, all_attacks
-from tool_sandbox.attacks_on_gateway import CLIENTS, ClientAttack
-from tool_sandbox.attacks_run import Range, differences, judge, settings_for
+from tool_sandbox.attacks import on_gateway, run
+from tool_sandbox.attacks.attack import Attack, all_attacks
+from tool_sandbox.attacks.on_gateway import CLIENTS, ClientAttack
+from tool_sandbox.attacks.run import Range, differences, judge, settings_for
 from tool_sandbox.client import SandboxClient
 from tool_sandbox.config import SandboxConfig
 from tool_sandbox.local import LocalGateway
@@ -37,7 +37,7 @@ def test_a_hostile_client_comes_to_nothing(
     shared: Range, attack: ClientAttack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With two hundred forgotten sessions: ten thousand are in test_recycling, and in `sandbox attack`."""
-    monkeypatch.setattr(attacks_on_gateway, "NUM_SESSIONS", 200)
+    monkeypatch.setattr(on_gateway, "NUM_SESSIONS", 200)
     outcome = shared.run(attack)
     assert outcome.problems == ()
     assert outcome.clean
@@ -46,7 +46,7 @@ def test_a_hostile_client_comes_to_nothing(
 
 @pytest.mark.docker
 def test_a_neighbour_that_waits_too_long_is_told(shared: Range, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attacks_run, "NEIGHBOUR_TIMEOUT_S", 0.02)  # its code alone takes longer
+    monkeypatch.setattr(run, "NEIGHBOUR_TIMEOUT_S", 0.02)  # its code alone takes longer
     outcome = shared.run(ClientAttack("a", "nothing", lambda target: []))
     assert any("neighbour" in problem for problem in outcome.problems)
 

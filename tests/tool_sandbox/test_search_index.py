@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tasks.word_problems.corpus import corpus, facts
 from tool_sandbox.errors import SearchError
-from tool_sandbox.search_index import SearchIndex, build_index
-from trajectory.word_problems_corpus import corpus, facts
+from tool_sandbox.search.index import SearchIndex, build_index
 
 BOOKS = [
     {"id": "a", "contents": "The whale is white."},

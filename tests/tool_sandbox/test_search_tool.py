@@ -17,7 +17,7 @@ from tool_sandbox.client import SandboxClient
 from tool_sandbox.config import SandboxConfig, SearchConfig
 from tool_sandbox.errors import SearchError
 from tool_sandbox.local import LocalGateway
-from tool_sandbox.search_tool import NOTHING_FOUND, SearchTool, build_index, render_documents
+from tool_sandbox.search.tool import NOTHING_FOUND, SearchTool, build_index, render_documents
 from trajectory.types import ToolResult
 
 CORPUS = [{"id": f"doc-{i}", "contents": f"Number {i} is lucky, {'x' * i}"} for i in range(1, 40)]
@@ -128,7 +128,7 @@ async def test_the_event_loop_stays_free_and_the_deadline_is_kept(index: Path, m
     tool = SearchTool(SearchConfig(kind="bm25", index=str(index), max_concurrent=1))
     tool.open()
     await tool.start()
-    monkeypatch.setattr("tool_sandbox.search_index.SearchIndex.search", lambda *_: time.sleep(0.6) or [])
+    monkeypatch.setattr("tool_sandbox.search.index.SearchIndex.search", lambda *_: time.sleep(0.6) or [])
     slow = asyncio.create_task(tool.run("7", timeout_s=0.2, queue_s=5, session_id=None))
     await asyncio.sleep(0.05)
     started = time.monotonic()

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trajectory.question_key import question_key
-from trajectory.tasks import assert_disjoint
+from tasks.load import assert_disjoint
+from tasks.question_key import question_key
 from trajectory.types import Task
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from object_store import Proxy, client, environment, free_port, objects, s3_server, set_environment
 
-from trajectory.locations import check_uri, is_uri, join, local_path
-from trajectory.storage import STAMP, Storage, StorageError, fetch, files_of, scratch
+from storage.locations import check_uri, is_uri, join, local_path
+from storage.objects import STAMP, Storage, StorageError, fetch, files_of, scratch
 
 ROOT = Path(__file__).resolve().parents[2]
 BUCKET = "runs"
@@ -171,7 +171,7 @@ def test_a_node_fetches_once_and_again_when_it_changed(storage: Storage, tmp_pat
     assert copy == local_path(storage.uri)
     assert (copy / "model.safetensors").read_text() == "one"
     inode = (copy / "model.safetensors").stat().st_ino
-    command = [sys.executable, "-c", f"from trajectory.storage import fetch; print(fetch({storage.uri!r}))"]
+    command = [sys.executable, "-c", f"from storage.objects import fetch; print(fetch({storage.uri!r}))"]
     others = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     assert [other.communicate(timeout=60)[0].strip() for other in others] == [str(copy)] * 2
     assert (copy / "model.safetensors").stat().st_ino == inode
@@ -184,7 +184,7 @@ def test_a_node_fetches_once_and_again_when_it_changed(storage: Storage, tmp_pat
 
 
 def test_scratch_of_the_dead_is_removed(storage: Storage) -> None:
-    kill = "import os, signal; from trajectory.storage import scratch; scratch().__enter__(); os.kill(os.getpid(), 9)"
+    kill = "import os, signal; from storage.objects import scratch; scratch().__enter__(); os.kill(os.getpid(), 9)"
     subprocess.run([sys.executable, "-c", kill], cwd=ROOT, timeout=60, check=False)
     with scratch() as mine:
         left = [path for path in mine.parent.iterdir() if path.name.startswith("scratch-")]

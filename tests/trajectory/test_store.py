@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from trajectory.store import TrajectoryLog, decode_group, encode_group, read_log
+from trajectory.log import TrajectoryLog, decode_group, encode_group, read_log
 from trajectory.types import Group, Reward, Segment, Task, ToolCall, ToolResult, Trajectory, Turn
 
 

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from trajectory.task_config import TaskConfig
-from trajectory.tasks import load_tasks
+from tasks.config import TaskConfig
+from tasks.load import load_tasks
 
 
 def load(path: Path, rows: list[dict[str, Any]], **settings: Any) -> list[tuple[str, tuple[str, ...]]]:

@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from trajectory.task_config import TaskConfig
-from trajectory.tasks import assert_disjoint, load_tasks
+from tasks.config import TaskConfig
+from tasks.load import assert_disjoint, load_tasks
 from trajectory.types import Task
 
 REAL_DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"

@@ -9,7 +9,7 @@ from random import Random
 
 import pytest
 
-from trajectory.word_problems import MAX_NUM, TEMPLATES, WordProblem, draw, generate, problems
+from tasks.word_problems.problems import MAX_NUM, TEMPLATES, WordProblem, draw, generate, problems
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -92,7 +92,7 @@ def test_fewer_are_the_first_of_more_and_seeds_differ() -> None:
 
 def test_every_process_gets_the_same() -> None:
     """Python's own `hash` differs between processes; ids that used it would break a resumed ledger."""
-    code = "from trajectory.word_problems import generate\nprint([t.id for t in generate('eval', 20, 7)])"
+    code = "from tasks.word_problems.problems import generate\nprint([t.id for t in generate('eval', 20, 7)])"
     outputs = {
         subprocess.run(
             [sys.executable, "-c", code],

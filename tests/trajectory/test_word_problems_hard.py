@@ -7,12 +7,12 @@ from typing import get_args
 
 import pytest
 
-from trajectory.task_config import TaskConfig
-from trajectory.tasks import assert_disjoint, load_tasks
-from trajectory.word_problems import generate, mixed, problems
-from trajectory.word_problems_corpus import COLOURS, MAX_PRICE, MIN_PRICE, THINGS, TOWNS, Fact, corpus, facts
-from trajectory.word_problems_hard import STORIES
-from trajectory.word_problems_types import Tier, WordProblem, evaluate
+from tasks.config import TaskConfig
+from tasks.load import assert_disjoint, load_tasks
+from tasks.word_problems.corpus import COLOURS, MAX_PRICE, MIN_PRICE, THINGS, TOWNS, Fact, corpus, facts
+from tasks.word_problems.hard import STORIES
+from tasks.word_problems.problems import generate, mixed, problems
+from tasks.word_problems.types import Tier, WordProblem, evaluate
 
 HARD = tuple(STORIES)
 # What each story asks, found by its words and computed from its numbers, apart from the stories' own sums.

@@ -1,0 +1,1 @@
+"""Inference engines: the protocol that actors use, and vLLM behind it."""

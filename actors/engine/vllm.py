@@ -1,0 +1,317 @@
+"""The engine: vLLM's `AsyncLLM`, one class for CPU and GPU.
+
+Its core runs in a process of its own, so a tool call or a slow tokenizer here never holds up a decoding step there. vLLM is
+imported when an engine starts, because it reads its environment at import.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actors.config import EngineConfig
+from actors.engine import checkpoint, host_weights, vllm_setup
+from actors.engine.protocol import (
+    EngineDead,
+    EngineError,
+    EngineTimeout,
+    Generation,
+    RequestFailed,
+    Sampling,
+    UpdateReport,
+)
+from models.on_disk import tensor_shapes
+from models.weight_update import WeightUpdate
+from storage.objects import StorageError, fetch
+from trajectory.types import Segment
+
+T = TypeVar("T")
+
+SHUTDOWN_TIMEOUT_S = 10.0
+"""How long vLLM's processes may take to end by themselves before they are killed."""
+
+
+class VLLMEngine:
+    """`Engine` on vLLM's `AsyncLLM`. Made and used inside one event loop."""
+
+    def __init__(self, config: EngineConfig, *, seed: int = 0) -> None:
+        self._config = config
+        self._seed = seed
+        self._llm: Any = None
+        self._expected: dict[str, tuple[int, ...]] = {}
+        self._policy_version = 0
+        self._cause_of_death = ""
+        self._in_flight: set[asyncio.Timeout] = set()
+        self._num_scores = 0
+        self._updating = asyncio.Lock()
+        self._admitting = asyncio.Event()
+        self._admitting.set()
+
+    @property
+    def policy_version(self) -> int:
+        return self._policy_version
+
+    @property
+    def cause_of_death(self) -> str:
+        """Why nothing can be asked of this engine any more; empty while it lives."""
+        return self._cause_of_death
+
+    @property
+    def num_requests(self) -> int:
+        """Requests in flight."""
+        return len(self._in_flight)
+
+    # --- life ---------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Load the model. Raises ValueError for a checkpoint that can't be served, `EngineError` for the rest."""
+        try:
+            model = await asyncio.to_thread(fetch, self._config.model)
+        except StorageError as error:
+            raise ValueError(f"engine.model: {error}") from error
+        self._config = self._config.model_copy(update={"model": model})
+        self._expected = tensor_shapes(self._config.model)
+        if self._config.device == "cpu":
+            try:
+                checkpoint.refuse_tied_embeddings(self._config.model)
+            except ValueError as error:
+                raise ValueError(f"engine.model: {error}") from error
+        vllm_setup.set_environment(self._config)
+        try:
+            # In a thread: loading takes half a minute, and whoever probes this actor meanwhile wants an answer.
+            async with asyncio.timeout(self._config.start_timeout_s):
+                await asyncio.to_thread(self._load)
+        except TimeoutError:
+            self._cause_of_death = "it did not come up in time"
+            raise EngineTimeout(
+                f"vLLM did not come up within engine.start_timeout_s = {self._config.start_timeout_s:g} s"
+            ) from None
+        except ValueError as error:  # settings that it refuses
+            raise ValueError(f"vLLM did not come up: {error}") from error
+        except Exception as error:
+            raise EngineDead(f"vLLM did not come up: {error}") from error
+        # The first request starts vLLM's output handler, which `_call` watches.
+        await self._run_request([0], _sampling_params(Sampling(max_tokens=1)), "warm-up")
+        await self._call(self._llm.update_weight_version(str(self._policy_version)), "take its first policy version")
+
+    def _load(self) -> None:
+        # Assigned here and not returned: an import error that some library keeps would hold this call's frames, and with
+        # them the engine, until the interpreter ends, where vLLM's finalizer fails.
+        self._llm = vllm_setup.build(self._config, self._seed)
+
+    async def shutdown(self) -> None:
+        """Stop the engine's processes. Requests in flight fail."""
+        if self._llm is not None:
+            await self._die("it was shut down")
+            self._llm = None
+
+    # --- requests -----------------------------------------------------------------------------------------------------
+
+    async def generate(self, prompt_ids: Sequence[int], sampling: Sampling, request_id: str) -> Generation:
+        """Continue `prompt_ids`. Cancelling frees the request in the engine."""
+        output = await self._run_request(prompt_ids, _sampling_params(sampling), request_id)
+        completion = output.outputs[0]
+        if completion.finish_reason not in ("stop", "length"):
+            raise RequestFailed(f"vLLM ended request {request_id} with {completion.finish_reason!r}")
+        finish_reason: Literal["stop_string", "eos", "length"] = "length"
+        if completion.finish_reason == "stop":
+            finish_reason = "stop_string" if isinstance(completion.stop_reason, str) else "eos"
+        return Generation(
+            token_ids=list(completion.token_ids),
+            logprobs=list(completion.logprobs.logprobs),  # `FlatLogprobs`: one a token, the sampled one's
+            text=completion.text,
+            finish_reason=finish_reason,
+            segments=tuple(
+                Segment(start=span.start, end=span.end, policy_version=int(span.version))
+                for span in completion.weight_versions
+                if span.end > span.start
+            ),
+            num_cached_tokens=output.num_cached_tokens or 0,
+        )
+
+    async def score(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
+        """log p(token_ids[i + 1] | token_ids[: i + 1]) at temperature 1, (len − 1,), computed anew."""
+        from vllm import SamplingParams
+
+        if len(token_ids) < 2:
+            return np.zeros(0, np.float32)
+        self._num_scores += 1
+        params = SamplingParams(
+            max_tokens=1,
+            prompt_logprobs=0,
+            detokenize=False,
+            # The cache holds keys and values, not logits: a hit would leave positions without a logprob.
+            skip_reading_prefix_cache=True,
+            output_kind=_final_only(),
+        )
+        output = await self._run_request(token_ids, params, f"score-{self._num_scores}")
+        rows = output.prompt_logprobs[1:]
+        return np.array([row[token].logprob for row, token in zip(rows, token_ids[1:], strict=True)], np.float32)
+
+    async def _run_request(self, token_ids: Sequence[int], params: Any, request_id: str) -> Any:
+        from vllm.inputs.engine import tokens_input
+        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+        self._check_alive()
+        limit = self._config.request_timeout_s
+        deadline = asyncio.timeout(limit)
+        self._in_flight.add(deadline)
+        try:
+            async with deadline:
+                # A request let in during an update could fill the new version's cache with the old weights' keys.
+                await self._admitting.wait()
+                self._check_alive()
+                prompt = tokens_input(list(token_ids), cache_salt=f"policy-{self._policy_version}")
+                output = None
+                async for output in self._llm.generate(prompt, params, request_id):  # noqa: B007  # the last one counts
+                    pass
+        except TimeoutError:
+            self._check_alive()  # `_die` brings deadlines forward
+            raise EngineTimeout(
+                f"vLLM did not finish request {request_id} within engine.request_timeout_s = {limit:g} s"
+            ) from None
+        except EngineDeadError as error:
+            self._cause_of_death = self._cause_of_death or "its core process died"
+            raise EngineDead(f"the vLLM engine is dead: {self._cause_of_death}") from error
+        except (EngineGenerateError, ValueError) as error:
+            raise RequestFailed(f"vLLM failed request {request_id}: {error.__cause__ or error}") from error
+        finally:
+            self._in_flight.discard(deadline)
+        assert output is not None, "vLLM always yields a final output"
+        return output
+
+    # --- weights ------------------------------------------------------------------------------------------------------
+
+    async def init_weight_transfer(self, init_info: dict[str, Any]) -> None:
+        """Join the learner's NCCL group; `init_info` as vLLM's `NCCLWeightTransferInitInfo`. The learner joins meanwhile."""
+        from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
+
+        request = WeightTransferInitRequest(init_info=init_info)
+        await self._call(self._llm.init_weight_transfer_engine(request), "join the weight-transfer group")
+
+    async def update_weights(self, update: WeightUpdate) -> UpdateReport:
+        """Take new weights in flight: requests keep their tokens and their KV, and go on under the new version.
+
+        vLLM counts a request's tokens as they leave the core, where weights change only while it is paused and its output
+        queue is empty; so the spans in `Generation.segments` are exact. The prefix cache is salted with the version: no
+        later request finds keys of older weights. Raises ValueError, and changes nothing, if `update` isn't this model's.
+        """
+        checkpoint.check_update(update, self._expected, backend=self._config.weight_transfer)
+        async with self._updating:
+            started = time.monotonic()
+            async with _payload(update) as info:
+                written = time.monotonic()
+                num_kept = await self._swap(info, update.policy_version)
+        finished = time.monotonic()
+        return UpdateReport(
+            policy_version=update.policy_version,
+            write_s=written - started,
+            paused_s=finished - written,
+            num_kept=num_kept,
+        )
+
+    async def _swap(self, info: dict[str, Any], policy_version: int) -> int:
+        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
+        self._admitting.clear()
+        try:
+            await self._call(self._llm.pause_generation(mode="keep", clear_cache=False), "pause")
+            num_kept = len(self._in_flight)
+            await self._call(self._llm.start_weight_update(), "begin a weight update")
+            await self._call(self._llm.update_weights(WeightTransferUpdateRequest(info)), "load new weights")
+            await self._call(self._llm.finish_weight_update(str(policy_version)), "finish a weight update")
+            self._policy_version = policy_version
+            await self._call(self._llm.resume_generation(), "resume")
+            return num_kept
+        except BaseException as error:
+            # Half the layers may be the old ones: nothing that this engine says from here on is of any policy.
+            await self._die(f"its update to policy version {policy_version} failed: {error!r}")
+            raise
+        finally:
+            self._admitting.set()
+
+    # --- every wait has an end ------------------------------------------------------------------------------------------
+
+    def _check_alive(self) -> None:
+        if self._cause_of_death:
+            raise EngineDead(f"the vLLM engine is dead: {self._cause_of_death}")
+        if self._llm is None:
+            raise EngineDead("the vLLM engine was not started")
+
+    async def _call(self, coroutine: Coroutine[Any, Any, T], what: str) -> T:
+        """Await a control call of vLLM within the update deadline, or until the engine dies.
+
+        When the core process dies vLLM fails the requests but leaves control calls pending forever (0.32), hence the
+        look at its output handler, which ends with the engine.
+        """
+        call = asyncio.ensure_future(coroutine)
+        limit = self._config.update_timeout_s
+        try:
+            done, _ = await asyncio.wait(
+                {call, self._llm.output_handler}, timeout=limit, return_when=asyncio.FIRST_COMPLETED
+            )
+        finally:
+            if not call.done():
+                call.cancel()
+        if call in done:
+            try:
+                return call.result()
+            except Exception as error:
+                raise EngineError(f"vLLM failed to {what}: {error}") from error
+        if done:
+            self._cause_of_death = self._cause_of_death or f"its core process died when asked to {what}"
+            raise EngineDead(f"the vLLM engine is dead: {self._cause_of_death}")
+        raise EngineTimeout(f"vLLM did not {what} within engine.update_timeout_s = {limit:g} s")
+
+    async def _die(self, cause: str) -> None:
+        """Stop vLLM; fail what is in flight, which vLLM's own shutdown leaves waiting, and all that comes later."""
+        self._cause_of_death = self._cause_of_death or cause
+        for deadline in self._in_flight:
+            deadline.reschedule(asyncio.get_running_loop().time())
+        if self._llm.output_handler is not None:
+            self._llm.output_handler.cancel()  # it would report the end that we are bringing about as a failure
+        await asyncio.to_thread(self._llm.shutdown, SHUTDOWN_TIMEOUT_S)
+
+
+def _sampling_params(sampling: Sampling) -> Any:
+    from vllm import SamplingParams
+
+    return SamplingParams(
+        max_tokens=sampling.max_tokens,
+        temperature=sampling.temperature,
+        stop=list(sampling.stop),
+        include_stop_str_in_output=True,
+        seed=sampling.seed,
+        logprobs=0,  # the sampled token's alone
+        flat_logprobs=True,
+        output_kind=_final_only(),
+    )
+
+
+def _final_only() -> Any:
+    from vllm.sampling_params import RequestOutputKind
+
+    return RequestOutputKind.FINAL_ONLY  # intermediate outputs would wake this process for every token
+
+
+@asynccontextmanager
+async def _payload(update: WeightUpdate) -> AsyncIterator[dict[str, Any]]:
+    """The update as vLLM's engine for its backend takes it."""
+    if update.backend == "nccl":
+        yield {
+            "names": list(update.names),
+            "dtype_names": list(update.dtypes),
+            "shapes": [list(shape) for shape in update.shapes],
+        }
+        return
+    path = await asyncio.to_thread(host_weights.write, update.payload)
+    try:
+        yield {"path": str(path)}
+    finally:
+        path.unlink()

@@ -1,0 +1,71 @@
+"""How vLLM is set up: its environment and its arguments, with the reason for each that isn't the default."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from typing import Any
+
+from actors.config import EngineConfig
+
+TORCH_NOISE = "`torch.distributed.reduce_op` is deprecated"
+"""What torch 2.13 says whenever vllm 0.32 is imported."""
+
+
+def set_environment(config: EngineConfig) -> None:
+    """What vLLM reads from the environment, here and in the processes it spawns; set before its import."""
+    values = {
+        # At WARNING a start on CPU alone says a dozen things that nobody can act on.
+        "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # this process has threads (gRPC, Ray) that don't survive a fork
+        "HF_HUB_OFFLINE": "1",  # models are local folders
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", f"ignore:{TORCH_NOISE}:FutureWarning"),
+    }
+    if config.device == "cpu":
+        values |= {
+            "VLLM_CPU_KVCACHE_SPACE": str(config.cpu_kv_cache_gib),
+            # Pinning is the scheduler's business: several engines would all be bound to the same first cores.
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "OMP_NUM_THREADS": str(config.cpu_threads),
+            # Without this vLLM's CPU platform puts the worker into a third process, to set OpenMP's environment there; we
+            # have set it. `AsyncLLM` keeps its core process all the same. Saves a third of the start (vllm 0.32).
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        }
+    os.environ.update(values)
+    warnings.filterwarnings("ignore", message=TORCH_NOISE, category=FutureWarning)
+
+
+def build(config: EngineConfig, seed: int) -> Any:
+    """An `AsyncLLM`, its core process up and the model loaded; blocks for half a minute. May run in any thread."""
+    from vllm.config import WeightTransferConfig
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    on_cpu = config.device == "cpu"
+    arguments = AsyncEngineArgs(
+        model=config.model,
+        dtype="float32" if on_cpu and config.dtype == "auto" else config.dtype,
+        seed=seed,
+        max_model_len=config.max_model_len,
+        max_num_seqs=config.max_num_seqs,
+        tensor_parallel_size=config.tensor_parallel_size,
+        gpu_memory_utilization=config.gpu_memory_utilization,
+        block_size=config.block_size,
+        enforce_eager=on_cpu if config.enforce_eager is None else config.enforce_eager,
+        enable_prefix_caching=True,
+        # A prompt split over two steps rewinds its request's generator, which torch's CPU generators can't do: with a
+        # per-request seed that ends the core process (vllm 0.32: "CPU Generator does not use offset").
+        enable_chunked_prefill=not on_cpu,
+        max_num_batched_tokens=max(2048, config.max_model_len) if on_cpu else None,
+        # One device: the core process does the work itself instead of through one more process.
+        distributed_executor_backend="uni" if config.tensor_parallel_size == 1 else "mp",
+        logprobs_mode="processed_logprobs",  # of the distribution that is sampled from, temperature included
+        weight_transfer_config=WeightTransferConfig(backend=config.weight_transfer),
+        worker_extension_cls="actors.engine.weight_transfer.WorkerExtension",
+        disable_log_stats=True,
+        use_tqdm_on_load=False,
+    )
+    return AsyncLLM.from_engine_args(arguments)

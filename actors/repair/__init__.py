@@ -1,0 +1,1 @@
+"""Repair of bad trajectories: the prompt, the attempts, and the actor that makes them."""

@@ -1,0 +1,166 @@
+"""The repair actor: bad trajectories in, repairs or the reasons why not out, by an engine of its own or an HTTP endpoint.
+
+The policy's own engine repairs in `RolloutActor.repair`. What a repair is stands in `repairer`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from actors.config import RepairSettings
+from actors.engine.protocol import EngineDead
+from actors.engine.vllm import VLLMEngine
+from actors.repair.attempts import AttemptFn, RepairRequest, RepairResult, on_engine, repair_all
+from actors.repair.endpoint import Endpoint, on_endpoint
+from actors.sampler import Sampler
+from actors.tools import Tools
+from trajectory.chat import encode, load_tokenizer
+from trajectory.types import ToolCall, ToolResult
+
+logger = logging.getLogger(__name__)
+
+EXIT_DELAY_S = 1.0
+"""From the engine's death to the actor's: long enough for every call in flight to be answered with its cause."""
+
+
+class RepairActor:
+    """Repairs trajectories. An asynchronous Ray actor; `apply` and `ping` are for RLlib's `FaultTolerantActorManager`.
+
+    `start` must have returned before anything else is asked. When its engine dies, so does the actor: have Ray restart it.
+    """
+
+    def __init__(self, settings: RepairSettings, index: int = 0) -> None:
+        self._settings = settings
+        self._index = index
+        self._engine: VLLMEngine | None = None
+        self._endpoint: Endpoint | None = None
+        self._sampler: Sampler | None = None
+        self._tools: Tools | None = None
+        self._attempt: AttemptFn | None = None
+        self._encode: Callable[[str], list[int]] | None = None
+        self._starting: asyncio.Task[None] | None = None
+        self._ending = False
+        self._counts: Counter[str] = Counter()
+
+    def __repr__(self) -> str:
+        return f"RepairActor({self._index})"
+
+    async def start(self) -> None:
+        """Bring the engine up, within `engine.start_timeout_s`, or make ready for the endpoint, which isn't asked yet.
+
+        Every caller waits for the same start. Raises ValueError for a checkpoint that can't be served or a key that isn't
+        there, and `EngineError`.
+        """
+        if self._starting is None:
+            self._starting = asyncio.create_task(self._start())
+        await asyncio.shield(self._starting)
+
+    async def repair(self, requests: Sequence[RepairRequest], seed: int) -> list[RepairResult]:
+        """One result a request, in their order, each within `repair.deadline_s`; see `repairer.repair`.
+
+        Raises EngineDead: results of a dead engine say nothing of the requests."""
+        if self._attempt is None:
+            raise RuntimeError(f"{self!r} was asked before start() returned")
+        try:
+            results = await repair_all(
+                requests,
+                seed,
+                attempt=self._attempt,
+                config=self._settings.repair,
+                quality_config=self._settings.quality,
+                reward_config=self._settings.reward,
+                encode=self._encode,
+            )
+        finally:
+            self._follow_engine()
+        if self._engine is not None and self._engine.cause_of_death:
+            raise EngineDead(f"the vLLM engine is dead: {self._engine.cause_of_death}")
+        for result in results:
+            self._counts["requests"] += 1
+            self._counts["accepted"] += result.accepted is not None
+            self._counts["attempts"] += len(result.attempts)
+            self._counts.update(f"failed/{attempt.reason}" for attempt in result.attempts if attempt.reason)
+        return results
+
+    async def stats(self) -> dict[str, float]:
+        """Counters since the start (`failed/<reason>` among them), and what is in flight now."""
+        counts = {name: float(self._counts[name]) for name in ("requests", "accepted", "attempts", *self._counts)}
+        if self._engine is not None and self._sampler is not None:
+            return counts | {
+                "requests_in_flight": self._engine.num_requests,
+                "generated_tokens": self._sampler.num_generated_tokens,
+            }
+        if self._endpoint is not None:
+            return counts | {
+                "requests_in_flight": self._endpoint.num_requests_in_flight,
+                "generated_tokens": self._endpoint.num_generated_tokens,
+            }
+        return counts
+
+    async def shutdown(self) -> None:
+        """Stop the engine or hang up on the endpoint, and on the sandbox."""
+        self._ending = True
+        if self._engine is not None:
+            await self._engine.shutdown()
+        if self._endpoint is not None:
+            await self._endpoint.close()
+        if self._tools is not None:
+            await self._tools.close()
+
+    def ping(self) -> str:
+        return "pong"
+
+    async def apply(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call `func(self, …)`."""
+        result = func(self, *args, **kwargs)
+        return await result if inspect.isawaitable(result) else result
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    async def _start(self) -> None:
+        settings, config = self._settings, self._settings.repair
+        policy_tokenizer = await asyncio.to_thread(load_tokenizer, settings.model)
+        self._tools = Tools(settings)
+        if config.engine is None or config.engine.model != settings.model:
+            self._encode = lambda text: encode(policy_tokenizer, text)
+        if config.repairer == "endpoint":
+            assert config.endpoint is not None
+            self._endpoint = Endpoint(config.endpoint)
+            self._attempt = on_endpoint(
+                self._endpoint,
+                policy_tokenizer,
+                self._call_tool,
+                settings.episode,
+                max_concurrent_attempts=config.max_concurrent_attempts,
+            )
+            return
+        assert config.engine is not None
+        self._engine = VLLMEngine(config.engine, seed=self._index)
+        await self._engine.start()
+        tokenizer = await asyncio.to_thread(load_tokenizer, config.engine.model)
+        self._sampler = Sampler(
+            self._engine,
+            tokenizer,
+            self._call_tool,
+            settings.episode,
+            max_concurrent_episodes=config.max_concurrent_attempts,
+        )
+        limit = config.prompt_limit(config.engine, settings.episode)
+        self._attempt = on_engine(self._sampler, tokenizer, settings.episode, limit)
+
+    async def _call_tool(self, call: ToolCall, timeout_s: float) -> ToolResult:
+        assert self._tools is not None, "connected by start()"
+        return await self._tools.call(call, timeout_s)
+
+    def _follow_engine(self) -> None:
+        """End this process soon if its engine is dead."""
+        if self._engine is not None and self._engine.cause_of_death and not self._ending:
+            self._ending = True
+            logger.error("%r ends: the engine is dead: %s", self, self._engine.cause_of_death)
+            asyncio.get_running_loop().call_later(EXIT_DELAY_S, os._exit, 1)

@@ -1,0 +1,329 @@
+"""Repair of one bad trajectory: prompt a model with it and what is wrong, let it try with its tools, accept or say why not.
+
+    RepairRequest ──prompt──▶ attempt (an episode) ──verdict──▶ accepted
+                                 ▲                     │ a named reason
+                                 └── warmer ◀──────────┘──none left──▶ hard case
+
+Pure asyncio: who writes the attempt comes in as a callable. What a model wrote, first or last, is hostile text.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from actors.config import EpisodeConfig, RepairConfig
+from actors.episode import Encode
+from actors.repair.render import render
+from actors.sampler import Sampler
+from rewards import format, outcome, quality
+from rewards.config import QualityConfig, RewardConfig
+from rewards.quality import Quality
+from trajectory import markup
+from trajectory.chat import Tokenizer, render_prompt, without_opening
+from trajectory.records import split_response
+from trajectory.types import Task, Trajectory, Turn
+
+AttemptFn = Callable[[Task, str, int, float], Awaitable[Trajectory]]
+"""`await attempt(task, prompt, seed, temperature)`: an episode on the user message `prompt`. Its failures are data, but for
+`PromptTooLong`."""
+
+Reason = Literal[
+    "copy",
+    "forged_result",
+    "too_long",
+    "too_many_turns",
+    "too_many_calls",
+    "unclosed_tag",
+    "no_answer",
+    "unparseable",
+    "tool_unavailable",
+    "no_tools",
+    "wrong_answer",
+    "low_quality",
+    "prompt_too_long",
+    "deadline",
+    "endpoint_down",
+    "endpoint_timeout",
+    "endpoint_refused",
+    "endpoint_garbled",
+    "rate_limited",
+    "engine_dead",
+    "engine_timeout",
+    "engine_failed",
+    "episode_error",
+]
+"""Why an attempt was not accepted. The first twelve are about what was written: the bad trajectory again; a `<result>` of
+the model's own; a limit of the episode; a tag that is never closed, no closed `<answer>`, or other broken markup; a tool
+that could not be reached; no tool called though the original did or it is required; then the answer, then the score. The
+others are about the way there."""
+
+OUTAGES: frozenset[Reason] = frozenset(
+    {"endpoint_down", "endpoint_timeout", "endpoint_refused", "rate_limited", "engine_dead"}
+)
+"""Nobody was there to write. No further attempt is made: it would meet the same, and endpoints have had their retries."""
+
+_ERRORS: dict[str, Reason] = {
+    "EndpointDown": "endpoint_down",
+    "EndpointTimeout": "endpoint_timeout",
+    "EndpointRefused": "endpoint_refused",
+    "EndpointGarbled": "endpoint_garbled",
+    "RateLimited": "rate_limited",
+    "EngineDead": "engine_dead",
+    "EngineTimeout": "engine_timeout",
+    "RequestFailed": "engine_failed",
+}
+"""`Trajectory.error` begins with the name of the exception."""
+
+_LIMITS: dict[str, Reason] = {
+    "length": "too_long",
+    "turn_limit": "too_many_turns",
+    "tool_limit": "too_many_calls",
+    "deadline": "deadline",
+}
+
+
+class PromptTooLong(Exception):
+    """The prompt of a repair exceeds its limit; the message says by how much."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RepairRequest:
+    """A bad trajectory and what is known of it."""
+
+    task: Task
+    trajectory: Trajectory
+    correct: bool  # right and well-formed: only its path is poor
+    quality: Quality
+    ideal_num_words: int  # of the question's shortest correct trajectory; 0 if it has none
+    problems: tuple[str, ...]  # names: "wrong answer", "low <dimension>", broken format rules, other notes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One attempt at a repair."""
+
+    reason: str  # a `Reason`; empty if it was accepted
+    quality: Quality | None  # None if it didn't come that far
+    text: str  # what was written
+    temperature: float
+    error: str = ""  # for people: who waited on whom
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RepairResult:
+    """What became of a request. Nothing accepted: a hard case, and every attempt says why."""
+
+    accepted: Trajectory | None  # as an answer to the original prompt; it carries no logprobs of any policy
+    quality: Quality | None  # of what was accepted
+    attempts: tuple[Attempt, ...]
+
+    @property
+    def outage(self) -> str:
+        """The reason, if nothing was accepted because nobody was there to write: not a hard case, but worth another try."""
+        last = self.attempts[-1].reason if self.attempts else ""
+        return last if last in OUTAGES else ""
+
+
+async def repair_all(
+    requests: Sequence[RepairRequest],
+    seed: int,
+    *,
+    attempt: AttemptFn,
+    config: RepairConfig,
+    quality_config: QualityConfig,
+    reward_config: RewardConfig,
+    encode: Encode | None = None,
+) -> list[RepairResult]:
+    """`repair` of all requests at the same time, in their order; how many attempts run at once is `attempt`'s to bound."""
+    return await asyncio.gather(
+        *(
+            repair(
+                request,
+                attempt=attempt,
+                config=config,
+                quality_config=quality_config,
+                reward_config=reward_config,
+                seed=_seed(seed, number),
+                encode=encode,
+            )
+            for number, request in enumerate(requests)
+        )
+    )
+
+
+async def repair(
+    request: RepairRequest,
+    *,
+    attempt: AttemptFn,
+    config: RepairConfig,
+    quality_config: QualityConfig,
+    reward_config: RewardConfig,
+    seed: int = 0,
+    encode: Encode | None = None,
+) -> RepairResult:
+    """Attempts at `config.temperatures` until one is accepted, within `config.deadline_s`.
+
+    `encode` is the policy's tokenizer where another model repairs; None: the attempt is in the policy's tokens already.
+    """
+    prompt = render(request, config)
+    attempts: list[Attempt] = []
+    try:
+        async with asyncio.timeout(config.deadline_s) as limit:
+            for number, temperature in enumerate(config.temperatures):
+                try:
+                    trajectory = await attempt(request.task, prompt, _seed(seed, number), temperature)
+                except PromptTooLong as error:
+                    attempts.append(_failed("prompt_too_long", temperature, str(error)))
+                    break
+                # In a thread: comparing two answers may start a process and take seconds.
+                reason, found = await asyncio.to_thread(
+                    verdict, trajectory, request, config, quality_config, reward_config
+                )
+                attempts.append(
+                    Attempt(
+                        reason=reason or "",
+                        quality=found,
+                        text=trajectory.text,
+                        temperature=temperature,
+                        error=trajectory.error,
+                    )
+                )
+                if reason is None:
+                    accepted = as_answer(trajectory, request.trajectory, encode)
+                    return RepairResult(accepted=accepted, quality=found, attempts=tuple(attempts))
+                if reason in OUTAGES:
+                    break
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        message = f"the repair was not done within repair.deadline_s = {config.deadline_s:g} s"
+        attempts.append(_failed("deadline", config.temperatures[len(attempts)], message))
+    return RepairResult(accepted=None, quality=None, attempts=tuple(attempts))
+
+
+def _seed(seed: int, number: int) -> int:
+    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+
+
+def _failed(reason: Reason, temperature: float, error: str) -> Attempt:
+    return Attempt(reason=reason, quality=None, text="", temperature=temperature, error=error)
+
+
+# --- the verdict ------------------------------------------------------------------------------------------------------
+
+
+def verdict(
+    trajectory: Trajectory,
+    request: RepairRequest,
+    config: RepairConfig,
+    quality_config: QualityConfig,
+    reward_config: RewardConfig,
+) -> tuple[Reason | None, Quality | None]:
+    """Why an attempt is not accepted, None if it is; and its quality, if it came that far. May block for
+    `reward_config.math_timeout_s` a gold answer."""
+    reason = _why_not(trajectory, request, config)
+    if reason is not None:
+        return reason, None
+    answer = markup.final_answer(trajectory.text)
+    if not outcome.score(answer, request.task, reward_config.math_timeout_s).correct:
+        return "wrong_answer", None
+    found = quality.assess(trajectory, request.task, request.ideal_num_words, quality_config)
+    if request.correct:
+        good = found.score >= quality_config.accept_right_from
+    else:
+        good = found.score > quality_config.accept_wrong_above
+    return (None if good else "low_quality"), found
+
+
+def _why_not(trajectory: Trajectory, request: RepairRequest, config: RepairConfig) -> Reason | None:
+    """What can be said without looking at the answer."""
+    if trajectory.finish_reason == "error":
+        return _ERRORS.get(trajectory.error.partition(":")[0], "episode_error")
+    if "".join(trajectory.text.split()) == "".join(request.trajectory.text.split()):
+        return "copy"
+    if any(markup.contains_forged_result(turn.text) for turn in trajectory.turns):
+        return "forged_result"
+    if (limit := _LIMITS.get(trajectory.finish_reason)) is not None:
+        return limit
+    if (broken := _broken_markup(trajectory)) is not None:
+        return broken
+    if request.trajectory.opening and not trajectory.text.lstrip().startswith("<think>"):
+        return "unparseable"  # the policy's prompt has the tag already, and goes on inside it
+    results = [turn.tool_result for turn in trajectory.turns if turn.tool_result is not None]
+    if any(result.status == "unavailable" for result in results):
+        return "tool_unavailable"
+    if not results and (config.require_tools or request.trajectory.num_tool_calls):
+        return "no_tools"
+    return None
+
+
+def _broken_markup(trajectory: Trajectory) -> Reason | None:
+    blocks = markup.parse(trajectory.text)
+    if any(not block.closed for block in blocks):
+        return "unclosed_tag"
+    form = format.check(trajectory.text)
+    if form.problems == ("no_answer",):
+        return "no_answer"
+    return "unparseable" if not form.ok or trajectory.finish_reason == "malformed" else None
+
+
+def as_answer(repaired: Trajectory, original: Trajectory, encode: Encode | None) -> Trajectory:
+    """An accepted repair as an answer to the original's prompt: no policy sampled it there, so it has no logprobs."""
+    if encode is not None:
+        repaired = _retokenised(repaired, original.opening, encode)
+    return replace(
+        repaired,
+        task_id=original.task_id,
+        index=original.index,
+        prompt_ids=original.prompt_ids,
+        logprobs=np.zeros(len(repaired.response_ids), np.float32),
+        segments=(),
+    )
+
+
+def _retokenised(trajectory: Trajectory, opening: str, encode: Encode) -> Trajectory:
+    """The same text in another tokenizer's tokens, piece by piece, as an episode makes them on a prompt that ends with
+    `opening`."""
+    ids: list[int] = []
+    mask: list[bool] = []
+    turns: list[Turn] = []
+    reply = without_opening(trajectory.text, opening)
+    for text, by_model in split_response(reply):
+        start, piece = len(ids), encode(text)
+        ids += piece
+        mask += [by_model] * len(piece)
+        if by_model:
+            turn = trajectory.turns[len(turns)]
+            assert not turns or turn.text == text, "an accepted trajectory has one piece a turn"
+            turns.append(replace(turn, text=text, start=start, end=len(ids), result_end=len(ids)))
+        else:
+            turns[-1] = replace(turns[-1], result_end=len(ids))
+    return replace(
+        trajectory,
+        text=opening + reply,
+        response_ids=np.array(ids, np.int32),
+        loss_mask=np.array(mask, np.bool_),
+        turns=tuple(turns),
+    )
+
+
+# --- who writes -------------------------------------------------------------------------------------------------------
+
+
+def on_engine(sampler: Sampler, tokenizer: Tokenizer, episode: EpisodeConfig, max_prompt_tokens: int) -> AttemptFn:
+    """Attempts by the engine of `sampler`, whose tokenizer is `tokenizer`."""
+    serial = itertools.count()
+
+    async def attempt(task: Task, prompt: str, seed: int, temperature: float) -> Trajectory:
+        prompt_ids = render_prompt(tokenizer, prompt, episode.system_prompt)
+        if len(prompt_ids) > max_prompt_tokens:
+            raise PromptTooLong(f"the repair prompt has {len(prompt_ids)} tokens, and the limit is {max_prompt_tokens}")
+        return await sampler.attempt(task, prompt_ids, f"repair-{next(serial)}/{task.id}", seed, temperature)
+
+    return attempt

@@ -1,0 +1,95 @@
+"""What a repairer is asked: the question, the bad trajectory with its tool results, and what is wrong with it, in words."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from rewards.quality import DOUBTS, Quality
+from trajectory import markup
+
+if TYPE_CHECKING:
+    from actors.config import RepairConfig
+    from actors.repair.attempts import RepairRequest
+
+_EARLIER = """Question:
+{question}
+
+The earlier attempt, with what its tools returned:
+{trajectory}
+
+What is wrong with it:
+{problems}
+
+Solve the question anew, from the first step, with the same tags. Keep what is right. Run the tools yourself and rely on what
+they return. Be brief, clear and definite: say nothing twice, take no detour, and instead of doubting run a tool. Don't
+mention the earlier attempt."""
+
+RIGHT_PROMPT = f"""An earlier attempt at this question has the right answer by a poor path: it may be redundant, unclear or
+unsure.
+
+{_EARLIER}"""
+
+WRONG_PROMPT = f"""An earlier attempt at this question failed: it may have misread the question, reasoned wrongly, calculated
+wrongly, or used a tool wrongly. Find the mistake.
+
+{_EARLIER}"""
+
+NO_FLAW = "Nothing stands out, but another attempt was better."
+"""What is wrong with a good trajectory that isn't the question's best."""
+
+_PLACE = re.compile(r"\{(question|trajectory|problems)\}")
+
+
+def render(request: RepairRequest, config: RepairConfig) -> str:
+    """The user's message. The bad trajectory can't end it or open another; the gold answers are not in it."""
+    if config.problems_as == "names":
+        problems = ", ".join(request.problems)
+    else:
+        problems = "\n".join(f"- {describe(name, request.quality)}" for name in request.problems or (NO_FLAW,))
+    parts = {
+        "question": request.task.question,
+        "trajectory": _shortened(markup.quote(request.trajectory.text), config.max_trajectory_chars),
+        "problems": markup.quote(problems),
+    }
+    template = config.right_prompt if request.correct else config.wrong_prompt
+    return _PLACE.sub(lambda place: parts[place[1]], template)  # one pass: what was filled in is never filled itself
+
+
+def describe(problem: str, found: Quality) -> str:
+    """What the name of a problem means, as a sentence with its figures; an unknown name stays as it is."""
+    if problem == "low length":
+        wanted = f"; {found.ideal_num_words} are enough" if found.num_words > found.ideal_num_words > 0 else ""
+        return f"Its length is off: it has {found.num_words} words{wanted}."
+    if problem == "low repetition":
+        share = 1 - found.dimensions.get("repetition", 1.0)
+        return f"It repeats itself: {share:.0%} of its runs of three words occur more than once."
+    if problem == "low tool_success":
+        share = 1 - found.dimensions.get("tool_success", 1.0)
+        return f"{share:.0%} of its tool calls failed."
+    if problem == "low grounding":
+        share = 1 - found.dimensions.get("grounding", 1.0)
+        return f"{share:.0%} of its final answer stands neither in a tool result nor in the question."
+    return _SENTENCES.get(problem, problem)
+
+
+_SENTENCES: dict[str, str] = {
+    "wrong answer": "Its final answer is wrong.",
+    "low confidence": f"It sounds unsure: a thought holds a word such as {', '.join(DOUBTS)}.",
+    "unpaired_tag": "A tag is never closed, or a closing tag closes nothing.",
+    "nested_tag": "A tag opens inside another.",
+    "no_think": "It has no <think>.",
+    "no_answer": "It never closes an <answer>.",
+    "tool_without_result": "A tool call is not followed by its result.",
+    "result_without_tool": "A <result> follows no tool call: only the environment writes results.",
+    "no_boxed_answer": "Its <answer> has no \\boxed{} with the final answer.",
+    "malformed": "It ended in markup that can't be continued.",
+}
+
+
+def _shortened(text: str, max_chars: int) -> str:
+    if len(text) <= max_chars:
+        return text
+    head, tail = (max_chars + 1) // 2, max_chars // 2
+    # The note stands on a line of its own, so that no tag can form across the cut.
+    return f"{text[:head]}\n[... {len(text) - max_chars} characters left out ...]\n{text[len(text) - tail :]}"

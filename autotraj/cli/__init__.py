@@ -1,0 +1,1 @@
+"""The commands, up to where something heavy begins."""

@@ -1,0 +1,216 @@
+"""The commands that train and measure, up to where something heavy begins.
+
+Configuration, model, data and folders are checked first; only then are Ray, torch and RLlib imported (seconds).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from autotraj.config.run import RunConfig, load, with_changes
+from autotraj.errors import UserError
+from autotraj.evaluation.endings import explain
+from autotraj.interrupt import graceful_interrupt
+from autotraj.loop.refreshed_models import require_reward_model
+from autotraj.planning import preflight
+from autotraj.run_folder.claim import held
+from autotraj.run_folder.folder import Checkpoint, RunFolder
+from autotraj.run_folder.home import Home
+from autotraj.stages.start import is_complete, open_folder
+from autotraj.status.progress import ProgressView
+from autotraj.training import supervised
+from storage.locations import is_uri
+from storage.objects import RETRY_S, scratch
+
+EXIT_OK, EXIT_INTERRUPTED = 0, 130
+
+
+def run(config_path: str | None, overrides: Sequence[str]) -> int:
+    """`python -m autotraj run`."""
+    return run_all(load(config_path, overrides), Console())
+
+
+def run_all(config: RunConfig, console: Console) -> int:
+    """Runs, or goes on with, all stages of `config`; returns the exit code."""
+    if is_complete(config):
+        return _complete(config, console)
+    train, held_out = preflight.check(config)
+    with held(Home.of(config)):
+        if open_folder(config):
+            return _complete(config, console)
+        preflight.check_prompt(config, {"data": train, "eval.data": held_out})
+        if "synthesize" in config.stages:
+            _tell_of_template(config, console)
+
+        from autotraj.stages.pipeline import execute
+
+        return execute(config, console)
+
+
+def _complete(config: RunConfig, console: Console) -> int:
+    home = Home.of(config)
+    more = " For more steps give a larger grpo.num_steps with the same command" if "grpo" in config.stages else ""
+    console.print(
+        f"already complete: {', '.join(config.stages) or 'base'} are done in {home}. Figures: {home.place('summary.json')}. "
+        f"Report: {home.place('report.html')}.{more}",
+        soft_wrap=True,
+    )
+    return EXIT_OK
+
+
+def stage(name: str, config_path: str | None, overrides: Sequence[str]) -> int:
+    """`python -m autotraj {synthesize,sft,reward-model}`: one stage of a run's folder."""
+    config = load(config_path, overrides)
+    if name not in config.stages:
+        raise UserError(f"stages = {list(config.stages)} leaves {name!r} out; add it")
+    tasks, _ = preflight.check(config, sandbox=name == "synthesize")
+    console = Console()
+    with held(Home.of(config)):
+        open_folder(config)
+        if name in supervised.read_done(config.folder):
+            raise UserError(
+                f"{name} is done in {config.run_dir} ({supervised.STAGES_FILE}); to do it again choose another run_dir"
+            )
+        supervised.check_inputs(name, config)
+        preflight.check_prompt(config, {"data": tasks} if name == "synthesize" else {})
+        if name == "synthesize":
+            _tell_of_template(config, console)
+
+        from autotraj.stages.pipeline import execute_stage
+
+        return execute_stage(name, config, console)
+
+
+def _tell_of_template(config: RunConfig, console: Console) -> None:
+    if note := preflight.template_note(config):
+        console.print(f"note: {note}", soft_wrap=True, markup=False)
+
+
+def grpo(config_path: str | None, overrides: Sequence[str], *, resume: str | None) -> int:
+    """`python -m autotraj grpo`."""
+    if resume:
+        if config_path:
+            raise UserError(
+                "--resume takes the run's own config.toml: leave --config out, and give what changes as key=value"
+            )
+        home = Home(resume, retry_s=RETRY_S)
+        if not home.storage and not home.path.is_dir():
+            raise UserError(f"--resume {resume}: there is no such folder; start a run with --config")
+        with held(home):
+            folder, config, checkpoint = RunFolder.resume(resume, overrides)
+            return _grpo(config, folder, checkpoint)
+    config = with_changes(load(config_path, overrides), preflight.GRPO_ALONE)
+    tasks, _ = preflight.check(config)
+    preflight.check_prompt(config, {"data": tasks})
+    with held(Home.of(config)):
+        return _grpo(config, RunFolder.create(config), None)
+
+
+def _grpo(config: RunConfig, folder: RunFolder, checkpoint: Checkpoint | None) -> int:
+    """From the start, or from `checkpoint` on."""
+    console = Console()
+    config = with_changes(config, preflight.GRPO_ALONE)
+    if checkpoint:
+        if checkpoint.step >= config.grpo.num_steps and folder.home.has_model("policy"):
+            console.print(
+                f"already complete: step {checkpoint.step} of grpo.num_steps = {config.grpo.num_steps}; the trained policy "
+                f"is {folder.home.place('policy')}. For more steps, give a larger number: {folder.go_on} grpo.num_steps=N",
+                soft_wrap=True,
+            )
+            return EXIT_OK
+        tasks, _ = preflight.check(config)
+        preflight.check_prompt(config, {"data": tasks})
+        require_reward_model(config, checkpoint)
+    console.print(f"run folder {folder.home}; sampling and training {config.model}; starting the engines …")
+
+    from autotraj.launch import build, export_policy, parts, train
+
+    try:
+        with folder, graceful_interrupt() as interrupt, parts(config) as gateway:
+            algo = build(config, gateway, trajectory_log=folder.trajectory_log)
+            try:
+                if checkpoint:
+                    algo.restore_from_path(checkpoint.folder, learners=checkpoint.learners)
+                    console.print(f"resumed at step {algo.policy_version} from {folder.home}")
+                with ProgressView(config.grpo.num_steps, console=console) as view:
+                    complete = train(
+                        algo, folder, num_steps=config.grpo.num_steps, on_step=view.step, interrupt=interrupt
+                    )
+                if complete:
+                    export_policy(algo, folder)
+            finally:
+                algo.stop()
+    except KeyboardInterrupt as interruption:
+        raise KeyboardInterrupt(folder.way_on) from interruption
+    if not complete:
+        console.print(
+            f"interrupted, with a checkpoint; policy/ is written when all steps are done. Continue with: {folder.go_on}"
+        )
+        return EXIT_INTERRUPTED
+    console.print(f"trained policy: {folder.home.place('policy')}")
+    return EXIT_OK
+
+
+def evaluate(config_path: str | None, overrides: Sequence[str]) -> int:
+    """`python -m autotraj evaluate`: engines only, no learner."""
+    console = Console()
+    config = load(config_path, [*overrides, preflight.EVALUATION_ALONE])
+    _, tasks = preflight.check(config)
+    preflight.check_prompt(config, {"eval.data": tasks})
+
+    from autotraj.launch import engines, measure, parts
+
+    started = time.monotonic()
+    with graceful_interrupt(), parts(config) as gateway, engines(config, gateway) as pool:
+        console.print(f"engines up after {time.monotonic() - started:.0f} s; {len(tasks)} problems …")
+        result = measure(config.model, pool, config, tasks)
+    console.print(
+        f"accuracy {result.accuracy:.1%} ± {result.accuracy_ci95:.1%} on {result.num_problems} problems, tool-call rate "
+        f"{result.tool_call_rate:.0%}, mean reward {result.mean_reward:.2f}, {result.num_failed} failed, "
+        f"{result.seconds:.0f} s"
+    )
+    for line in explain(result.groups):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    return EXIT_OK
+
+
+def report(run_dir: str) -> int:
+    """`python -m autotraj report`."""
+    from report.page import write_report
+
+    if is_uri(run_dir):
+        with scratch() as copy:  # the run may be at work in its own
+            home = Home(run_dir, retry_s=RETRY_S, path=copy / "run")
+            home.pull()
+            Console().print(f"report: {home.place(write_report(home.path).name)}", soft_wrap=True)
+            home.push()
+        return EXIT_OK
+    if not Path(run_dir).is_dir():
+        raise UserError(f"{run_dir}: there is no run folder")
+    Console().print(f"report: {write_report(Path(run_dir))}")
+    return EXIT_OK
+
+
+def dry_run(config_path: str | None, overrides: Sequence[str]) -> int:
+    """`python -m autotraj run --dry-run`: the resolved plan; nothing is started or written."""
+    from autotraj.planning.plan import plan, render
+
+    config = load(config_path, overrides)
+    scores = "reward-model" in config.stages or bool(config.reward_model.path)
+    synthesis, learns = (
+        config.synthesis,
+        f"{config.sft.epochs} epochs of SFT, {config.reward_model.epochs} on the pairs",
+    )
+    lines = [
+        f"stages       {', '.join(config.stages)}",
+        f"stage 1      {synthesis.num_questions} questions × {synthesis.num_candidates} candidates, up to "
+        f"{len(config.repair.temperatures)} repairs of each bad one by {config.repair.repairer}; {learns}",
+        "GRPO",
+        render(plan(config, reward_model=config.scorer if scores else None)),
+    ]
+    Console().print("\n".join(lines), soft_wrap=True, markup=False)
+    return EXIT_OK

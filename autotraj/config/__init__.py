@@ -1,0 +1,1 @@
+"""Settings of a run, of its stages and of benchmarks."""

@@ -1,0 +1,1 @@
+"""Measuring a policy, and how sure the figures are."""

@@ -1,0 +1,151 @@
+"""Measuring a policy: sample the evaluation tasks on the rollout actors, score them, say how sure we are."""
+
+from __future__ import annotations
+
+import logging
+import math
+import statistics
+import time
+from collections import Counter, deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+
+from autotraj.config.run import EvalConfig
+from autotraj.errors import Stalled
+from autotraj.loop.scoring import score_group
+from autotraj.loop.step_metrics import describe_groups
+from autotraj.runners.calls import Failed
+from autotraj.runners.pool import RunnerPool
+from autotraj.sampling.failures import FailuresInARow, episode_failure
+from rewards.config import RewardConfig
+from trajectory.types import Group, Task
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 0.25
+MAX_ATTEMPTS = 3
+"""How often a problem whose episodes end in an error is sampled; then the errors stay, and count as failed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalResult:
+    """What one evaluation found. Trajectories that failed for reasons not the policy's own count as wrong."""
+
+    name: str
+    accuracy: float  # mean over all sampled trajectories
+    accuracy_ci95: float  # half-width, normal approximation over problems
+    num_problems: int
+    num_failed: int  # trajectories that ended in an error or at their deadline
+    num_asked_again: int  # problems sampled once more after an actor was lost or an episode ended in an error
+    tool_call_rate: float
+    mean_reward: float
+    mean_reward_ci95: float  # half-width, as accuracy's
+    seconds: float
+    groups: tuple[Group, ...] = field(default=(), repr=False)
+
+    def summary(self) -> dict[str, float | str | int]:
+        """Everything but the trajectories, ready for JSON."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "groups"}
+
+
+def evaluate(
+    name: str,
+    pool: RunnerPool,
+    tasks: Sequence[Task],
+    config: EvalConfig,
+    reward: RewardConfig,
+    *,
+    seed: int,
+    max_concurrent_episodes: int,
+    call_timeout_s: float,
+    patience_s: float,
+) -> EvalResult:
+    """Samples `config.num_samples` trajectories a task on whatever runners are ready, over the loss of runners.
+
+    A problem depends on `seed` and on its place in `tasks`, not on who samples it. What a lost runner owed is asked again;
+    how often a runner may be lost is the pool's to say. `call_timeout_s` bounds the wait for one problem.
+
+    Raises:
+        Stalled: nothing came back for `patience_s`.
+        GroupsFail: every episode failed, of all problems or of too many in a row: that measures no policy.
+        RewardNotFinite: a reward is NaN or infinite.
+        RunError: the pool gave up.
+    """
+    started = last_progress = time.monotonic()
+    waiting, attempts, found = deque(range(len(tasks))), Counter[int](), dict[int, Group]()
+    # Twice as many in flight as fill a runner: while some wait for tools others sample.
+    per_runner = 2 * max_concurrent_episodes // config.num_samples + 1
+    failures, any_answer = FailuresInARow(f"evaluating {name}", per_runner * pool.num_runners), False
+    while len(found) < len(tasks):
+        room = 0 if failures.too_many else per_runner * pool.num_ready - pool.num_in_flight("evaluate")
+        for _ in range(min(len(waiting), room)):
+            runner_id = pool.idle_slot()
+            assert runner_id is not None, "there is room only on ready runners"
+            index = waiting.popleft()
+            attempts[index] += 1
+            pool.submit(
+                runner_id,
+                str(index),
+                "evaluate",
+                timeout_s=call_timeout_s,
+                tasks=[tasks[index]],
+                num_samples=config.num_samples,
+                temperature=config.temperature,
+                seed=seed + index,
+            )
+        for outcome in pool.poll(POLL_S):
+            if outcome.method != "evaluate":  # of a loop that has ended
+                continue
+            last_progress, index = time.monotonic(), int(outcome.key)
+            if isinstance(outcome, Failed):
+                logger.warning("%s: problem %s is sampled again: %s", name, tasks[index].id, outcome.reason)
+                waiting.append(index)
+                continue
+            (group,) = outcome.value
+            if (failure := episode_failure(group)) and all(t.error for t in group.trajectories):
+                failures.failed(failure)
+            else:
+                failures.succeeded()
+                any_answer = True
+            if attempts[index] < MAX_ATTEMPTS and any(t.finish_reason == "error" for t in group.trajectories):
+                waiting.append(index)
+            else:
+                found[index] = group
+        failures.check(idle=pool.num_in_flight("evaluate") == 0)
+        pool.restore()
+        if time.monotonic() - last_progress > patience_s:
+            raise Stalled(
+                f"evaluating {name}: nothing came back for {patience_s:.0f} s, {len(found)} of {len(tasks)} problems are "
+                f"sampled: {pool.describe()}"
+            )
+    if not any_answer:
+        failures.check_all()
+    scored = [score_group(found[index], reward) for index in range(len(tasks))]
+    num_asked_again = sum(count - 1 for count in attempts.values())
+    return summarize(name, scored, seconds=time.monotonic() - started, num_asked_again=num_asked_again)
+
+
+def summarize(name: str, groups: Sequence[Group], *, seconds: float, num_asked_again: int = 0) -> EvalResult:
+    """The figures of scored `groups`, one a problem."""
+    metrics = describe_groups(groups, policy_version=0)
+    per_problem = [sum(r.correct for r in g.rewards) / len(g.rewards) for g in groups]
+    rewards = [sum(r.total for r in g.rewards) / len(g.rewards) for g in groups]
+    return EvalResult(
+        name=name,
+        accuracy=sum(per_problem) / len(per_problem) if per_problem else 0.0,
+        accuracy_ci95=_half_width(per_problem),
+        num_problems=len(per_problem),
+        num_failed=sum(t.finish_reason in ("error", "deadline") for g in groups for t in g.trajectories),
+        num_asked_again=num_asked_again,
+        tool_call_rate=metrics.get("tool_call_rate", 0.0),
+        mean_reward=metrics.get("reward_mean", 0.0),
+        mean_reward_ci95=_half_width(rewards),
+        seconds=seconds,
+        groups=tuple(groups),
+    )
+
+
+def _half_width(per_problem: Sequence[float]) -> float:
+    """Of the mean's 95 % interval, by the normal approximation; 0 if there is nothing to tell it by."""
+    n = len(per_problem)
+    return 1.96 * statistics.stdev(per_problem) / math.sqrt(n) if n > 1 else 0.0

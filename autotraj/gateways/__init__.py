@@ -1,0 +1,1 @@
+"""Sandbox gateways for the length of a run."""

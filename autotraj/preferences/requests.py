@@ -1,0 +1,76 @@
+"""From a scored group to what is kept and what a repairer is asked: used by `synthesize` and by the online loop."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from actors.repair.attempts import RepairRequest
+from autotraj.config.run import RunConfig
+from rewards import quality
+from rewards.config import QualityConfig
+from rewards.quality import Candidate, Quality
+from trajectory.types import Group, Reward, Task
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assessment:
+    """A group's candidates, sorted."""
+
+    qualities: tuple[Quality, ...]  # one a candidate
+    kept: tuple[int, ...]
+    to_repair: tuple[int, ...]
+    requests: tuple[RepairRequest, ...]  # one for each of `to_repair`
+
+
+def assess(group: Group, config: QualityConfig) -> Assessment:
+    """Scores every candidate's quality, splits them (spec, stage 1, steps 3 and 4), and words what is wrong with the bad.
+
+    The ideal length is that of the question's shortest correct candidate, for wrong ones too.
+    """
+    correct = [is_good(reward) for reward in group.rewards]
+    ideal = quality.ideal_length([t.text for t, good in zip(group.trajectories, correct, strict=True) if good])
+    qualities = tuple(quality.assess(t, group.task, ideal, config) for t in group.trajectories)
+    candidates = [
+        Candidate(index=i, correct=good, quality=q) for i, (good, q) in enumerate(zip(correct, qualities, strict=True))
+    ]
+    split = quality.split(candidates, config)
+    return Assessment(
+        qualities=qualities,
+        kept=tuple(split.kept),
+        to_repair=tuple(split.to_repair),
+        requests=tuple(
+            RepairRequest(
+                task=group.task,
+                trajectory=group.trajectories[i],
+                correct=correct[i],
+                quality=qualities[i],
+                ideal_num_words=ideal,
+                problems=problems(group.rewards[i], qualities[i], config),
+            )
+            for i in split.to_repair
+        ),
+    )
+
+
+def is_good(reward: Reward) -> bool:
+    """Right, and well-formed: nobody should learn from a right answer in broken markup."""
+    return reward.correct and reward.format_ok
+
+
+def problems(reward: Reward, found: Quality, config: QualityConfig) -> tuple[str, ...]:
+    """What is wrong with a trajectory, in words that a repairer reads: the answer, broken rules, low dimensions."""
+    wrong = () if reward.correct else ("wrong answer",)
+    low = [f"low {name}" for name, value in found.dimensions.items() if value < config.keep_all_from]
+    return (*wrong, *reward.notes, *low)
+
+
+def seed_of(seed: int, task: Task, attempt: int) -> int:
+    """A seed of its own for each question and attempt, the same in every process and whatever was done before."""
+    digest = hashlib.sha256(f"{seed}/{task.id}/{attempt}".encode()).digest()
+    return int.from_bytes(digest[:6], "big")
+
+
+def timeout_s(config: RunConfig, num_requests: int) -> float:
+    """Longest wait for a group's repairs: their own deadlines, and slack for queueing behind each other."""
+    return num_requests * config.repair.deadline_s + 60.0

@@ -1,0 +1,120 @@
+"""What may change when a run goes on: one list, for `run`, its single stages and `grpo --resume`.
+
+A setting that shaped something that is there already can't: the folder would hold two runs. What is done, or has a
+checkpoint, is called begun. Deadlines, places, intervals between checkpoints and the numbers of steps to come may change.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from autotraj.config.run import RunConfig, differences
+from autotraj.errors import UserError
+from learners.checkpoint_format import META_FILE, check
+from learners.config import LearnerConfig
+from storage.objects import Storage, StorageError
+
+_RUN = ("model ", "seed ", "stages ", "data.")
+_SAMPLING = ("engine.dtype ", "engine.max_model_len ", "episode.", "reward.", "sandbox.search.")
+_LEARNER = (
+    "learner.dtype ",
+    "learner.betas ",
+    "learner.eps ",
+    "learner.weight_decay ",
+    "learner.max_grad_norm ",
+    "learner.seed ",
+)
+GRPO = (
+    "model ",
+    "run_dir ",
+    "seed ",
+    "data.",
+    "episode.temperature ",
+    "rollout.group_size ",
+    "grpo.groups_per_step ",
+    "learner.lora",
+    "learner.dtype ",
+    "learner.head ",
+    "reward_model.path ",
+    "scorer.mask_results ",
+)
+"""A checkpoint of GRPO holds what depends on these: its weights, optimizer, ledger, saved groups and folder."""
+SHAPED_BY: dict[str, tuple[str, ...]] = {
+    "base": (*_RUN, *_SAMPLING, "eval."),
+    "synthesize": (
+        *_RUN,
+        *_SAMPLING,
+        "synthesis.",
+        "quality.",
+        "repair.repairer ",
+        "repair.engine ",
+        "repair.engine.model ",
+        "repair.engine.dtype ",
+        "repair.endpoint ",
+        "repair.endpoint.model ",
+        "repair.temperatures ",
+        "repair.right_prompt ",
+        "repair.wrong_prompt ",
+        "repair.problems_as ",
+        "repair.require_tools ",
+        "repair.max_trajectory_chars ",
+        "repair.max_prompt_tokens ",
+    ),
+    "sft": (*_RUN, *_LEARNER, "sft."),
+    "reward-model": (*_RUN, *_LEARNER, "reward_model.", "scorer.mask_results "),
+    "grpo": GRPO,
+}
+"""Stage → how the settings begin that decide what it makes, as `config.differences` writes them."""
+SHAPES_NOTHING = (
+    "sft.checkpoint_every ",
+    "reward_model.when_unavailable ",
+    "reward.math_timeout_s ",
+    "episode.deadline_s ",
+)
+"""Of the sections above."""
+
+
+def refused(saved: RunConfig, config: RunConfig, begun: Collection[str]) -> list[str]:
+    """The changes, as `config.differences` writes them, that what has begun doesn't allow."""
+    shaped = tuple(prefix for stage in begun for prefix in SHAPED_BY[stage])
+    return [
+        change
+        for change in differences(saved, config)
+        if change.startswith(shaped) and not change.startswith(SHAPES_NOTHING)
+    ]
+
+
+def check_learners(learners: Path | Storage, config: LearnerConfig) -> None:
+    """UserError if learners of `config` can't go on from the checkpoint whose learners' part is at `learners`, or if what it
+    says of itself can't be read: said before Ray and the engines are started."""
+    meta = _meta(learners)
+    try:
+        check(meta, config, f"the checkpoint {learners}")
+    except ValueError as error:
+        raise UserError(f"learner.{error}") from error
+
+
+def _meta(learners: Path | Storage) -> dict[str, Any]:
+    try:
+        data = learners.read(META_FILE) if isinstance(learners, Storage) else (learners / META_FILE).read_bytes()
+        found = json.loads(data)
+        if not isinstance(found, dict):
+            raise ValueError(f"a {type(found).__name__}, not an object")
+    except StorageError as error:
+        raise UserError(f"run_dir: {error}") from error
+    except (OSError, ValueError) as error:
+        raise damaged(
+            learners.at(META_FILE) if isinstance(learners, Storage) else learners / META_FILE, error
+        ) from error
+    return found
+
+
+def damaged(file: Path | Storage, error: Exception) -> UserError:
+    """Of a checkpoint's file that can't be read."""
+    return UserError(
+        f"{file} can't be read: {error or type(error).__name__}. This checkpoint is damaged: restore the file, or remove "
+        "the checkpoint (and its marker step-N.json at a URI) to go on from the one before it"
+    )

@@ -1,0 +1,360 @@
+"""A run's folder: the resolved configuration, metrics, trajectories and checkpoints, in one place.
+
+config.toml          what ran, every default spelled out
+metrics.jsonl        one line a step
+tensorboard/         the same for TensorBoard
+trajectories.log     every scored group (`trajectory.log`)
+notes.json           what the learners said of how the model is computed, if there is something
+checkpoints/step-N   complete or absent: written beside and renamed; at a URI with a marker, see `home`
+  …/log_sizes.json   how long the logs were then: what was written after it is undone when a run goes on from it
+policy/              the trained model, Hugging Face format
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from autotraj.config.run import RunConfig, load, to_toml, with_changes
+from autotraj.errors import UserError
+from autotraj.run_folder.changes import check_learners, damaged, refused
+from autotraj.run_folder.home import CHECKPOINTS, NOTES_FILE, Home, named
+from autotraj.run_folder.lock import clear
+from autotraj.run_folder.tensorboard import Scalars
+from learners.errors import LearnerDied, LearnerTimeout
+from storage.objects import RETRY_S, Storage, StorageError, files_of
+
+logger = logging.getLogger(__name__)
+
+LEARNERS = "learner_group"
+"""The learner ranks' part of a checkpoint."""
+SAME_COMMAND = "the same command"
+LOG_SIZES = "log_sizes.json"
+LOGS = ("trajectories.log", "online_repair/pairs.jsonl")
+"""Append-only files of a run, which a set-back shortens to what they were."""
+CHECKPOINT = re.compile(r"step-(\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A complete one."""
+
+    step: int
+    folder: Path  # on the driver: all of it, or without the learners' part
+    learners: Path | Storage
+
+
+class RunFolder:
+    """Owns the files of one run, or of one of its stages. `go_on` is the command that resumes it."""
+
+    def __init__(self, home: Home, *, saved: Checkpoint | None = None, go_on: str = SAME_COMMAND) -> None:
+        self.home = home
+        self.path = home.path
+        self.go_on = go_on
+        self._last_step = saved.step if saved else None
+        self._metrics = (self.path / "metrics.jsonl").open("a", buffering=1)
+        self._board = Scalars(self.path / "tensorboard")
+        self._board.forget_after(saved.step if saved else 0)
+
+    @classmethod
+    def create(cls, config: RunConfig) -> RunFolder:
+        """A new run; refuses a folder that already holds checkpoints."""
+        home = Home.of(config)
+        home.check()
+        if home.storage:
+            held = bool(_sealed(home.storage))
+            clear(home.path)
+        else:
+            held = latest_checkpoint(home.path) is not None
+        if held:
+            raise UserError(
+                f"run_dir: {home} already holds checkpoints; continue it with --resume {home.location}, or choose another "
+                "run_dir"
+            )
+        home.path.mkdir(parents=True, exist_ok=True)
+        _undo_after(home.path, None)  # of a run that ended before its first checkpoint
+        (home.path / "config.toml").write_text(to_toml(config), encoding="utf-8")
+        home.push()
+        return cls(home, go_on=_resume_command(home))
+
+    @classmethod
+    def resume(cls, location: str, overrides: Sequence[str] = ()) -> tuple[RunFolder, RunConfig, Checkpoint]:
+        """An earlier run, its configuration with `overrides`, and its newest checkpoint.
+
+        What changes is written to the run's config.toml. Raises UserError, among others for a setting that the checkpoint
+        depends on."""
+        home = Home(location, retry_s=RETRY_S)
+        home.check()
+        home.pull()
+        checkpoint = newest(home)
+        if checkpoint is None or not (home.path / "config.toml").is_file():
+            raise UserError(f"--resume {location}: no run with a checkpoint there; start one with --config")
+        saved = with_changes(load(home.path / "config.toml"), {"run_dir": location})
+        config = load(home.path / "config.toml", [f"run_dir={json.dumps(location)}", *overrides])
+        if fixed := refused(saved, config, ["grpo"]):
+            raise UserError(
+                f"--resume {location}: the checkpoint was made with {'; '.join(fixed[:4])}. These settings can't change "
+                "within a run: leave them out, or start a new run"
+            )
+        check_learners(checkpoint.learners, config.learner)
+        (home.path / "config.toml").write_text(to_toml(config), encoding="utf-8")
+        _undo_after(home.path, checkpoint)
+        home = Home.of(config)
+        return cls(home, saved=checkpoint, go_on=_resume_command(home)), config, checkpoint
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self._metrics.close()
+            self._board.close()
+            self.push()
+            return
+        try:
+            self._metrics.close()
+            self._board.close()
+            self.home.push()  # so that what led to the error can be read elsewhere
+        except (StorageError, OSError) as second:
+            logger.warning("%s: not everything is written (%s); what there is is in %s", self.home, second, self.path)
+
+    @classmethod
+    def stage(cls, config: RunConfig, name: str) -> tuple[RunFolder, Checkpoint | None]:
+        """One stage's folder within a run, and its newest checkpoint if it was interrupted."""
+        home = Home.of(config, name)
+        home.path.mkdir(parents=True, exist_ok=True)
+        checkpoint = newest(home)
+        _undo_after(home.path, checkpoint)
+        return cls(home, saved=checkpoint), checkpoint
+
+    @property
+    def trajectory_log(self) -> str:
+        return str((self.path / "trajectories.log").resolve())
+
+    def set_back(self, checkpoint: Checkpoint | None) -> None:
+        """Forgets the metrics and logs of steps after the checkpoint (None: of all), which will be taken again."""
+        self._metrics.close()
+        self._board.forget_after(checkpoint.step if checkpoint else 0)
+        _undo_after(self.path, checkpoint)
+        self._metrics = (self.path / "metrics.jsonl").open("a", buffering=1)
+
+    def write_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._metrics.write(json.dumps({"time": time.time(), "step": step, **metrics}) + "\n")
+        self._board.write(step, metrics)
+
+    def note(self, sentences: Sequence[str]) -> None:
+        """Keeps for the report what whoever trains should know, if there is something."""
+        if sentences:
+            self.write_json(NOTES_FILE, list(sentences))
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Writes the file whole, or leaves it as it was."""
+        partial = self.path / f".{name}.partial"
+        partial.write_text(json.dumps(content, indent=2) + "\n")
+        partial.replace(self.path / name)
+
+    def push(self) -> None:
+        """To the home, what has changed. Raises RunError."""
+        try:
+            self.home.push()
+        except (StorageError, OSError) as error:
+            raise named(
+                self.home, "the run's files could not be written", error, kept=self.kept, go_on=self.go_on
+            ) from error
+
+    def checkpoint(self, step: int, save: Callable[[Path, Path | Storage], Any], *, keep: int) -> None:
+        """Has `save(folder, learners)` fill two places, completes the checkpoint and prunes all but the newest `keep`.
+
+        Raises RunError, which says how to go on, or LearnerDied, LearnerTimeout; the checkpoints before are then as they
+        were.
+        """
+        name = f"step-{step:06d}"
+        partial = self.path / CHECKPOINTS / f".{name}.partial"
+
+        def save_all(folder: Path, learners: Path | Storage) -> None:
+            save(folder, learners)
+            (folder / LOG_SIZES).write_text(json.dumps(_log_sizes(self.path)))
+
+        shutil.rmtree(partial, ignore_errors=True)
+        failed = f"the checkpoint of step {step} could not be written"
+        try:
+            if step == self._last_step:  # what a resumed run was restored from: to write it again would put it at risk
+                _prune(self.home, keep)
+                return
+            partial.mkdir(parents=True)
+            if self.home.storage:
+                _upload_checkpoint(self.home, name, partial, save_all)
+            else:
+                save_all(partial.resolve(), partial.resolve() / LEARNERS)
+                target = partial.with_name(name)
+                shutil.rmtree(target, ignore_errors=True)
+                partial.rename(target)
+            self._last_step, failed = step, "old checkpoints could not be removed"
+            _prune(self.home, keep)
+        except (LearnerDied, LearnerTimeout):  # nothing is wrong with the place; whoever trains may have new learners
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        except (OSError, RuntimeError) as error:  # RuntimeError: StorageError, LearnerFailed, torch's of a full disk
+            found = named(self.home, failed, error, kept=self.kept, go_on=self.go_on)
+            shutil.rmtree(partial, ignore_errors=True)
+            raise found from error
+
+    @property
+    def last_step(self) -> int | None:
+        """Of the newest complete checkpoint, one of before a resume included."""
+        return self._last_step
+
+    @property
+    def kept(self) -> str:
+        """For messages: what there is to go on from."""
+        if self._last_step is None:
+            return "There is no checkpoint yet"
+        return f"The last complete checkpoint is of step {self._last_step}"
+
+    @property
+    def way_on(self) -> str:
+        """For messages: what there is to go on from, and by which command."""
+        if self._last_step is None:
+            return f"{self.kept}; {SAME_COMMAND} starts again"
+        return f"{self.kept}; go on with {self.go_on}"
+
+
+def _resume_command(home: Home) -> str:
+    return f"python -m autotraj grpo --resume {home.location}"
+
+
+def _sealed(storage: Storage) -> list[str]:
+    """As `_in_order`."""
+    try:
+        return _in_order(storage.at(CHECKPOINTS).sealed())
+    except StorageError as error:
+        raise UserError(f"run_dir: {error}") from error
+
+
+def _upload_checkpoint(home: Home, name: str, partial: Path, save: Callable[[Path, Path | Storage], Any]) -> None:
+    assert home.storage
+    home.push()  # the metrics and trajectories of the steps that the checkpoint is of
+    checkpoints = home.storage.at(CHECKPOINTS)
+    checkpoints.unseal(name)  # of a run that got here before
+    save(partial.resolve(), checkpoints.at(name, LEARNERS))
+    checkpoints.at(name).upload(partial, files_of(partial))
+    checkpoints.seal(name)
+    shutil.rmtree(partial)
+
+
+def _prune(home: Home, keep: int) -> None:
+    """All but the newest `keep` checkpoints go, and what attempts that failed have left."""
+    for old in _complete(home.path)[:-keep]:
+        shutil.rmtree(old)
+    if home.storage:
+        checkpoints = home.storage.at(CHECKPOINTS)
+        whole = _in_order(checkpoints.sealed())
+        for old_name in whole[:-keep]:
+            checkpoints.unseal(old_name)
+        for torn in set(_in_order(entry.partition("/")[0] for entry in checkpoints.entries() if "/" in entry)) - set(
+            whole
+        ):
+            checkpoints.at(torn).clear()
+
+
+def _undo_after(path: Path, checkpoint: Checkpoint | None) -> None:
+    """Metrics and logs as they were at the checkpoint, or none. One of an earlier version doesn't know how long the logs
+    were, and leaves them."""
+    drop_metrics_after(path, checkpoint.step if checkpoint else 0)
+    sizes: dict[str, int] = {}
+    if checkpoint is not None:
+        saved = checkpoint.folder / LOG_SIZES
+        try:
+            sizes = json.loads(saved.read_text()) if saved.is_file() else _log_sizes(path)
+            sizes = {name: int(size) for name, size in sizes.items()}
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise damaged(saved, error) from error
+    for name, size in _log_sizes(path).items():
+        if size > sizes.get(name, 0):
+            os.truncate(path / name, sizes.get(name, 0))
+
+
+def _log_sizes(path: Path) -> dict[str, int]:
+    return {name: (path / name).stat().st_size for name in LOGS if (path / name).is_file()}
+
+
+def drop_metrics_after(path: Path, step: int) -> None:
+    """Forgets the metrics of steps that will be taken again, and a line that a full disk cut short."""
+    metrics = path / "metrics.jsonl"
+    if metrics.is_file():
+        kept = [line for line in metrics.read_text().splitlines() if (at := _step_of(line)) is not None and at <= step]
+        partial = path / ".metrics.jsonl.partial"
+        partial.write_text("".join(f"{line}\n" for line in kept))
+        partial.replace(metrics)
+
+
+def _step_of(line: str) -> int | None:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def newest(home: Home) -> Checkpoint | None:
+    """The newest complete checkpoint of a run or stage, with the driver's part of it here."""
+    if home.storage is None:
+        folder = latest_checkpoint(home.path)
+        return Checkpoint(_checkpoint_step(folder.name), folder, folder / LEARNERS) if folder else None
+    names = _sealed(home.storage)
+    if not names:
+        return None
+    checkpoints, folder = home.storage.at(CHECKPOINTS), home.path / CHECKPOINTS / names[-1]
+    try:
+        files = checkpoints.sealed_files(names[-1])
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        checkpoints.at(names[-1]).download(folder, [name for name in files if not name.startswith(f"{LEARNERS}/")])
+    except StorageError as error:
+        raise UserError(f"run_dir: {error}") from error
+    return Checkpoint(_checkpoint_step(names[-1]), folder, checkpoints.at(names[-1], LEARNERS))
+
+
+def files_of_checkpoints(home: Home, name: str) -> Iterator[bytes]:
+    """That file of the driver's part of every complete checkpoint of a run, where it is. Raises StorageError."""
+    if home.storage is None:
+        for folder in _complete(home.path):
+            if (folder / name).is_file():
+                yield (folder / name).read_bytes()
+        return
+    checkpoints = home.storage.at(CHECKPOINTS)
+    for folder_name in _in_order(checkpoints.sealed()):
+        with suppress(FileNotFoundError):
+            yield checkpoints.at(folder_name).read(name)
+
+
+def latest_checkpoint(run_dir: Path) -> Path | None:
+    """The newest complete checkpoint below a local `run_dir`."""
+    return next(reversed(_complete(run_dir)), None)
+
+
+def _complete(run_dir: Path) -> list[Path]:
+    """The complete checkpoints below a local `run_dir`, the oldest first."""
+    folder = run_dir / CHECKPOINTS
+    names = [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+    return [folder / name for name in _in_order(names)]
+
+
+def _in_order(names: Iterable[str]) -> list[str]:
+    """Those that are checkpoints', by their steps: as text, step-1000000 would come before step-999950."""
+    return sorted((name for name in names if CHECKPOINT.fullmatch(name)), key=_checkpoint_step)
+
+
+def _checkpoint_step(name: str) -> int:
+    return int(name.removeprefix("step-"))

@@ -1,0 +1,149 @@
+"""Where a run lives. A local `run_dir` is the run's folder itself. With a URI the run works in a folder on the driver's
+disk, and the URI is its home:
+
+    start         home ──▶ working folder     all but checkpoints and models, which are fetched when they are needed
+    checkpoint    working folder ──▶ home     what changed; then driver and learner ranks, each from its node, their parts of
+                                              checkpoints/step-N/; then the marker checkpoints/step-N.json
+    stage's end   working folder ──▶ home     what changed, stages.json last
+
+So another machine, whose working folder is empty, can go on from the home alone.
+"""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+
+from autotraj.config.run import RunConfig
+from autotraj.errors import RunError, UserError
+from autotraj.run_folder.claim import CLAIMS, check_held
+from autotraj.run_folder.lock import clear
+from storage.locations import is_uri, join, local_path
+from storage.objects import STAMP, Storage, StorageError, files_of
+
+CHECKPOINTS = "checkpoints"
+NOTES_FILE = "notes.json"
+"""Of a run or a stage: sentences on how the model is computed, such as that sequences are padded, not packed."""
+PUSH_EVERY_S = 300.0
+LIVE = ("status.json",)
+"""Files that are of no use once the process has ended."""
+LAST = ("stages.json", "summary.json")
+"""Files that say that others are done."""
+
+
+class Home:
+    """Of a run or of one of its stages. `storage` is None for a local one, which has nothing to pull or push."""
+
+    def __init__(self, location: str, *, retry_s: float, path: Path | None = None) -> None:
+        """`path`: another working folder than the run's own."""
+        self.location = location
+        self.path = path or local_path(location)
+        self.storage = Storage(location, retry_s) if is_uri(location) else None
+        self._pushed: dict[str, tuple[int, int]] = {}
+        self._pushed_at = time.monotonic()
+
+    @classmethod
+    def of(cls, config: RunConfig, *names: str) -> Home:
+        return cls(join(config.run_dir, *names), retry_s=config.storage_retry_s)
+
+    def __str__(self) -> str:
+        return str(self.storage or self.path)
+
+    def place(self, *names: str) -> Path | Storage:
+        """Where the learners' ranks, on nodes of their own, write something of this run."""
+        return self.storage.at(*names) if self.storage else self.path.joinpath(*names)
+
+    def model(self, *names: str) -> str:
+        """A model of this run's, for actors on any node."""
+        return join(self.location, *names) if self.storage else str(self.path.joinpath(*names).resolve())
+
+    def has_model(self, *names: str) -> bool:
+        """Raises UserError if that can't be told."""
+        if not self.storage:
+            return self.path.joinpath(*names).exists()
+        try:
+            return "config.json" in self.storage.at(*names).entries()
+        except StorageError as error:
+            raise UserError(f"run_dir: {error}") from error
+
+    def check(self) -> None:
+        """UserError if nothing can be written there: said before anything is started."""
+        if self.storage:
+            try:
+                self.storage.check()
+            except StorageError as error:
+                raise UserError(f"run_dir: {error}") from error
+
+    def pull(self) -> None:
+        """Makes the working folder what the home says; what else is in it goes. Raises UserError."""
+        if not self.storage:
+            return
+        try:
+            names = _without_models(self.storage.entries())
+            clear(self.path)
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.storage.download(self.path, names)
+        except StorageError as error:
+            raise UserError(f"run_dir: {error}") from error
+        self._pushed = self._files()
+
+    def push(self, *, only_if_due: bool = False) -> None:
+        """Uploads what has changed since the last time; `only_if_due`: if that is `PUSH_EVERY_S` ago, for stages without
+        checkpoints. Raises StorageError."""
+        if not self.storage or (only_if_due and time.monotonic() - self._pushed_at < PUSH_EVERY_S):
+            return
+        files = self._files()
+        changed = [name for name, stat in files.items() if self._pushed.get(name) != stat]
+        last = [name for name in changed if PurePosixPath(name).name in LAST]
+        check_held(self.location)
+        self.storage.upload(self.path, changed, last=last)
+        if gone := self._pushed.keys() - files.keys():
+            self.storage.remove(*sorted(gone))
+        self._pushed, self._pushed_at = files, time.monotonic()
+
+    def _files(self) -> dict[str, tuple[int, int]]:
+        """The files to be mirrored, with size and modification time (ns)."""
+        found = {}
+        for name in files_of(self.path):
+            path = PurePosixPath(name)
+            hidden = any(part.startswith(".") for part in path.parts)
+            fetched = any((self.path / parent / STAMP).exists() for parent in path.parents)
+            if not hidden and not fetched and CHECKPOINTS not in path.parts and path.name not in LIVE:
+                stat = (self.path / name).stat()
+                found[name] = (stat.st_size, stat.st_mtime_ns)
+        return found
+
+
+def _without_models(entries: Mapping[str, object]) -> list[str]:
+    """Names of what a run reads of its own folder when it goes on."""
+    models = {str(PurePosixPath(name).parent) for name in entries if name.endswith(".safetensors")}
+    return [
+        name
+        for name in entries
+        if not {CHECKPOINTS, CLAIMS} & set(PurePosixPath(name).parts) and str(PurePosixPath(name).parent) not in models
+    ]
+
+
+def disk_is_full(error: BaseException) -> bool:
+    """Whether that is what an error, or one that it came from, says."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if getattr(seen, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(seen):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+def named(home: Home, failed: str, error: BaseException, *, kept: str, go_on: str) -> RunError:
+    """The error that ends a run whose files can't be written: where, what, why, what there is, what to do."""
+    place = Path(home.path if home.path.exists() else home.path.parent)
+    free_mib = shutil.disk_usage(place).free >> 20
+    full = disk_is_full(error) or free_mib == 0  # torch's error doesn't say so
+    cause = f"the disk of {place} is full ({free_mib} MiB free): {error}" if full else str(error)
+    remedy = "free some space" if full else "mend that"
+    if home.storage:
+        kept += f"; what isn't uploaded is in {home.path} until the run goes on"
+    return RunError(f"run_dir {home}: {failed}: {cause}. {kept}. Then {remedy} and go on with {go_on}")

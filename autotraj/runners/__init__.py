@@ -1,0 +1,1 @@
+"""The rollout and repair actors as the controller sees them."""

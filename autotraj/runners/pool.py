@@ -1,0 +1,389 @@
+"""The rollout actors as the controller sees them: start, sample, take weights, die, come back.
+
+A runner's life:
+
+    starting ──engine up──▶ syncing ──weights in, gate passed──▶ ready ──a new version──▶ syncing …
+        ▲                                                          │
+        └────────────── RLlib restarts the actor ◀──── down ◀──────┘ any actor error
+
+and, where the pool follows the work (`autotraj/runners/elastic.py`), ready ──dismissed──▶ draining ──its last group──▶ gone.
+
+Calls are ours (one `ObjectRef` a call, so that a failure is known by its lease); health, probing and restarting are
+RLlib's `FaultTolerantActorManager`. Only a runner that is ready at the newest version gets new work.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import ray
+from ray.rllib.utils.actor_manager import FaultTolerantActorManager
+
+from autotraj.errors import OutOfMemory, RunError, Stalled, UserError
+from autotraj.memory import MemoryDeaths
+from autotraj.runners import gate
+from autotraj.runners.broadcast import BroadcastSync, LearnerSide
+from autotraj.runners.calls import (
+    Call,
+    CallKind,
+    Failed,
+    Finished,
+    Outcome,
+    Runner,
+    RunnerView,
+    cause_of,
+    gather,
+    reason,
+    views,
+)
+from autotraj.status.board import StatusBoard
+from models.weight_update import LogprobProbe
+
+logger = logging.getLogger(__name__)
+
+PROBE_TIMEOUT_S = 0.2
+MAX_FIRST_STARTS = 3
+"""So often a runner may raise in `start` while none of the pool has ever come up: what fails then fails every time."""
+
+
+class RunnerPool:
+    """Drives the actors of `manager` without ever blocking on one: rollout actors, or others with an async `start`."""
+
+    def __init__(
+        self,
+        manager: FaultTolerantActorManager,
+        *,
+        start_timeout_s: float,
+        sync_timeout_s: float,
+        gate_tolerance: float,
+        max_restarts: int = 10,
+        role: str = "rollout actor",
+    ) -> None:
+        self._manager = manager
+        self._start_timeout_s, self._sync_timeout_s = start_timeout_s, sync_timeout_s
+        self._gate_tolerance = gate_tolerance
+        self._max_restarts = max_restarts
+        self._role = role
+        self._came_up = False  # one of them did
+        self._memory_deaths = MemoryDeaths()
+        self._runners: dict[int, Runner] = {i: Runner(start_timeout_s) for i in self._manager.actor_ids()}
+        self._calls: dict[ray.ObjectRef, Call] = {}
+        self._update: Any = None  # ObjectRef of the newest WeightUpdate; None while engines hold what they loaded
+        self._probe: LogprobProbe | None = None
+        self.policy_version, self.gate_max_delta = 0, 0.0
+        self.num_restarts, self.sync_seconds = 0, 0.0
+        self._sync_started: dict[int, float] = {}
+        self._broadcast: BroadcastSync | None = None
+        self.on_poll: Callable[[], None] = lambda: None  # so that a status is kept up to date whoever waits here
+        self.board: StatusBoard | None = None  # where that status stands
+
+    def use_broadcast(
+        self, learners: LearnerSide, *, workers_per_engine: int, learners_train: Callable[[], bool]
+    ) -> None:
+        """Weights come by NCCL from now on, in rounds with all engines, while `learners_train()` is False."""
+        self._broadcast = BroadcastSync(
+            learners, workers_per_engine=workers_per_engine, learners_train=learners_train, call=self._call_in_round
+        )
+
+    # --- what the controller asks -----------------------------------------------------------------------------------
+
+    @property
+    def num_ready(self) -> int:
+        return len(self.ready_ids())
+
+    @property
+    def broadcasting(self) -> bool:
+        """Whether the learners have to wait with their next step, see `BroadcastSync.busy`."""
+        return self._broadcast is not None and self._broadcast.busy
+
+    @property
+    def num_runners(self) -> int:
+        """All that are or shall be there; not those that leave."""
+        return sum(not r.leaves for r in self._runners.values())
+
+    @property
+    def num_joining(self) -> int:
+        """Added runners that aren't ready yet."""
+        return sum(r.added and r.policy_version < 0 and not r.leaves for r in self._runners.values())
+
+    @property
+    def num_serving(self) -> int:
+        """Those that have joined and neither leave nor are down: at work, or getting the weights for more."""
+        return sum(r.state in ("ready", "syncing") and r.policy_version >= 0 for r in self._runners.values())
+
+    @property
+    def num_idle(self) -> int:
+        """Ready runners without any call."""
+        return sum(r.state == "ready" and not r.in_flight for r in self._runners.values())
+
+    def num_in_flight(self, method: str) -> int:
+        """How many calls of `method` are being worked on."""
+        return sum(call.method == method for call in self._calls.values())
+
+    def describe(self) -> str:
+        """Who is where, for messages: `runner 1 ready at version 3 with 4 calls`."""
+        return "; ".join(f"runner {i} {runner}" for i, runner in self._runners.items())
+
+    def views(self) -> list[RunnerView]:
+        return views(self._runners, self._calls.values(), time.monotonic())
+
+    def start(self) -> None:
+        """Begins to start every engine; `wait_ready` or `poll` sees them come up."""
+        for runner_id in self._runners:
+            self._start(runner_id)
+
+    def wait_ready(self, *, everyone: bool = True) -> None:
+        """Blocks until engines are ready, late joiners aside (all, or at least one); `Stalled` at the start deadline."""
+        deadline = time.monotonic() + self._start_timeout_s
+        while self.num_ready < (self.num_runners - self.num_joining if everyone else 1):
+            if time.monotonic() > deadline:
+                raise Stalled(f"engines not ready after {self._start_timeout_s:.0f} s: {self.describe()}")
+            self.restore()
+            self.poll(0.25)
+
+    def adopt(self, *, start_timeout_s: float) -> list[int]:
+        """Takes in actors that were added to the manager: they start, get the newest weights, then work."""
+        added = [i for i in self._manager.actor_ids() if i not in self._runners]
+        for runner_id in added:
+            self._runners[runner_id] = Runner(start_timeout_s, added=True)
+            self._start(runner_id)
+        return added
+
+    def dismiss(self) -> int:
+        """Lets one runner go: one that isn't ready yet, else the one with the least work, which it finishes first."""
+        staying = [i for i, r in self._runners.items() if not r.leaves]
+        runner_id = min(staying, key=lambda i: (self._runners[i].state == "ready", self._runners[i].in_flight))
+        runner = self._runners[runner_id]
+        runner.leaves = True
+        if runner.state in ("ready", "syncing") and runner.in_flight:
+            runner.state = "draining"
+        else:
+            self._remove(runner_id)
+        return runner_id
+
+    def idle_slot(self) -> int | None:
+        """The ready runner with the least work, or None."""
+        return min(self.ready_ids(), key=lambda i: self._runners[i].in_flight, default=None)
+
+    def submit(self, runner_id: int, key: str, method: str, *, timeout_s: float, **arguments: Any) -> None:
+        """Gives a runner work; the outcome, with `method` and `key`, comes out of `poll`, whatever happens."""
+        ref = getattr(self._actor(runner_id), method).remote(**arguments)
+        self._track(ref, Call("work", runner_id, time.monotonic() + timeout_s, method=method, key=key))
+
+    def push(self, update: Any, probe: LogprobProbe) -> None:
+        """Publishes new weights (`update`: ObjectRef of a `WeightUpdate`). Runners that sample go on sampling."""
+        self._update, self._probe, self.policy_version = update, probe, probe.policy_version
+        for runner_id, runner in self._runners.items():
+            if runner.state == "ready":
+                self._sync(runner_id)
+        self._advance_broadcast()
+
+    def poll(self, timeout_s: float, also: Sequence[Any] = ()) -> list[Outcome]:
+        """Handles whatever became ready within `timeout_s` (or at once if an ObjectRef of `also` is ready)."""
+        self.on_poll()
+        if not (refs := [*self._calls, *also]):
+            time.sleep(timeout_s)
+            return []
+        ray.wait(refs, num_returns=1, timeout=timeout_s, fetch_local=False)
+        outcomes: list[Outcome] = []
+        if self._calls:
+            ready, _ = ray.wait(list(self._calls), num_returns=len(self._calls), timeout=0)
+            for ref in ready:
+                # A runner found dead by an earlier result has taken its other calls along.
+                if (call := self._calls.pop(ref, None)) is not None:
+                    outcomes.extend(self._handle(ref, call))
+        outcomes.extend(self._expire())
+        self._advance_broadcast()
+        return outcomes
+
+    def restore(self) -> list[int]:
+        """Asks RLlib which dead runners are back and starts their engines again. Returns their ids."""
+        if all(r.state != "down" for r in self._runners.values()):
+            return []
+        restored: list[int] = self._manager.probe_unhealthy_actors(timeout_seconds=PROBE_TIMEOUT_S, mark_healthy=True)
+        for runner_id in restored:
+            logger.warning("%s is back; its engine starts again", self._name(runner_id))
+            self.num_restarts += 1
+            self._start(runner_id)
+        return restored
+
+    def map(self, method: str, shards: dict[int, dict[str, Any]], timeout_s: float) -> list[Any]:
+        """Calls `method` on each runner with its own arguments and waits, within `timeout_s`, for all results."""
+        refs = [getattr(self._actor(i), method).remote(**kwargs) for i, kwargs in shards.items()]
+        return gather(refs, timeout_s, what=f"{method} on a {self._role}", who=self.describe)
+
+    def forget(self, method: str) -> None:
+        """Cancels all calls of `method`, whose outcomes nobody waits for any more."""
+        for ref, call in [(ref, call) for ref, call in self._calls.items() if call.method == method]:
+            del self._calls[ref]
+            ray.cancel(ref)
+            runner = self._runners[call.runner_id]
+            runner.in_flight -= 1
+            if runner.leaves and not runner.in_flight:
+                self._remove(call.runner_id)
+
+    def ready_ids(self) -> list[int]:
+        return [i for i, r in self._runners.items() if r.state == "ready"]
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _actor(self, runner_id: int) -> Any:
+        return self._manager.actors()[runner_id]
+
+    def _name(self, runner_id: int) -> str:
+        return f"{self._role} {runner_id}"
+
+    def _track(self, ref: Any, call: Call) -> None:
+        self._calls[ref] = call
+        self._runners[call.runner_id].in_flight += 1
+
+    def _start(self, runner_id: int) -> None:
+        runner = self._runners[runner_id]
+        runner.state = "starting"
+        deadline = time.monotonic() + runner.start_timeout_s
+        self._track(self._actor(runner_id).start.remote(), Call("start", runner_id, deadline))
+
+    def _sync(self, runner_id: int) -> None:
+        runner = self._runners[runner_id]
+        if self._update is None:  # nothing was published yet: the engine has loaded the very checkpoint
+            runner.state, runner.policy_version = "ready", self.policy_version
+            return
+        runner.state = "syncing"
+        self._sync_started[runner_id] = time.monotonic()
+        if self._broadcast is None:
+            self._send_update(runner_id)
+        # Else it waits for the next round.
+
+    def _send_update(self, runner_id: int) -> None:
+        # In a list, so that Ray passes the reference and the runner fetches from the nearest copy.
+        ref = self._actor(runner_id).update_weights.remote([self._update])
+        deadline = time.monotonic() + self._sync_timeout_s
+        self._track(ref, Call("sync", runner_id, deadline, policy_version=self.policy_version))
+
+    def _advance_broadcast(self) -> None:
+        if self._broadcast is None or self._update is None:
+            return
+        at_work = {call.runner_id for call in self._calls.values() if call.kind in ("join", "sync", "probe")}
+        waiting = [i for i, r in self._runners.items() if r.state == "syncing" and i not in at_work]
+        members = [i for i, r in self._runners.items() if r.state in ("syncing", "ready")]
+        self._broadcast.advance(waiting, members)
+
+    def _call_in_round(self, runner_id: int, kind: Literal["join", "sync"], argument: Any) -> None:
+        self._runners[runner_id].state = "syncing"
+        if kind == "sync":
+            self._send_update(runner_id)
+            return
+        ref = self._actor(runner_id).init_weight_transfer.remote(argument)
+        self._track(ref, Call("join", runner_id, time.monotonic() + self._sync_timeout_s))
+
+    def _handle(self, ref: Any, call: Call) -> list[Outcome]:
+        runner = self._runners[call.runner_id]
+        runner.in_flight -= 1
+        who = self._name(call.runner_id)
+        try:
+            value = ray.get(ref, timeout=30.0)
+        except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError, ray.exceptions.NodeDiedError) as error:
+            self._check_memory(error)
+            return self._bury(call, f"{who} died: {reason(error)}")
+        except ray.exceptions.RayError as error:
+            # Rollouts return their failures as data: an exception is a defect of the engine or of ours.
+            message = f"{who} failed in {call.what}: {reason(error)}"
+            self._check_memory(error)
+            if call.kind == "start" and not self._came_up:
+                self._check_start(runner, cause_of(error), message)
+            return self._bury(call, message, kill=True)
+        handler: dict[CallKind, Callable[[Call, Any], list[Outcome] | None]] = {
+            "start": self._on_started,
+            "join": self._on_joined,
+            "sync": self._on_synced,
+            "probe": self._on_probed,
+            "work": lambda c, result: [Finished(c.method, c.key, result)],
+        }
+        outcomes = handler[call.kind](call, value) or []
+        if runner.leaves:
+            runner.state = "draining"  # whatever the handler made of it
+            if not runner.in_flight:
+                self._remove(call.runner_id)
+        return outcomes
+
+    def _check_start(self, runner: Runner, cause: BaseException, message: str) -> None:
+        """Ends what another start would not mend: settings that an engine refuses, and what fails again and again."""
+        if isinstance(cause, ValueError):
+            raise UserError(message)
+        if runner.deaths + 1 >= MAX_FIRST_STARTS:
+            raise RunError(f"{message}; that was its start number {runner.deaths + 1}")
+
+    def _check_memory(self, error: Exception) -> None:
+        """Raises OutOfMemory at the second death for memory."""
+        if self._memory_deaths.note(error) and self._memory_deaths.count > 1:
+            raise OutOfMemory(f"{self._role}s were ended for memory {self._memory_deaths.count} times")
+
+    def _on_started(self, call: Call, _: Any) -> None:
+        self._came_up = True
+        self._sync(call.runner_id)
+
+    def _on_joined(self, call: Call, _: Any) -> None:
+        assert self._broadcast is not None
+        self._broadcast.answered(call.runner_id)
+
+    def _on_synced(self, call: Call, _: Any) -> None:
+        assert self._probe is not None
+        if self._broadcast is not None:
+            self._broadcast.answered(call.runner_id)
+        ref = self._actor(call.runner_id).score_probe.remote(list(self._probe.token_ids))
+        deadline = time.monotonic() + self._sync_timeout_s
+        self._track(ref, Call("probe", call.runner_id, deadline, policy_version=call.policy_version))
+
+    def _on_probed(self, call: Call, logprobs: Any) -> None:
+        if call.policy_version != self.policy_version:  # overtaken by a newer push
+            self._sync(call.runner_id)
+            return
+        assert self._probe is not None
+        self.gate_max_delta = gate.check(
+            self._probe, logprobs, tolerance=self._gate_tolerance, who=self._name(call.runner_id)
+        )
+        runner = self._runners[call.runner_id]
+        runner.state, runner.policy_version = "ready", call.policy_version
+        self.sync_seconds = time.monotonic() - self._sync_started.pop(call.runner_id, time.monotonic())
+
+    def _bury(self, call: Call, message: str, *, kill: bool = False) -> list[Outcome]:
+        """Marks a runner down and fails every call it still owed."""
+        runner = self._runners[call.runner_id]
+        runner.state, runner.deaths = "down", runner.deaths + 1
+        logger.warning("%s", message)
+        if runner.deaths > self._max_restarts and not runner.added:
+            raise RunError(f"{self._name(call.runner_id)} died {runner.deaths} times; last: {message}")
+        if self._broadcast is not None:
+            self._broadcast.lost(call.runner_id, message)
+        owed = [call, *(c for c in self._calls.values() if c.runner_id == call.runner_id)]
+        self._calls = {ref: c for ref, c in self._calls.items() if c.runner_id != call.runner_id}
+        runner.in_flight = 0
+        # One that was added and doesn't come up has no machine: its place is given up, and may be asked for again.
+        if runner.leaves or (runner.added and (call.kind == "start" or runner.deaths > self._max_restarts)):
+            self._remove(call.runner_id)
+        else:
+            if kill:
+                ray.kill(self._actor(call.runner_id), no_restart=False)
+            self._manager.set_actor_state(call.runner_id, healthy=False)
+        return [Failed(c.method, c.key, "actor_died") for c in owed if c.kind == "work"]
+
+    def _remove(self, runner_id: int) -> None:
+        """Ends a runner that owes nothing, for good."""
+        logger.info("%s leaves", self._name(runner_id))
+        self._calls = {ref: c for ref, c in self._calls.items() if c.runner_id != runner_id}
+        del self._runners[runner_id]
+        ray.kill(self._manager.remove_actor(runner_id), no_restart=True)
+
+    def _expire(self) -> list[Outcome]:
+        """A call past its deadline means that its runner hangs: it is killed, and RLlib brings it back."""
+        now = time.monotonic()
+        outcomes: list[Outcome] = []
+        for ref, call in list(self._calls.items()):
+            if call.deadline < now and ref in self._calls:
+                del self._calls[ref]
+                who = self._name(call.runner_id)
+                outcomes.extend(self._bury(call, f"{who} did not answer {call.what} in time", kill=True))
+        return outcomes

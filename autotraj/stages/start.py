@@ -1,0 +1,108 @@
+"""Before the first stage of a `run`: its folder, what may be done there, and what Ray must have room for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from autotraj.config.run import RunConfig, load, to_toml, with_changes
+from autotraj.errors import UserError
+from autotraj.run_folder.changes import check_learners, refused
+from autotraj.run_folder.folder import newest
+from autotraj.run_folder.home import Home
+from autotraj.training import supervised
+from learners.config import LearnerConfig
+
+FOLDERS = {"sft": supervised.SFT, "reward-model": supervised.REWARD_MODEL, "grpo": supervised.GRPO}
+"""Of the stages that write checkpoints."""
+
+
+def open_folder(config: RunConfig) -> bool:
+    """Makes the run folder ready, a new one or one to go on with; returns whether everything in it is done already. A run
+    that is done is opened again if `config` asks for more steps of GRPO.
+
+    Raises UserError if it holds a run that these settings don't fit."""
+    home = Home.of(config)
+    home.check()
+    home.pull()
+    home.path.mkdir(parents=True, exist_ok=True)
+    saved = _fitting(home, config)
+    done = supervised.read_done(home.path)
+    if saved is None:
+        if newest(home):
+            raise UserError(f"run_dir: {home} holds a run of the command `grpo`; choose another run_dir")
+    elif _is_complete(home.path, done, saved, config):
+        return True
+    if "grpo" in done and not _has_its_steps(done, saved or config, config):
+        # Before the configuration: with the new one the run would be taken for done.
+        supervised.write_done(home.path, {name: done[name] for name in done if name not in ("grpo", "evaluate-grpo")})
+    (home.path / "config.toml").write_text(to_toml(config), encoding="utf-8")
+    return False
+
+
+def is_complete(config: RunConfig) -> bool:
+    """Whether a local run folder has all that `config` asks for; of one at a URI that isn't known before `open_folder`.
+
+    Reads only. Raises UserError as `open_folder` does."""
+    home = Home.of(config)
+    saved = None if home.storage else _fitting(home, config)
+    return saved is not None and _is_complete(home.path, supervised.read_done(home.path), saved, config)
+
+
+def _is_complete(path: Path, done: Mapping[str, Any], saved: RunConfig, config: RunConfig) -> bool:
+    last = "grpo" if "grpo" in config.stages else "evaluate-sft" if "sft" in config.stages else "base"
+    wanted = {"base", *config.stages, last}
+    return wanted <= done.keys() and (path / "summary.json").is_file() and _has_its_steps(done, saved, config)
+
+
+def _has_its_steps(done: Mapping[str, Any], saved: RunConfig, config: RunConfig) -> bool:
+    """Whether GRPO isn't part of what is done, or was done for as many steps as are asked for now. It may have ended before
+    them, with nothing left to learn from."""
+    if "grpo" not in done:
+        return True
+    steps: int = done["grpo"].get("num_steps", saved.grpo.num_steps)
+    return steps >= config.grpo.num_steps
+
+
+def _fitting(home: Home, config: RunConfig) -> RunConfig | None:
+    """The settings that a run's folder was last worked on with, or None for a new one. UserError if `config` can't go on
+    with what is there."""
+    saved_file = home.path / "config.toml"
+    if not saved_file.is_file():
+        return None
+    saved = with_changes(load(saved_file), {"run_dir": config.run_dir})  # the folder may have been moved
+    done = supervised.read_done(home.path)
+    checkpoints = {name: newest(Home.of(config, folder)) for name, folder in FOLDERS.items()}
+    if "synthesize" not in done:
+        from autotraj.stages.journal import read_journal
+
+        read_journal(home.path / supervised.SYNTHESIS)  # for its errors
+    there = {
+        "base": bool(done.keys() & {"base", "evaluate-base", "evaluate-sft"}),
+        "synthesize": "synthesize" in done or (home.path / supervised.SYNTHESIS).is_dir(),
+        **{name: name in done or checkpoints[name] is not None for name in FOLDERS},
+    }
+    begun = [name for name in there if there[name]]
+    if changes := refused(saved, config, begun):
+        raise UserError(
+            f"run_dir: {home} holds a run with other settings ({'; '.join(changes[:4])}), by which its {', '.join(begun)} "
+            "came about; give the same settings to go on with it, or choose another run_dir"
+        )
+    for name, checkpoint in checkpoints.items():
+        if checkpoint and (name == "grpo" or name not in done):
+            check_learners(checkpoint.learners, _learners_of(name, config))
+    return saved
+
+
+def _learners_of(name: str, config: RunConfig) -> LearnerConfig:
+    """What decides whether a stage's learners can load its checkpoint."""
+    lora = {"sft": config.sft.lora, "reward-model": config.reward_model.lora, "grpo": config.learner.lora}[name]
+    return config.learner.model_copy(update={"lora": lora})
+
+
+def at_its_largest(config: RunConfig) -> RunConfig:
+    """What Ray must have room for: GRPO with the reward model that an earlier stage will have made."""
+    if "reward-model" not in config.stages or "grpo" not in config.stages:
+        return config
+    return with_changes(config, {"reward_model.path": Home.of(config).model(supervised.REWARD_MODEL, "model")})

@@ -1,0 +1,125 @@
+"""What the controller tells Prometheus, by way of Ray's agent on its node: exported as `ray_autotraj_…`.
+
+Engines and tools are counted where they are: `actors/metrics.py`, `autotraj/gateways/metrics.py`.
+`cluster/grafana_dashboard.json` shows all of it; a test asks its queries of a Prometheus that scrapes a run.
+"""
+
+from __future__ import annotations
+
+from collections import Counter as Tally
+from collections.abc import Mapping, Sequence
+
+from ray.util.metrics import Counter, Gauge, Histogram
+
+from autotraj.runners.calls import RunnerView
+from trajectory.ledger import Counts
+from trajectory.types import Group
+
+STALENESS_BORDERS = [0.5, 1.5, 2.5, 3.5, 4.5, 6.5, 8.5, 12.5, 16.5]
+"""Between the whole numbers that staleness takes; a border must be above 0."""
+
+RUNNER_STATES = ("starting", "syncing", "ready", "down", "draining")
+
+BY_NAME: dict[str, tuple[str, dict[str, str]]] = {
+    "step": ("policy_version", {}),
+    "step_seconds": ("step_seconds", {}),
+    "accuracy": ("accuracy", {}),
+    "tool_call_rate": ("tool_call_rate", {}),
+    "reward_mean": ("reward", {"part": "total"}),
+    "gate_max_delta": ("gate_max_delta", {}),
+    "sync_seconds": ("weight_sync_seconds", {}),
+    "runner_restarts": ("restarts", {"role": "rollout"}),
+    "reward_model_restarts": ("restarts", {"role": "reward model"}),
+}
+"""A step's metric → gauge and its tags."""
+
+BY_PREFIX: dict[str, tuple[str, str]] = {
+    "reward/": ("reward", "part"),
+    "finish/": ("finish_ratio", "reason"),
+    "dropped/": ("dropped_groups", "reason"),
+    "handed_back/": ("handed_back_groups", "reason"),
+}
+"""Beginning of a step's metric → gauge and the tag that the rest of the name is."""
+
+GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "policy_version": ("Optimizer steps taken", ()),
+    "step_seconds": ("From the end of one step to the end of the next", ()),
+    "accuracy": ("Share of right answers in the last step's groups", ()),
+    "tool_call_rate": ("Share of the last step's trajectories that called a tool", ()),
+    "reward": ("Mean of the last step's rewards, by part; total is their sum", ("part",)),
+    "finish_ratio": ("How the last step's trajectories ended", ("reason",)),
+    "gate_max_delta": ("Largest difference of logprobs between engine and learner at the last gate", ()),
+    "weight_sync_seconds": ("From the push to the gate passed, of the engine that was last", ()),
+    "restarts": ("Actors brought back so far in this session", ("role",)),
+    "dropped_groups": ("Groups given up so far in the run, by reason", ("reason",)),
+    "handed_back_groups": ("Groups sampled again so far in the run, by reason", ("reason",)),
+    "groups": ("Groups by where they are", ("state",)),
+    "rollout_actors": ("Rollout actors by state", ("state",)),
+}
+
+LEARNER_PHASES = ("pack", "logprobs", "gradients", "optimizer", "publish")
+
+
+def gauges(metrics: Mapping[str, float]) -> list[tuple[str, dict[str, str], float]]:
+    """(gauge, tags, value) for all of a step's metrics that have a gauge."""
+    found = []
+    for name, value in metrics.items():
+        if name in BY_NAME:
+            gauge, tags = BY_NAME[name]
+            found.append((gauge, tags, value))
+        for prefix, (gauge, tag) in BY_PREFIX.items():
+            if name.startswith(prefix):
+                found.append((gauge, {tag: name.removeprefix(prefix)}, value))
+    return found
+
+
+def learner_seconds(metrics: Mapping[str, float]) -> dict[str, float]:
+    """A step's time from the learners' side, by phase; the phases add up to `step_seconds`."""
+    trained = metrics["train_seconds"]
+    phases = {phase: metrics.get(f"learner/seconds/{phase}", 0.0) for phase in LEARNER_PHASES}
+    waited = max(0.0, metrics["step_seconds"] - trained)
+    return {"wait for groups": waited, **phases, "other": max(0.0, trained - sum(phases.values()))}
+
+
+def ages(groups: Sequence[Group], policy_version: int) -> list[int]:
+    """How many versions each trajectory's oldest token lags behind."""
+    versions = [t.min_policy_version for group in groups for t in group.trajectories]
+    return [policy_version - version for version in versions if version is not None]
+
+
+class MetricsExport:
+    """Use one a process."""
+
+    def __init__(self) -> None:
+        self._gauges = {name: Gauge(f"autotraj_{name}", text, tags) for name, (text, tags) in GAUGES.items()}
+        self._staleness = Histogram(
+            "autotraj_staleness_versions", "Policy versions that a trained trajectory lags behind", STALENESS_BORDERS
+        )
+        self._learner = Counter("autotraj_learner_seconds", "The learners' time by phase", ("phase",))
+        self._trained = Counter("autotraj_trained_groups", "Groups trained on")
+        self._last_step: list[tuple[str, dict[str, str], float]] = []
+
+    def now(self, counts: Counts, runners: Sequence[RunnerView], totals: Mapping[str, float]) -> None:
+        """What is where at this moment, and what was lost or came back so far (`totals`, named as a step's metrics are)."""
+        for state in ("pending", "leased", "finished", "scored"):
+            self._gauges["groups"].set(getattr(counts, state), {"state": state})
+        states = Tally(runner.state for runner in runners)
+        for state in RUNNER_STATES:
+            self._gauges["rollout_actors"].set(states[state], {"state": state})
+        # The reason `stale` even at 0: no series and no drop look alike. And the last step's gauges again: Ray 2.60 forgets
+        # a gauge that isn't set anew within two of its reports, 20 s.
+        current = gauges({"dropped/stale": 0.0, "handed_back/stale": 0.0, **totals})
+        for name, tags, value in [*self._last_step, *current]:
+            self._gauges[name].set(value, tags)
+
+    def step(self, groups: Sequence[Group], metrics: Mapping[str, float]) -> None:
+        """A step that ended: the groups trained on, and its metrics."""
+        self._last_step = gauges(metrics)
+        for name, tags, value in self._last_step:
+            self._gauges[name].set(value, tags)
+        for phase, seconds in learner_seconds(metrics).items():
+            if seconds > 0:
+                self._learner.inc(seconds, {"phase": phase})
+        for age in ages(groups, int(metrics["step"]) - 1):
+            self._staleness.observe(age)
+        self._trained.inc(len(groups))

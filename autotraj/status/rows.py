@@ -1,0 +1,183 @@
+"""Who does what in a live run, who waits on whom, and for how long: the rule and its text, without actors.
+
+`board.StatusBoard` keeps the answer beside the run; `show_status` reads it for `python -m autotraj status`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # `python -m autotraj status` would wait for RLlib
+    from autotraj.runners.calls import RunnerView
+
+STATUS_FILE = "status.json"
+LATE_S = 10.0
+"""A controller that has not reported for so long is said to be busy, or gone."""
+MANY = 8
+"""More actors than these are counted, not listed."""
+WORK = {"rollout_group": ("samples", "group"), "repair": ("repairs", "request")}
+"""A method of a rollout actor → what it does then, and what one call is about."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One part of a run. What it does and whom it waits on are what `since` is measured by; `detail` may change."""
+
+    who: str
+    does: str
+    waits_on: str = ""
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoopState:
+    """The GRPO loop at one moment."""
+
+    step: int
+    groups_per_step: int
+    max_staleness: int
+    num_buffered: int  # scored groups that wait to be trained on
+    num_scoring: int
+    num_admissible: int  # groups that staleness lets start now
+    learners_up: bool
+    trains: bool
+    broadcasts: bool
+    uses_reward_model: bool
+    num_repairs: int | None  # groups under repair; None without online repair
+    runners: Sequence[RunnerView]
+    dropped: Counter[str] = field(default_factory=Counter)  # groups since the last step, by reason
+    handed_back: Counter[str] = field(default_factory=Counter)  # likewise; their tasks are sampled again
+
+
+def loop_rows(state: LoopState) -> list[Row]:
+    """The learners, every rollout actor, scoring, repair."""
+    bound = f"the learners: max_staleness = {state.max_staleness} lets no further group start"
+    rows = [_learners(state), *runner_rows(state.runners, idle_for=bound if state.num_admissible <= 0 else "")]
+    scores = Row(
+        who="scoring", does="scores" if state.num_scoring else "idle", detail=_many(state.num_scoring, "group")
+    )
+    if state.num_scoring and state.uses_reward_model:
+        scores = Row(who="scoring", does="scores", waits_on="the reward model", detail=scores.detail)
+    rows.append(scores)
+    if state.num_repairs is not None:
+        does = "repairs" if state.num_repairs else "idle"
+        rows.append(Row(who="online repair", does=does, detail=_many(state.num_repairs, "group")))
+    return rows
+
+
+def _learners(state: LoopState) -> Row:
+    who, have, need = "learners", state.num_buffered, state.groups_per_step
+    if not state.learners_up:
+        return Row(who=who, does="start")
+    if state.trains:
+        return Row(who=who, does="train", detail=f"step {state.step + 1}")
+    if state.broadcasts:
+        return Row(
+            who=who, does="send weights", waits_on="the engines of the broadcast", detail=f"version {state.step}"
+        )
+    if have >= need:
+        return Row(who=who, does="begin a step", detail=f"{have} groups are there")
+    sampling = [r for r in state.runners if "rollout_group" in r.calls]
+    if sampling:
+        on = _whom(sampling)
+    elif state.num_scoring:
+        on = "scoring"
+    elif not any(r.state == "ready" for r in state.runners):
+        on = "an engine to be ready"
+    else:
+        on = "the controller to hand out groups"
+    detail = f"{have} of {need} groups are scored{_lost(state)}"
+    return Row(who=who, does="wait", waits_on=on, detail=detail)
+
+
+def _lost(state: LoopState) -> str:
+    """Why so few of a step's groups are there, if some were lost since the last step."""
+    said = ""
+    for reasons, what in ((state.dropped, "dropped"), (state.handed_back, "handed back")):
+        if total := reasons.total():
+            ((reason, count), *others) = reasons.most_common()
+            said += f", {total} {what} since the last step ({f'mostly {reason}: {count}' if others else reason})"
+    return said
+
+
+def _whom(runners: Sequence[RunnerView]) -> str:
+    if len(runners) > MANY:
+        return f"{len(runners)} rollout actors"
+    return ("rollout actor " if len(runners) == 1 else "rollout actors ") + ", ".join(str(r.runner_id) for r in runners)
+
+
+def runner_rows(runners: Sequence[RunnerView], *, idle_for: str = "", role: str = "rollout actor") -> list[Row]:
+    """A row for each. `idle_for`: what one that has nothing to do waits on, if not on the controller."""
+    return [_runner(r, f"{role} {r.runner_id}", idle_for or "the controller") for r in runners]
+
+
+def _runner(runner: RunnerView, who: str, idle_for: str) -> Row:
+    work = {what: n for what, n in runner.calls.items() if what not in ("start", "join", "sync", "probe")}
+    doing = [(*WORK.get(what, ("works", what)), n) for what, n in sorted(work.items())]
+    detail = ", ".join(_many(n, thing) for _, thing, n in doing)
+    if detail:
+        detail += f", the oldest for {runner.oldest_s:.0f} s"
+    if runner.state == "ready":
+        if work:
+            return Row(who=who, does=" and ".join(verb for verb, _, _ in doing), detail=detail)
+        return Row(who=who, does="idle", waits_on=idle_for, detail=f"ready at version {runner.policy_version}")
+    if runner.state == "starting":
+        return Row(who=who, does="starts", waits_on="its engine")
+    if runner.state == "syncing":
+        on = "the logprob gate" if "probe" in runner.calls else "its weights"
+        return Row(who=who, does="takes weights", waits_on=on, detail=detail)
+    if runner.state == "draining":
+        return Row(who=who, does="leaves", waits_on="its last groups", detail=detail)
+    return Row(who=who, does="down", waits_on="Ray to start it again")
+
+
+class Since:
+    """For how long each part has been doing the same and waiting on the same."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, tuple[tuple[str, str], float]] = {}
+
+    def measure(self, rows: Sequence[Row], now: float) -> list[float]:
+        """Seconds, one a row; a part that is gone is forgotten."""
+        seen = {}
+        for row in rows:
+            state = (row.does, row.waits_on)
+            before = self._seen.get(row.who)
+            seen[row.who] = before if before and before[0] == state else (state, now)
+        self._seen = seen
+        return [now - seen[row.who][1] for row in rows]
+
+
+def render(status: Mapping[str, Any], *, now: float | None = None, gone: bool = False) -> str:
+    """A status as `StatusBoard` writes it, as text. `now` is wall-clock; `gone`: its process is known to have ended."""
+    age = max(0.0, (time.time() if now is None else now) - status["time"])
+    ended, for_s = status["doing"] == "ended", f"{status['doing_s'] + age:.0f} s"
+    header = [
+        f"{status['run_dir']}: {status['title']}; "
+        + (f"ended {for_s} ago" if ended else f"{status['doing']} for {for_s}"),
+        f"reported {age:.0f} s ago by process {status['pid']} on {status['host']}",
+    ]
+    if gone:
+        header.append("THE RUN IS GONE: that process has ended without saying so; what follows is its last word")
+    elif age > LATE_S and not ended:
+        header.append(
+            f"NO WORD SINCE: the controller does one thing and tells more after it ({status['doing']}), or hangs"
+        )
+    if not status["rows"]:
+        return "\n".join(header)
+    cells = [("WHO", "DOES", "FOR", "WAITS ON", "")]
+    cells += [
+        (row["who"], row["does"], f"{row['since_s'] + age:.0f} s", row["waits_on"] or "–", row["detail"])
+        for row in status["rows"]
+    ]
+    widths = [max(len(row[i]) for row in cells) for i in range(5)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+    return "\n".join([*header, "", *lines])
+
+
+def _many(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"

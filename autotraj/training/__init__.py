@@ -1,0 +1,1 @@
+"""What all training stages share: the supervised loop, replaced learners, skipped steps."""

@@ -1,0 +1,239 @@
+"""A run's stages on disk: which are done, what each needs, and one supervised loop that can be interrupted.
+
+<run_dir>/synthesis/     sft.jsonl preferences.jsonl hard.jsonl repairs.jsonl synthesis.json
+<run_dir>/sft/           metrics.jsonl policy/
+<run_dir>/reward_model/  metrics.jsonl metrics.json model/
+<run_dir>/grpo/          as `run_folder`
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from autotraj.config.run import RunConfig
+from autotraj.errors import RunError, UserError
+from autotraj.interrupt import Interrupt
+from autotraj.run_folder.claim import check_held
+from autotraj.run_folder.folder import Checkpoint, RunFolder
+from autotraj.run_folder.home import Home
+from autotraj.training.replacement import Replacements
+from autotraj.training.skips import Skips
+from learners.config import LearnerConfig, LoraConfig
+from learners.errors import LearnerDied, LearnerError, LearnerTimeout
+from storage.objects import Storage, StorageError
+from trajectory.records import check_preference, check_sft, read_jsonl
+
+if TYPE_CHECKING:
+    from learners.group import LearnerGroup  # torch and Ray: seconds
+
+SYNTHESIS, SFT, REWARD_MODEL, GRPO = "synthesis", "sft", "reward_model", "grpo"
+SFT_FILE, PREFERENCES_FILE = "sft.jsonl", "preferences.jsonl"
+STAGES_FILE = "stages.json"
+
+
+class Interrupted(Exception):
+    """The person asked to stop; what was reached is on disk."""
+
+
+def read_done(folder: Path) -> dict[str, Any]:
+    """What is done in a run's folder: the figures by stage, as `stages.json` holds them. UserError if it is damaged."""
+    path = folder / STAGES_FILE
+    if not path.exists():
+        return {}
+    try:
+        done = json.loads(path.read_bytes())
+        if not isinstance(done, dict):
+            raise ValueError(f"a {type(done).__name__}, not an object")
+        if wrong := [name for name, figures in done.items() if not isinstance(figures, dict)]:
+            raise ValueError(f"{wrong[0]} is no object")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: it can't be read ({error}); restore it, or choose another run_dir") from error
+    return done
+
+
+def write_done(folder: Path, done: Mapping[str, Any]) -> None:
+    """`read_done` reads it; the file is whole, or as it was."""
+    partial = folder / f".{STAGES_FILE}.partial"
+    partial.write_text(json.dumps(done, indent=2) + "\n")
+    partial.replace(folder / STAGES_FILE)
+
+
+def remaining(wanted: Sequence[str], done: Collection[str]) -> str:
+    """What an interrupted run has and hasn't got, so that nobody takes a half-trained model for a finished one."""
+    ended, open_ = [name for name in wanted if name in done], [name for name in wanted if name not in done]
+    return (
+        f"Done: {', '.join(ended) or 'none of its stages'}; still to do: {', '.join(open_)}. A stage writes its model "
+        "when it is done; what an interrupted one has learnt is in its checkpoint"
+    )
+
+
+def check_inputs(name: str, config: RunConfig) -> None:
+    """UserError if what the stage `name` learns from isn't there or isn't what an earlier stage writes."""
+    files = {
+        "sft": (SFT_FILE, ["messages"], check_sft),
+        "reward-model": (PREFERENCES_FILE, ["chosen", "rejected", "task_id"], check_preference),
+    }
+    if name in files:
+        file, names, check = files[name]
+        path = require(config.folder / SYNTHESIS / file, "synthesize")
+        try:
+            records = read_jsonl(path, names, check)
+        except (OSError, ValueError) as error:
+            raise UserError(str(error)) from error
+        if not records:
+            raise UserError(f"{path} is empty: there is nothing to learn from; synthesise with more questions")
+    if name == "reward-model" and "sft" in config.stages:
+        require_model(Home.of(config), SFT, "policy", made_by="sft")
+
+
+def require(path: Path, made_by: str) -> Path:
+    """`path`, or UserError with the command that makes it."""
+    if not path.exists():
+        raise UserError(f"{path} isn't there; make it with `python -m autotraj {made_by}` on the same configuration")
+    return path
+
+
+def require_model(home: Home, *names: str, made_by: str) -> str:
+    """Where actors find a model of this run's, or UserError with the command that makes it."""
+    if not home.has_model(*names):
+        require(home.path.joinpath(*names, "config.json"), made_by)
+    return home.model(*names)
+
+
+def num_steps(num_items: int, batch_size: int, epochs: int) -> int:
+    return epochs * math.ceil(num_items / batch_size)
+
+
+def batches(num_items: int, batch_size: int, epochs: int, seed: int) -> Iterator[list[int]]:
+    """Indices of every step's items: each epoch goes through all once, in an order of its own."""
+    for epoch in range(epochs):
+        order = np.random.default_rng([seed, epoch]).permutation(num_items).tolist()
+        for start in range(0, num_items, batch_size):
+            yield order[start : start + batch_size]
+
+
+def learner_config(
+    base: LearnerConfig, *, model: str, lr: float, steps: int, warmup_ratio: float, lora: LoraConfig | None, head: str
+) -> LearnerConfig:
+    """The run's learners for a supervised stage: the same gang, another objective."""
+    changes = {
+        "model": model,
+        "lr": lr,
+        "schedule": "cosine" if steps > 1 else "constant",
+        "total_steps": steps if steps > 1 else None,
+        "warmup_steps": min(round(warmup_ratio * steps), steps - 1),
+        "num_minibatches": 1,
+        "weight_sync": "host",
+        # A score isn't sampled.
+        **({"temperature": 1.0} if head == "scalar" else {}),
+        "lora": lora,
+        "head": head,
+    }
+    # Validated anew: `model_copy` would let contradictions through.
+    return LearnerConfig.model_validate(base.model_dump() | changes)
+
+
+def export(group: LearnerGroup, path: Path | Storage) -> None:
+    """Writes the Hugging Face model whole, or leaves the one that is there; at a URI that one goes before the new comes.
+
+    Raises RunError; and LearnerDied, LearnerTimeout: nothing is wrong with the place then.
+    """
+    try:
+        _export(group, path)
+    except (LearnerDied, LearnerTimeout):
+        raise
+    except (OSError, StorageError, LearnerError) as error:
+        raise RunError(
+            f"the model {path} could not be written: {error}; mend that and go on from the last checkpoint"
+        ) from error
+
+
+def _export(group: LearnerGroup, path: Path | Storage) -> None:
+    if isinstance(path, Storage):
+        check_held(path.uri)
+        group.export_hf(path)
+        return
+    partial = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    group.export_hf(partial.resolve())
+    shutil.rmtree(path, ignore_errors=True)
+    partial.rename(path)
+
+
+def supervised(
+    group: LearnerGroup,
+    config: RunConfig,
+    folder: RunFolder,
+    checkpoint: Checkpoint | None,
+    plan: Sequence[list[int]],
+    step: Callable[[list[int]], Mapping[str, float]],
+    *,
+    interrupt: Interrupt,
+    checkpoint_every: int,
+    on_step: Callable[[int, Mapping[str, float]], bool],
+    finish: Callable[[], None] = lambda: None,
+) -> None:
+    """Starts `group` and takes the steps of `plan`, from `checkpoint` on if there is one, until the plan or `on_step`'s
+    patience ends; then `finish()`.
+
+    Lost learners are replaced: new ones go on from the stage's newest checkpoint, or from the model and the first step.
+    `on_step(number, metrics)`, which returns whether to stop, is called again for the steps that are taken again. Of a step
+    that was skipped, as its loss or gradient was not finite, the metrics are only the reason (`learners.skipped_steps`).
+
+    Raises:
+        Interrupted: a person asked; a checkpoint is written.
+        RunError: the learners failed, or were lost too often; NotFinite: too many steps in a row were skipped, or all.
+    """
+    replacements = Replacements(config, folder)
+    while True:
+        try:
+            group.recreate(checkpoint.learners if checkpoint else None)
+            folder.note(group.notes)
+            with interrupt.deferred():
+                _take(
+                    group,
+                    folder,
+                    plan,
+                    checkpoint.step if checkpoint else 0,
+                    step,
+                    interrupt,
+                    checkpoint_every,
+                    on_step,
+                )
+                finish()
+            return
+        except LearnerError as error:
+            checkpoint = replacements.checkpoint_after(error)
+            folder.set_back(checkpoint)
+            if interrupt.requested:
+                raise Interrupted from error
+
+
+def _take(
+    group: LearnerGroup,
+    folder: RunFolder,
+    plan: Sequence[list[int]],
+    done: int,
+    step: Callable[[list[int]], Mapping[str, float]],
+    interrupt: Interrupt,
+    checkpoint_every: int,
+    on_step: Callable[[int, Mapping[str, float]], bool],
+) -> None:
+    skips = Skips(len(plan))
+    for number, indices in enumerate(plan[done:], start=done + 1):
+        metrics = dict(step(indices))
+        folder.write_metrics(number, metrics)
+        skips.took(metrics)
+        if on_step(number, metrics):
+            return
+        if interrupt.requested or number % checkpoint_every == 0:
+            folder.checkpoint(number, lambda _, learners: group.save_to_path(learners), keep=1)
+        if interrupt.requested:
+            raise Interrupted

@@ -1,0 +1,337 @@
+"""What a report shows, as types, and how it is read from a run's folder.
+
+    run folder ──load_report──▶ ReportData ──report.render──▶ report.html
+
+A part that isn't there, or that can't be read, is a `Missing` with the sentence that stands in its place on the page: a
+report of half a run is a report.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from autotraj.errors import UserError
+from autotraj.run_folder.home import NOTES_FILE
+from trajectory.log import read_log
+from trajectory.types import Group
+
+MAX_GROUPS_READ = 64
+"""Groups kept of each stage's log; the rest are counted as left out."""
+MAX_REPAIRS_READ = 64
+"""Repairs kept of each kind, accepted and hard."""
+MAX_LOG_MIB = 512
+"""A training log above this isn't read to its end: only its first groups are shown."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """A part that can't be shown; `why` is one sentence for the page."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """One stage's evaluation, an entry of `summary.json`; half-widths are of 95 % confidence intervals."""
+
+    name: str
+    accuracy: float  # 0..1
+    num_problems: int
+    accuracy_ci95: float | None = None
+    mean_reward: float | None = None
+    mean_reward_ci95: float | None = None
+    tool_call_rate: float | None = None
+    reward_parts: dict[str, float] = field(default_factory=dict)  # means; they add up to mean_reward
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """`summary.json`: the stages in the order they ran."""
+
+    stages: tuple[Stage, ...]
+    total_seconds: float | None = None
+    model: str = ""
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dimensions:
+    """Mean quality by dimension: of what was repaired, before and after, and of what was kept as it was."""
+
+    before: dict[str, float] = field(default_factory=dict)
+    after: dict[str, float] = field(default_factory=dict)
+    kept: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Synthesis:
+    """`synthesis/synthesis.json`: trajectories by what became of them."""
+
+    num_questions: int
+    num_candidates: int
+    num_kept: int
+    num_to_repair: int
+    num_repaired: int
+    num_hard: int
+    dimensions: Dimensions = Dimensions()
+    failed_attempts: dict[str, int] = field(default_factory=dict)  # reason → attempts
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One metric over steps; steps rise, values are finite."""
+
+    steps: tuple[float, ...]
+    values: tuple[float, ...]
+
+
+Metrics = dict[str, Series]
+"""A stage's `metrics.jsonl` by metric name; only what has a value at some step."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RepairAttempt:
+    """One try of the repairer; an empty reason means accepted."""
+
+    reason: str = ""
+    temperature: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repair:
+    """A line of `synthesis/repairs.jsonl`; an empty `repaired` is a hard case. Texts are a model's: hostile."""
+
+    task_id: str
+    question: str
+    original: str
+    repaired: str | None = ""
+    problems: tuple[str, ...] = ()
+    quality_before: dict[str, float] | None = None  # dimension, and "score"
+    quality_after: dict[str, float] | None = None
+    attempts: tuple[RepairAttempt, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repairs:
+    """The repairs kept for the page, and how many there are of each kind."""
+
+    shown: tuple[Repair, ...]
+    num_repaired: int
+    num_hard: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageSamples:
+    """Scored groups of one stage; `num_left_out` of its log are not here (None: more, uncounted)."""
+
+    stage: str
+    groups: tuple[Group, ...]
+    num_left_out: int | None = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportData:
+    """All that a report shows."""
+
+    name: str
+    finished: datetime | None
+    summary: Summary | Missing
+    synthesis: Synthesis | Missing
+    sft: Metrics | Missing
+    reward_model: Metrics | Missing
+    reward_model_figures: dict[str, float] | Missing
+    grpo: Metrics | Missing
+    samples: tuple[StageSamples, ...] | Missing
+    repairs: Repairs | Missing
+    notes: tuple[str, ...]  # of all stages, on how the model is computed
+
+
+def load_report(run_dir: str | Path) -> ReportData:
+    """Reads the run folder at `run_dir`; raises UserError only if there is no such folder."""
+    path = Path(run_dir)
+    if not path.is_dir():
+        raise UserError(f"{path}: no such run folder; `python -m autotraj run` makes one")
+    # A folder of a single GRPO stage has its metrics at the root.
+    summary = _json(path / "summary.json", Summary, "the results of the stages")
+    grpo, root = path / "grpo/metrics.jsonl", path / "metrics.jsonl"
+    return ReportData(
+        name=path.resolve().name,
+        finished=_finished(path),
+        summary=summary,
+        synthesis=_json(path / "synthesis/synthesis.json", Synthesis, "the figures of synthesis and repair"),
+        sft=read_metrics(path / "sft/metrics.jsonl", "the SFT stage"),
+        reward_model=read_metrics(path / "reward_model/metrics.jsonl", "the reward-model stage"),
+        reward_model_figures=_figures(path / "reward_model/metrics.json"),
+        grpo=read_metrics(root if root.is_file() and not grpo.is_file() else grpo, "the GRPO stage"),
+        samples=_samples(path, () if isinstance(summary, Missing) else [stage.name for stage in summary.stages]),
+        repairs=_repairs(path / "synthesis/repairs.jsonl"),
+        notes=read_notes(path),
+    )
+
+
+def read_notes(run_dir: Path) -> tuple[str, ...]:
+    """What learners said in any stage, each sentence once. A file that is broken has nothing to say."""
+    found: list[str] = []
+    for path in (run_dir / stage / NOTES_FILE for stage in ("", "sft", "reward_model", "grpo")):
+        with suppress(OSError, ValueError, RecursionError):
+            listed = json.loads(path.read_bytes())
+            found += [sentence for sentence in listed if isinstance(sentence, str)] if isinstance(listed, list) else []
+    return tuple(dict.fromkeys(found))
+
+
+def read_metrics(path: Path, what: str) -> Metrics | Missing:
+    """The series of a `metrics.jsonl`. A step's lines add up; what a resumed run writes again replaces the earlier value.
+
+    Lines that aren't JSON objects with a step (a torn last one) and values that aren't finite numbers are skipped.
+    """
+    by_step: dict[float, dict[str, Any]] = {}
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            for line in file:
+                entry = _object(line)
+                if entry is not None and (step := _number(entry.get("step"))) is not None:
+                    by_step.setdefault(step, {}).update(entry)
+    except OSError:
+        return Missing(f"No metrics of {what}: this run has no {_place(path)}.")
+    points: dict[str, list[tuple[float, float]]] = {}
+    for step in sorted(by_step):
+        for name, value in by_step[step].items():
+            if name not in ("step", "time") and (number := _number(value)) is not None:
+                points.setdefault(name, []).append((step, number))
+    if not points:
+        return Missing(f"No metrics of {what}: {_place(path)} holds no step yet.")
+    return {
+        name: Series(tuple(step for step, _ in pairs), tuple(value for _, value in pairs))
+        for name, pairs in points.items()
+    }
+
+
+def _json(path: Path, kind: type[T], what: str) -> T | Missing:
+    try:
+        return TypeAdapter(kind).validate_python(json.loads(path.read_bytes()))
+    except OSError:
+        return Missing(f"No file with {what}: this run has no {_place(path)}.")
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        return Missing(f"The file with {what}, {_place(path)}, can't be read: {where}: {problem['msg']}.")
+    except (ValueError, RecursionError) as error:
+        return Missing(f"The file with {what}, {_place(path)}, isn't JSON: {error}.")
+
+
+def _figures(path: Path) -> dict[str, float] | Missing:
+    found = _json(path, dict[str, Any], "the reward model's held-out figures")
+    if isinstance(found, Missing):
+        return found
+    return {name: number for name, value in found.items() if (number := _number(value)) is not None}
+
+
+def _samples(path: Path, order: Sequence[str]) -> tuple[StageSamples, ...] | Missing:
+    """`samples/<stage>.log`, stages in `order` and then others; without any, the ends of a GRPO run's training log."""
+    logs = list((path / "samples").glob("*.log"))
+    logs.sort(key=lambda log: (order.index(log.stem) if log.stem in order else len(order), log.name))
+    try:
+        stages = [_stage_samples(log) for log in logs] or _training_samples(path / "trajectories.log")
+    except ValueError as error:
+        return Missing(f"A log of trajectories can't be read: {error}.")
+    kept = tuple(stage for stage in stages if stage.groups)
+    return kept or Missing("No trajectories to show: this run has neither samples/ nor trajectories.log.")
+
+
+def _stage_samples(log: Path) -> StageSamples:
+    groups = read_log(log)
+    kept = tuple(islice(groups, MAX_GROUPS_READ))
+    return StageSamples(stage=log.stem, groups=kept, num_left_out=sum(1 for _ in groups))
+
+
+def _training_samples(log: Path) -> list[StageSamples]:
+    if not log.is_file():
+        return []
+    groups = read_log(log)
+    first = tuple(islice(groups, MAX_GROUPS_READ // 2))
+    if log.stat().st_size > MAX_LOG_MIB << 20:
+        return [StageSamples(stage="training, start", groups=first, num_left_out=None)]
+    count = 0
+    last: deque[Group] = deque(maxlen=MAX_GROUPS_READ // 2)
+    for group in groups:
+        last.append(group)
+        count += 1
+    return [
+        StageSamples(stage="training, start", groups=first),
+        StageSamples(stage="training, end", groups=tuple(last), num_left_out=count - len(last)),
+    ]
+
+
+def _repairs(path: Path) -> Repairs | Missing:
+    adapter = TypeAdapter(Repair)
+    shown: list[Repair] = []
+    counts = {True: 0, False: 0}
+    try:
+        for entry in _objects(path):
+            try:
+                repair = adapter.validate_python(entry)
+            except ValidationError:
+                continue
+            accepted = bool(repair.repaired)
+            counts[accepted] += 1
+            if counts[accepted] <= MAX_REPAIRS_READ:
+                shown.append(repair)
+    except OSError:
+        return Missing(f"No repairs to show: this run has no {_place(path)}.")
+    if not shown:
+        return Missing(f"No repairs to show: {_place(path)} holds none.")
+    return Repairs(shown=tuple(shown), num_repaired=counts[True], num_hard=counts[False])
+
+
+def _objects(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open(encoding="utf-8", errors="replace") as file:
+        yield from (entry for line in file if (entry := _object(line)) is not None)
+
+
+def _object(line: str) -> dict[str, Any] | None:
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return entry if isinstance(entry, dict) else None
+
+
+def _number(value: Any) -> float | None:
+    """A finite number as float, else None; JSON's integers may be too large for one."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    # A chart of the widest numbers would run into infinity on the way.
+    return number if math.isfinite(number) and abs(number) < 1e300 else None
+
+
+def _finished(path: Path) -> datetime | None:
+    """When the run wrote its summary, or else its last metrics."""
+    for name in ("summary.json", "grpo/metrics.jsonl", "metrics.jsonl"):
+        if (path / name).is_file():
+            return datetime.fromtimestamp((path / name).stat().st_mtime, UTC)
+    return None
+
+
+def _place(path: Path) -> str:
+    """A file as a person finds it in the run folder."""
+    stages = {"synthesis", "sft", "reward_model", "grpo"}
+    return f"{path.parent.name}/{path.name}" if path.parent.name in stages else path.name

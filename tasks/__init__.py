@@ -1,0 +1,1 @@
+"""Questions with gold answers: read from files and data sets, or generated."""

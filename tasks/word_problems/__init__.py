@@ -1,0 +1,1 @@
+"""Generated word problems: what the embedded tiny model learns on."""

@@ -1,0 +1,1 @@
+"""What hostile code and hostile clients try, as data, and how it is run and judged."""

@@ -1,0 +1,1 @@
+"""The tool `search`: a local index or an HTTP retriever."""
