@@ -2,8 +2,8 @@
 
     python -m benchmarks.quality [--trajectories 20000] [--rounds 5]
 
-Generated trajectories of about 60 words, all different, one in ten with a doubt in a `<think>`. `score` is the paper's three
-dimensions; `assess` the same on a `Trajectory`, and with all five dimensions. The median of the rounds is what counts.
+Generated trajectories of about 60 words, all different, one in ten with a doubt in a `<think>`; `assess` with the paper's
+three dimensions and with all five. The median of the rounds is what counts.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ import numpy as np
 
 from rewards import quality
 from rewards.config import QualityConfig
+from rewards.dimensions import DIMENSIONS
 from trajectory.types import Task, ToolCall, ToolResult, Trajectory, Turn
 
-ALL = QualityConfig(weights=dict.fromkeys(quality.DIMENSIONS, 1 / len(quality.DIMENSIONS)))
+ALL = QualityConfig(weights=dict.fromkeys(DIMENSIONS, 1 / len(DIMENSIONS)))
 STORY = (
     "first we need the total number of stamps so multiply bags by how many each one holds and then add those that Leo "
     "already has before he gives some to a friend which leaves fewer than at start but more after buying again"
@@ -79,7 +80,6 @@ def main() -> None:
     mean_words = statistics.mean(len(item.text.split()) for item in items)
     print(f"{len(items)} trajectories of {mean_words:.0f} words on average, median of {args.rounds} rounds")
     arms: dict[str, Callable[[Trajectory], object]] = {
-        "score, the paper's three dimensions": lambda t: quality.score(t.text, IDEAL_NUM_WORDS),
         "assess, the paper's three": lambda t: quality.assess(t, task, IDEAL_NUM_WORDS, paper),
         "assess, all five": lambda t: quality.assess(t, task, IDEAL_NUM_WORDS, ALL),
     }

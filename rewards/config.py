@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeFloat, model_validator
 
+from rewards.dimensions import DIMENSIONS
 from trajectory.section import Section
 
 LARGEST = 100.0
@@ -82,7 +83,7 @@ class QualityConfig(Section):
     """How stage 1 sorts trajectories. The defaults are the paper's (arXiv 2601.23032, stage 1)."""
 
     weights: dict[str, NonNegativeFloat] = Field(default={"confidence": 0.4, "length": 0.3, "repetition": 0.3})
-    """Share of each dimension in the score; Σ = 1. Those of `rewards.quality.DIMENSIONS`: the paper's three read the text,
+    """Share of each dimension in the score; Σ = 1. Those of `rewards.dimensions.DIMENSIONS`: the paper's three read the text,
     `tool_success` and `grounding` also know the tool calls and the question."""
 
     keep_all_from: float = Field(default=0.90, ge=0, le=1)
@@ -99,8 +100,6 @@ class QualityConfig(Section):
 
     @model_validator(mode="after")
     def _weights_of_known_dimensions(self) -> "QualityConfig":
-        from rewards.quality import DIMENSIONS  # it reads this module's types
-
         unknown = sorted(self.weights.keys() - DIMENSIONS.keys())
         if unknown:
             raise ValueError(f"weights names {unknown[0]!r}; the dimensions are {', '.join(DIMENSIONS)}")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from rewards.quality import DOUBTS, Quality
+from rewards.dimensions import DOUBTS
+from rewards.quality import Quality
 from trajectory import markup
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from examples.tiny import recipe, ways
 from examples.tiny.probe import run_sum, run_tool
-from rewards.quality import score
+from rewards import dimensions
 from tasks.word_problems.problems import generate
 from tasks.word_problems.types import Tier
 from trajectory.chat import check_append_only, encode, render_prompt
@@ -109,7 +109,10 @@ def test_a_clean_way_is_kept_and_a_poor_one_is_repaired() -> None:
     for way, low, high in (("clean", 0.9, 1.0), ("rambling", 0.0, 0.6), ("repeated", 0.0, 0.9)):
         for problem, pieces in islice(recipe.trajectories(seed=3, way=way), 300):
             ideal = len(ways.text_of(ways.WAYS["clean"](problem, Random(0))).split())
-            assert low <= score(ways.text_of(pieces), ideal) <= high, ways.text_of(pieces)
+            text = ways.text_of(pieces)
+            length = dimensions.length(len(text.split()), ideal)
+            score = 0.4 * dimensions.confidence(text) + 0.3 * length + 0.3 * dimensions.repetition(text)
+            assert low <= score <= high, text
 
 
 def test_repairs_show_the_bad_trajectory_and_are_mostly_clean() -> None:
