@@ -83,8 +83,8 @@ class QualityConfig(Section):
     """How stage 1 sorts trajectories. The defaults are the paper's (arXiv 2601.23032, stage 1)."""
 
     weights: dict[str, NonNegativeFloat] = Field(default={"confidence": 0.4, "length": 0.3, "repetition": 0.3})
-    """Share of each dimension in the score; Σ = 1. Those of `rewards.dimensions.DIMENSIONS`: the paper's three read the text,
-    `tool_success` and `grounding` also know the tool calls and the question."""
+    """Share of each dimension in the score; Σ = 1. The names are those of `rewards.dimensions.DIMENSIONS`: the paper's three
+    read the text, `tool_success` and `grounding` also know the tool calls and the question."""
 
     keep_all_from: float = Field(default=0.90, ge=0, le=1)
     """If every right candidate of a question scores this, all of them are kept."""
