@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, SecretStr, model_validator
 
-from actors.repair.render import RIGHT_PROMPT, WRONG_PROMPT
+from actors.repair.prompts import RIGHT_PROMPT, WRONG_PROMPT
 from rewards.config import QualityConfig, RewardConfig
 from tool_sandbox.config import TlsFiles
 from trajectory.chat import SYSTEM_PROMPT

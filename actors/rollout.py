@@ -24,7 +24,8 @@ from actors.config import RolloutSettings
 from actors.engine.protocol import EngineDead, UpdateReport
 from actors.engine.vllm import VLLMEngine
 from actors.metrics import EngineMetrics
-from actors.repair.attempts import AttemptFn, RepairRequest, RepairResult, on_engine, repair_all
+from actors.repair.attempts import on_engine, repair_all
+from actors.repair.types import AttemptFn, RepairRequest, RepairResult
 from actors.sampler import Sampler
 from actors.tools import Tools
 from models.weight_update import WeightUpdate

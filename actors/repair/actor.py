@@ -16,8 +16,9 @@ from typing import Any
 from actors.config import RepairSettings
 from actors.engine.protocol import EngineDead
 from actors.engine.vllm import VLLMEngine
-from actors.repair.attempts import AttemptFn, RepairRequest, RepairResult, on_engine, repair_all
+from actors.repair.attempts import on_engine, repair_all
 from actors.repair.endpoint import Endpoint, on_endpoint
+from actors.repair.types import AttemptFn, RepairRequest, RepairResult
 from actors.sampler import Sampler
 from actors.tools import Tools
 from trajectory.chat import encode, load_tokenizer

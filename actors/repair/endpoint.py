@@ -22,7 +22,7 @@ from pydantic import BaseModel, ValidationError
 from actors import episode
 from actors.config import EndpointConfig, EpisodeConfig
 from actors.engine.protocol import EngineError, Generation
-from actors.repair.attempts import AttemptFn
+from actors.repair.types import AttemptFn
 from trajectory import markup
 from trajectory.chat import Tokenizer, encode
 from trajectory.records import Message, prompt_messages

@@ -3,38 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
 
+from actors.config import RepairConfig
+from actors.repair.types import RepairRequest
 from rewards.dimensions import DOUBTS
 from rewards.quality import Quality
 from trajectory import markup
-
-if TYPE_CHECKING:
-    from actors.config import RepairConfig
-    from actors.repair.attempts import RepairRequest
-
-_EARLIER = """Question:
-{question}
-
-The earlier attempt, with what its tools returned:
-{trajectory}
-
-What is wrong with it:
-{problems}
-
-Solve the question anew, from the first step, with the same tags. Keep what is right. Run the tools yourself and rely on what
-they return. Be brief, clear and definite: say nothing twice, take no detour, and instead of doubting run a tool. Don't
-mention the earlier attempt."""
-
-RIGHT_PROMPT = f"""An earlier attempt at this question has the right answer by a poor path: it may be redundant, unclear or
-unsure.
-
-{_EARLIER}"""
-
-WRONG_PROMPT = f"""An earlier attempt at this question failed: it may have misread the question, reasoned wrongly, calculated
-wrongly, or used a tool wrongly. Find the mistake.
-
-{_EARLIER}"""
 
 NO_FLAW = "Nothing stands out, but another attempt was better."
 """What is wrong with a good trajectory that isn't the question's best."""

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from ray.exceptions import RayError
 
-from actors.repair.attempts import RepairRequest, RepairResult
+from actors.repair.types import RepairRequest, RepairResult
 from autotraj.config.run import RunConfig
 from autotraj.errors import RunError
 from autotraj.loop.refreshed_models import RefreshedModels

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
-from actors.repair.attempts import RepairRequest
+from actors.repair.types import RepairRequest
 from autotraj.config.run import RunConfig
 from rewards import quality
 from rewards.config import QualityConfig

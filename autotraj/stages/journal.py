@@ -11,7 +11,7 @@ from typing import Any
 
 import msgpack
 
-from actors.repair.attempts import Attempt, RepairResult
+from actors.repair.types import Attempt, RepairResult
 from autotraj.errors import UserError
 from rewards.quality import Quality
 from trajectory.log import decode_group, encode_group, read_records

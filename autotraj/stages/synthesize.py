@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from actors.repair.attempts import Attempt, RepairRequest, RepairResult
+from actors.repair.types import Attempt, RepairRequest, RepairResult
 from autotraj.config.run import RunConfig
 from autotraj.errors import RewardNotFinite, Stalled, UserError
 from autotraj.interrupt import Interrupt

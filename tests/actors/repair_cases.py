@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from actors.repair.attempts import RepairRequest
+from actors.repair.types import RepairRequest
 from rewards import quality
 from rewards.config import QualityConfig
 from trajectory.types import FinishReason, Task, ToolCall, ToolResult, Trajectory, Turn

@@ -10,8 +10,9 @@ from conftest import build_tokenizer
 from repair_cases import ANSWER, CALL, GOOD, OK, RESULT, TASK, WRONG, make_request
 
 from actors.config import EndpointConfig, EpisodeConfig, RepairConfig
-from actors.repair.attempts import RepairRequest, RepairResult, repair, repair_all
+from actors.repair.attempts import repair, repair_all
 from actors.repair.endpoint import Endpoint, EndpointError, as_stopped, on_endpoint
+from actors.repair.types import RepairRequest, RepairResult
 from rewards.config import QualityConfig, RewardConfig
 from trajectory.types import ToolCall, ToolResult
 

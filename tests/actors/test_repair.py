@@ -15,7 +15,7 @@ from repair_cases import ANSWER, CALL, GOOD, RAMBLING, make_request
 from actors.config import EndpointConfig, EngineConfig, EpisodeConfig, RepairConfig, RepairSettings, RolloutSettings
 from actors.engine.protocol import EngineDead
 from actors.repair.actor import RepairActor
-from actors.repair.attempts import Reason, RepairResult
+from actors.repair.types import Reason, RepairResult
 from actors.rollout import RolloutActor
 from tool_sandbox.local import local_sandbox
 from trajectory.chat import load_tokenizer

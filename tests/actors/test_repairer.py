@@ -14,8 +14,9 @@ from repair_cases import ANSWER, CALL, GOOD, OK, RAMBLING, RESULT, TASK, WRONG, 
 
 from actors.config import EngineConfig, EpisodeConfig, RepairConfig, RepairSettings, RolloutSettings
 from actors.repair import attempts
-from actors.repair.attempts import PromptTooLong, RepairResult, repair, repair_all
+from actors.repair.attempts import repair, repair_all
 from actors.repair.render import render
+from actors.repair.types import PromptTooLong, RepairResult
 from rewards.config import QualityConfig, RewardConfig
 from rewards.quality import Quality
 from trajectory import markup
@@ -150,7 +151,7 @@ async def test_refused(trajectory: Trajectory, reason: str) -> None:
     result = await Writer(*[trajectory] * 3).repair()
     assert reasons(result) == [reason] * 3
     assert result.accepted is None
-    assert reason in get_args(attempts.Reason)
+    assert reason in get_args(Reason)
     assert result.attempts[0].error == trajectory.error
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from actors.repair.attempts import Attempt, RepairResult
+from actors.repair.types import Attempt, RepairResult
 from autotraj.loop.scoring import score_group
 from autotraj.preferences import requests
 from autotraj.stages import journal
