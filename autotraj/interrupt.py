@@ -10,11 +10,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
+from cluster.exit_codes import EXIT_INTERRUPTED
 from cluster.main_thread import call_handler, is_unwinding
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
 REMIND_EVERY_S = 0.5
-EXIT_INTERRUPTED = 130
 
 
 @dataclass(slots=True)

@@ -28,6 +28,8 @@ from ray._private.runtime_env import packaging
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
+from cluster.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE
+
 CONNECT_TIMEOUT_S = 10.0
 REQUEST_TIMEOUT_S = 60.0
 """Of one request, between two bytes."""
@@ -40,8 +42,6 @@ AGENT_TIMEOUT_S = 120.0
 """What a head that has just started may take until it can start jobs."""
 LAST_LINES_S = 10.0
 """What the log of an ended job may still take to arrive."""
-
-EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 
 class JobError(ValueError):

@@ -9,15 +9,13 @@ from rich.table import Table
 
 from autotraj.config.run import load_section
 from autotraj.errors import UserError
+from cluster.exit_codes import EXIT_FAILED, EXIT_OK
 from tool_sandbox import build
 from tool_sandbox.attacks.attack import Attack, all_attacks
 from tool_sandbox.attacks.on_gateway import CLIENTS, ClientAttack
 from tool_sandbox.attacks.run import NEIGHBOUR_TIMEOUT_S, Outcome, middle, run_all, settings_for
 from tool_sandbox.config import SandboxConfig
 from tool_sandbox.errors import SandboxError
-
-EXIT_OK, EXIT_BREACHED = 0, 1
-
 
 Attacks = tuple[Attack | ClientAttack, ...]
 
@@ -46,7 +44,7 @@ def attack(config_path: str | None, overrides: Sequence[str], attacks: Attacks |
         for problem in outcome.problems:
             console.print(f"{outcome.attack.name}: {problem}", markup=False)
     console.print(f"{len(outcomes) - len(breached)} of {len(outcomes)} attacks came to nothing")
-    return EXIT_BREACHED if breached else EXIT_OK
+    return EXIT_FAILED if breached else EXIT_OK
 
 
 def table(outcomes: Sequence[Outcome], idle_ms: tuple[float, ...]) -> Table:

@@ -17,10 +17,9 @@ from autotraj.evaluation.endings import explain
 from autotraj.interrupt import graceful_interrupt
 from autotraj.planning import preflight
 from autotraj.run_folder.lock import locked
+from cluster.exit_codes import EXIT_OK
 from tasks.load import load_tasks
 from trajectory.types import Task
-
-EXIT_OK = 0
 
 
 def load_benchmarks(suite: BenchmarkSuite) -> dict[str, list[Task]]:

@@ -23,14 +23,15 @@ from autotraj.run_folder.home import Home
 from autotraj.stages.start import is_complete, open_folder
 from autotraj.status.progress import ProgressView
 from autotraj.training import supervised
+from cluster.exit_codes import EXIT_INTERRUPTED, EXIT_OK
 from storage.locations import is_uri
 from storage.objects import RETRY_S, scratch
 
-EXIT_OK, EXIT_INTERRUPTED = 0, 130
 
-
-def run(config_path: str | None, overrides: Sequence[str]) -> int:
+def run(config_path: str | None, overrides: Sequence[str], dry_run: bool) -> int:
     """`python -m autotraj run`."""
+    if dry_run:
+        return _dry_run(load(config_path, overrides))
     return run_all(load(config_path, overrides), Console())
 
 
@@ -90,7 +91,7 @@ def _tell_of_template(config: RunConfig, console: Console) -> None:
         console.print(f"note: {note}", soft_wrap=True, markup=False)
 
 
-def grpo(config_path: str | None, overrides: Sequence[str], *, resume: str | None) -> int:
+def grpo(config_path: str | None, overrides: Sequence[str], resume: str | None) -> int:
     """`python -m autotraj grpo`."""
     if resume:
         if config_path:
@@ -155,8 +156,13 @@ def _grpo(config: RunConfig, folder: RunFolder, checkpoint: Checkpoint | None) -
     return EXIT_OK
 
 
-def evaluate(config_path: str | None, overrides: Sequence[str]) -> int:
-    """`python -m autotraj evaluate`: engines only, no learner."""
+def evaluate(config_path: str | None, overrides: Sequence[str], benchmarks: str | None, out: str) -> int:
+    """`python -m autotraj evaluate`: engines only, no learner; on a suite of `benchmarks`, whose results go to `out`, or on
+    the run's own held-out problems."""
+    if benchmarks:
+        from autotraj.cli.benchmarks import evaluate_suite
+
+        return evaluate_suite(config_path, overrides, benchmarks, out)
     console = Console()
     config = load(config_path, [*overrides, preflight.EVALUATION_ALONE])
     _, tasks = preflight.check(config)
@@ -195,11 +201,18 @@ def report(run_dir: str) -> int:
     return EXIT_OK
 
 
-def dry_run(config_path: str | None, overrides: Sequence[str]) -> int:
+def status(run_dir: str | None) -> int:
+    """`python -m autotraj status`."""
+    from autotraj.status.show import show
+
+    print(show(run_dir))
+    return EXIT_OK
+
+
+def _dry_run(config: RunConfig) -> int:
     """`python -m autotraj run --dry-run`: the resolved plan; nothing is started or written."""
     from autotraj.planning.plan import plan, render
 
-    config = load(config_path, overrides)
     scores = "reward-model" in config.stages or bool(config.reward_model.path)
     synthesis, learns = (
         config.synthesis,

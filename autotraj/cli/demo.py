@@ -11,16 +11,17 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from autotraj.cli.commands import EXIT_OK, run_all
+from autotraj.cli.commands import run_all
 from autotraj.config.run import load
 from autotraj.run_folder.lock import clear, locked
+from cluster.exit_codes import EXIT_OK
 from trajectory.log import read_log
 from trajectory.types import Group, Reward, Trajectory
 
 CONFIG = "examples/tiny/run.toml"
 
 
-def main(*, seed: int, run_dir: str) -> int:
+def main(seed: int, run_dir: str) -> int:
     """Runs the pipeline anew and shows what came of it: a repair, a trajectory won and one lost, and the figures."""
     console = Console()
     config = load(CONFIG, [f"seed={seed}", f'run_dir="{run_dir}"'])

@@ -19,11 +19,13 @@ from pathlib import Path
 
 from ray.job_submission import JobSubmissionClient
 
+from autotraj.cli.parser import parser
 from autotraj.config.run import RunConfig, load, with_changes
 from autotraj.errors import UserError
 from autotraj.planning.preflight import EVALUATION_ALONE, GRPO_ALONE, asks
 from cluster import jobs
-from cluster.jobs import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, Job, JobError
+from cluster.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK
+from cluster.jobs import Job, JobError
 from cluster.roles import read_node_types, unmet
 from storage.locations import is_uri
 
@@ -134,8 +136,6 @@ def resume_words(words: Sequence[str], config: RunConfig | None) -> list[str]:
 
 def _check(words: Sequence[str], cluster_file: str | None) -> RunConfig | None:
     """The configuration of the command, checked for what would go wrong on a cluster; None for a resumed run."""
-    from autotraj.__main__ import parser
-
     if words[0] not in COMMANDS:
         raise UserError(f"submit: {words[0]!r} can't run as a job; these can: {', '.join(COMMANDS)}")
     args = parser().parse_args(list(words))

@@ -1,11 +1,10 @@
-"""The sandbox as a run sees it, a gateway that is there or one of the run's own; and the commands `sandbox …`."""
+"""The sandbox as a run sees it: a gateway that is there, or one of the run's own."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,14 +12,11 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from actors.config import ToolAccess
-from autotraj.config.run import RunConfig, load_section
+from autotraj.config.run import RunConfig
 from autotraj.errors import UserError
 from tasks.word_problems import corpus as word_problems_corpus
-from tool_sandbox import bench as sandbox_bench
-from tool_sandbox import build as image_build
-from tool_sandbox import server
 from tool_sandbox.client import SandboxClient
-from tool_sandbox.config import SandboxConfig, SearchConfig, TlsFiles
+from tool_sandbox.config import SearchConfig, TlsFiles
 from tool_sandbox.errors import GatewayError, RefusedError, SandboxError, TlsError
 from tool_sandbox.local import LocalGateway
 from tool_sandbox.search.index import build_index
@@ -94,63 +90,3 @@ def make_index(config: SearchConfig) -> None:
             build_index(corpus, Path(config.index))
         except (ValueError, OSError) as error:
             raise UserError(f"sandbox.search.corpus: {error}") from error
-
-
-def serve(config_path: str | None, overrides: Sequence[str]) -> int:
-    """`python -m autotraj sandbox serve`: a gateway in the foreground."""
-    config = load_section(SandboxConfig, "sandbox", config_path, overrides)
-    try:
-        server.run(config)
-    except SandboxError as error:
-        raise UserError(str(error)) from error
-    return 0
-
-
-def build(config_path: str | None, overrides: Sequence[str]) -> int:
-    """`python -m autotraj sandbox build`: makes the image unless it is there."""
-    config = load_section(SandboxConfig, "sandbox", config_path, overrides)
-    try:
-        image_build.ensure_image(config)
-    except SandboxError as error:
-        raise UserError(str(error)) from error
-    return 0
-
-
-def bench(config_path: str | None, overrides: Sequence[str], seconds: float) -> int:
-    """`python -m autotraj sandbox bench`: the table, as Markdown, measured here and now."""
-    config = load_section(SandboxConfig, "sandbox", config_path, overrides)
-    try:
-        image_build.check_ready(config)
-        print(sandbox_bench.HEADER, flush=True)
-        rows = asyncio.run(
-            sandbox_bench.table(config, seconds, lambda row: print(sandbox_bench.render(row), flush=True))
-        )
-    except SandboxError as error:
-        raise UserError(str(error)) from error
-    print("\n" + "\n".join(sandbox_bench.ratios(rows)))
-    return 0
-
-
-def stats(config_path: str | None, overrides: Sequence[str]) -> int:
-    """`python -m autotraj sandbox stats`: what the gateway at `sandbox.address` says of itself, as JSON."""
-    config = load_section(SandboxConfig, "sandbox", config_path, overrides)
-    if config.address.endswith(":0"):
-        raise UserError("sandbox.address: port 0 is no address to ask; set sandbox.address=HOST:PORT of the gateway")
-    try:
-        with SandboxClient(config.address, token=config.token, tls=config.tls) as client:
-            print(client.stats().model_dump_json(indent=2))
-    except SandboxError as error:
-        raise UserError(str(error)) from error
-    return 0
-
-
-def search_index(corpus: str, out: str) -> int:
-    """`python -m autotraj search-index`: a BM25 index for `sandbox.search.index`."""
-    try:
-        num_documents = build_index(Path(corpus), Path(out))
-    except (ValueError, OSError) as error:
-        raise UserError(str(error)) from error
-    print(
-        f"{num_documents} documents indexed in {out}; use it with sandbox.search.kind=bm25 sandbox.search.index={out}"
-    )
-    return 0

@@ -40,6 +40,7 @@ from autotraj.stages.synthesize import Progress, Synthesis
 from autotraj.status.progress import ProgressView
 from autotraj.status.stage_progress import StageView
 from autotraj.training import supervised
+from cluster.exit_codes import EXIT_INTERRUPTED, EXIT_OK
 from report.data import read_notes
 from report.page import write_report
 from storage.locations import join
@@ -47,7 +48,6 @@ from storage.objects import StorageError
 from trajectory.log import TrajectoryLog
 from trajectory.types import Group
 
-EXIT_OK, EXIT_INTERRUPTED = 0, 130
 NUM_SAMPLES = 24
 """Groups of each evaluation that the report shows."""
 

@@ -13,10 +13,9 @@ from pydantic import ValidationError
 from repair_cases import ANSWER, CALL, GOOD, OK, RAMBLING, RESULT, TASK, WRONG, make_request, make_trajectory
 
 from actors.config import EngineConfig, EpisodeConfig, RepairConfig, RepairSettings, RolloutSettings
-from actors.repair import attempts
 from actors.repair.attempts import repair, repair_all
 from actors.repair.render import render
-from actors.repair.types import PromptTooLong, RepairResult
+from actors.repair.types import PromptTooLong, Reason, RepairResult
 from rewards.config import QualityConfig, RewardConfig
 from rewards.quality import Quality
 from trajectory import markup

@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT, TINY
 from object_store import Proxy, client, environment, objects, proxied
 
-from autotraj.__main__ import EXIT_FAILED, EXIT_OK
+from cluster.exit_codes import EXIT_FAILED, EXIT_OK
 from trajectory.log import read_log
 
 pytestmark = [pytest.mark.ray, pytest.mark.engine, pytest.mark.docker, pytest.mark.timeout(900)]

@@ -12,11 +12,13 @@ import torch
 from conftest import tiny
 from object_store import Proxy, environment, objects, proxied, set_environment
 
-from autotraj import __main__ as command_line
+from autotraj.__main__ import main
+from autotraj.cli import commands
 from autotraj.errors import RunError, UserError
 from autotraj.run_folder.folder import RunFolder, drop_metrics_after, newest
 from autotraj.run_folder.home import Home
 from autotraj.stages.start import open_folder
+from cluster.exit_codes import EXIT_FAILED
 from learners.checkpoint_format import META_FILE
 from storage.objects import Storage, files_of, scratch
 from trajectory.log import RecordLog, read_records
@@ -206,8 +208,8 @@ def test_the_command_line_names_a_full_disk(
         (small_disk / "big").write_bytes(bytes(7 << 20))
         return 0
 
-    monkeypatch.setattr(command_line, "_report", fill)
-    assert command_line.main(["report", "x"]) == command_line.EXIT_FAILED
+    monkeypatch.setattr(commands, "report", fill)
+    assert main(["report", "x"]) == EXIT_FAILED
     said = capsys.readouterr().err
     assert "failed: the disk is full:" in said
     assert "grpo` with --resume" in said

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from autotraj.__main__ import main, parser
+from autotraj.__main__ import main
 from autotraj.cli import submit
+from autotraj.cli.parser import parser
 from autotraj.errors import UserError
 
 TINY = "examples/tiny/run.toml"

@@ -99,7 +99,7 @@ def test_both_kuberay_files_describe_one_cluster() -> None:
 
 
 def test_the_kuberay_job_runs_a_command_of_ours() -> None:
-    from autotraj.__main__ import parser
+    from autotraj.cli.parser import parser
 
     words = read("kuberay-job.yaml")["spec"]["entrypoint"].split()
     assert words[:3] == ["python", "-m", "autotraj"]
