@@ -21,10 +21,11 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from autotraj.errors import UserError
-from autotraj.run_folder.home import NOTES_FILE
 from trajectory.log import read_log
 from trajectory.types import Group
+
+NOTES_FILE = "notes.json"
+"""Of a run or a stage: sentences on how the model is computed, such as that sequences are padded, not packed."""
 
 MAX_GROUPS_READ = 64
 """Groups kept of each stage's log; the rest are counted as left out."""
@@ -162,10 +163,10 @@ class ReportData:
 
 
 def load_report(run_dir: str | Path) -> ReportData:
-    """Reads the run folder at `run_dir`; raises UserError only if there is no such folder."""
+    """Reads the run folder at `run_dir`; raises FileNotFoundError only if there is no such folder."""
     path = Path(run_dir)
     if not path.is_dir():
-        raise UserError(f"{path}: no such run folder; `python -m autotraj run` makes one")
+        raise FileNotFoundError(f"{path}: no such run folder; `python -m autotraj run` makes one")
     # A folder of a single GRPO stage has its metrics at the root.
     summary = _json(path / "summary.json", Summary, "the results of the stages")
     grpo, root = path / "grpo/metrics.jsonl", path / "metrics.jsonl"

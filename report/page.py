@@ -68,7 +68,7 @@ class SynthesisView:
 def write_report(run_dir: str | Path) -> Path:
     """Writes `<run_dir>/report.html`, whole or not at all, and returns its path.
 
-    Raises UserError if there is no such folder. Whatever else is missing is said on the page.
+    Raises FileNotFoundError if there is no such folder. Whatever else is missing is said on the page.
     """
     target = Path(run_dir) / FILE_NAME
     page = render(load_report(run_dir))

@@ -28,10 +28,11 @@ from typing import Any
 from autotraj.config.run import RunConfig, load, to_toml, with_changes
 from autotraj.errors import UserError
 from autotraj.run_folder.changes import check_learners, damaged, refused
-from autotraj.run_folder.home import CHECKPOINTS, NOTES_FILE, Home, named
+from autotraj.run_folder.home import CHECKPOINTS, Home, named
 from autotraj.run_folder.lock import clear
 from autotraj.run_folder.tensorboard import Scalars
 from learners.errors import LearnerDied, LearnerTimeout
+from report.data import NOTES_FILE
 from storage.objects import RETRY_S, Storage, StorageError, files_of
 
 logger = logging.getLogger(__name__)

@@ -25,8 +25,6 @@ from storage.locations import is_uri, join, local_path
 from storage.objects import STAMP, Storage, StorageError, files_of
 
 CHECKPOINTS = "checkpoints"
-NOTES_FILE = "notes.json"
-"""Of a run or a stage: sentences on how the model is computed, such as that sequences are padded, not packed."""
 PUSH_EVERY_S = 300.0
 LIVE = ("status.json",)
 """Files that are of no use once the process has ended."""

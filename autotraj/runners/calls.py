@@ -12,6 +12,7 @@ from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.utils.actor_manager import FaultTolerantActorManager
 
 from autotraj.errors import RunError, Stalled
+from autotraj.status.rows import RunnerView
 
 CallKind = Literal["start", "work", "join", "sync", "probe"]
 
@@ -47,17 +48,6 @@ class Call:
     @property
     def what(self) -> str:
         return self.method or self.kind
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunnerView:
-    """What a runner does at one moment, for people."""
-
-    runner_id: int
-    state: str
-    policy_version: int
-    calls: dict[str, int]  # by what they are: "rollout_group", "repair", "start", "sync", "probe", …
-    oldest_s: float  # the age of the oldest of them
 
 
 def views(runners: Mapping[int, Runner], calls: Iterable[Call], now: float) -> list[RunnerView]:

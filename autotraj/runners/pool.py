@@ -33,13 +33,13 @@ from autotraj.runners.calls import (
     Finished,
     Outcome,
     Runner,
-    RunnerView,
     cause_of,
     gather,
     reason,
     views,
 )
 from autotraj.status.board import StatusBoard
+from autotraj.status.rows import RunnerView
 from models.weight_update import LogprobProbe
 
 logger = logging.getLogger(__name__)

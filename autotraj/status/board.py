@@ -23,8 +23,8 @@ from ray.exceptions import RayError
 from ray.experimental import internal_kv
 
 from autotraj.errors import UserError
-from autotraj.gateways.metrics import sandbox_rows
 from autotraj.status.rows import STATUS_FILE, Row, Since
+from autotraj.status.sandbox import sandbox_rows
 
 logger = logging.getLogger(__name__)
 

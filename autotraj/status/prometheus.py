@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
-from autotraj.runners.calls import RunnerView
+from autotraj.status.rows import RunnerView
 from trajectory.ledger import Counts
 from trajectory.types import Group
 

@@ -9,10 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:  # `python -m autotraj status` would wait for RLlib
-    from autotraj.runners.calls import RunnerView
+from typing import Any
 
 STATUS_FILE = "status.json"
 LATE_S = 10.0
@@ -31,6 +28,17 @@ class Row:
     does: str
     waits_on: str = ""
     detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunnerView:
+    """What a runner does at one moment, for people."""
+
+    runner_id: int
+    state: str
+    policy_version: int
+    calls: dict[str, int]  # by what they are: "rollout_group", "repair", "start", "sync", "probe", …
+    oldest_s: float  # the age of the oldest of them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,10 +18,10 @@ from autotraj.errors import UserError
 from autotraj.gateways import metrics as gateway_metrics
 from autotraj.gateways import node
 from autotraj.loop.inspection import announce
-from autotraj.runners.calls import Call, Runner, RunnerView, views
-from autotraj.status import prometheus
+from autotraj.runners.calls import Call, Runner, views
+from autotraj.status import prometheus, sandbox
 from autotraj.status.board import StatusBoard
-from autotraj.status.rows import LoopState, Row, Since, loop_rows, render, runner_rows
+from autotraj.status.rows import LoopState, Row, RunnerView, Since, loop_rows, render, runner_rows
 from autotraj.status.show import show
 from tool_sandbox.stats import PoolState, Stats
 
@@ -130,8 +130,8 @@ def test_a_gateway_s_occupancy() -> None:
         ("sandbox_containers_lost", "died"): 1, ("sandbox_containers_lost", "calls"): 2,
     }  # fmt: skip
     busy = Row(who="sandbox h:1", does="runs calls", detail="3 of 4 places taken, 67 calls wait for one")
-    assert gateway_metrics.row("h:1", stats) == busy
-    assert gateway_metrics.row("h:1", None).does == "silent"
+    assert sandbox.row("h:1", stats) == busy
+    assert sandbox.row("h:1", None).does == "silent"
 
 
 def test_a_gateway_is_not_silent_while_the_one_who_asks_it_is_stopped() -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from report_run import Page, group, make_run, repair, solved, write_lines, write_log
 
-from autotraj.errors import UserError
 from report import page
 from report.data import Missing, Repairs, load_report, read_metrics
 
@@ -49,7 +48,7 @@ def test_an_empty_folder_has_a_report_too(tmp_path: Path) -> None:
 
 
 def test_no_folder_is_the_users_to_mend(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no such run folder"):
+    with pytest.raises(FileNotFoundError, match="no such run folder"):
         page.write_report(tmp_path / "none")
 
 
