@@ -2,29 +2,28 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
+from learners.losses.objective import PolicyObjective
+from learners.losses.registry import LOSSES
 from trajectory.paths import LocalPath
 from trajectory.section import Section, Seed
 
 Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
 
-Algorithm = Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo"]
-
-PUBLISHED_CLIP_RANGE: dict[Algorithm, tuple[float, float]] = {
-    "grpo": (0.2, 0.2),
-    "dr_grpo": (0.2, 0.2),
-    "dapo": (0.2, 0.28),
-    "gspo": (3e-4, 4e-4),
-    "cispo": (1.0, 4.0),
-}
-"""(ε_low, ε_high) of each paper. CISPO leaves the lower side open: 1 − ε_low = 0."""
-
 
 class LossConfig(Section):
     """The policy objective: which loss, how it is clipped, and how engine and learner are reconciled."""
 
-    algorithm: Algorithm = "dapo"
+    algorithm: str = "dapo"
     """`grpo`: mean over sequences of token means (arXiv 2402.03300). `dr_grpo`: sum over a constant length
     (2503.20783). `dapo`: mean over all tokens, clip-higher (2503.14476). `gspo`: one ratio a sequence (2507.18071).
     `cispo`: clipped, detached importance weight times log-likelihood (2506.13585)."""
@@ -62,16 +61,28 @@ class LossConfig(Section):
     kl_coef: NonNegativeFloat = 0.0
     """Weight of the KL penalty."""
 
+    @field_validator("algorithm")
+    @classmethod
+    def _is_known(cls, algorithm: str) -> str:
+        if algorithm not in LOSSES:
+            raise ValueError(f"{algorithm!r} is no known objective; these are: {', '.join(LOSSES)}")
+        return algorithm
+
     @model_validator(mode="after")
     def _no_contradictions(self) -> "LossConfig":
         if (self.kl_estimator == "none") != (self.kl_coef == 0.0):
             raise ValueError(
                 f"kl_estimator={self.kl_estimator!r} contradicts kl_coef={self.kl_coef}: set both, or neither"
             )
-        if (self.algorithm == "dr_grpo") != (self.max_response_tokens is not None):
-            raise ValueError("algorithm='dr_grpo' needs max_response_tokens; no other algorithm uses it")
-        if self.algorithm == "gspo" and self.is_level == "token" and self.is_correction != "none":
-            raise ValueError("gspo has one ratio a sequence: is_level='token' would bring token weights back in")
+        if self.objective.needs_length and self.max_response_tokens is None:
+            raise ValueError(f"algorithm={self.algorithm!r} divides by a constant length: set max_response_tokens")
+        if self.max_response_tokens is not None and not self.objective.needs_length:
+            raise ValueError(f"max_response_tokens has no effect with algorithm={self.algorithm!r}: leave it out")
+        by_sequence = self.objective.ratio_level == "sequence"
+        if by_sequence and self.is_level == "token" and self.is_correction != "none":
+            raise ValueError(
+                f"{self.algorithm} has one ratio a sequence: is_level='token' would bring token weights back in"
+            )
         if self.is_min is not None and self.is_correction != "mis":
             raise ValueError(f"is_min has no effect with is_correction={self.is_correction!r}")
         if self.is_min is not None and self.is_min >= self.is_max:
@@ -81,21 +92,26 @@ class LossConfig(Section):
         return self
 
     @property
+    def objective(self) -> PolicyObjective:
+        """What `algorithm` names."""
+        return LOSSES[self.algorithm]
+
+    @property
     def clip_range(self) -> tuple[float, float]:
         """(ε_low, ε_high), the published values where none are set."""
-        low, high = PUBLISHED_CLIP_RANGE[self.algorithm]
+        low, high = self.objective.clip_range
         return (low if self.eps_low is None else self.eps_low, high if self.eps_high is None else self.eps_high)
 
     @property
     def sequence_level_is(self) -> bool:
         """Whether the engine-to-learner weight is one a sequence."""
-        return self.is_level == "sequence" or (self.is_level == "auto" and self.algorithm == "gspo")
+        return self.is_level == "sequence" or (self.is_level == "auto" and self.objective.ratio_level == "sequence")
 
     @property
     def reward_scale(self) -> Literal["std", "none", "batch"]:
         """`advantage_scale` with `auto` resolved."""
         if self.advantage_scale == "auto":
-            return "none" if self.algorithm == "dr_grpo" else "std"
+            return self.objective.advantage_scale
         return self.advantage_scale
 
 

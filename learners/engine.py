@@ -41,7 +41,8 @@ from learners.batching import (
     pack,
 )
 from learners.config import LearnerConfig, LossConfig
-from learners.losses import Metrics, bradley_terry, policy_loss, sft_loss
+from learners.losses.policy import Metrics, policy_loss
+from learners.losses.supervised import bradley_terry, sft_loss
 from learners.model import SequenceScores, TokenLogprobs, load_model
 from learners.phases import PhaseClock
 from learners.plain_weights import PlainWeight, plain_weights, whole_tensors

@@ -11,8 +11,8 @@ from learners.config import LearnerConfig, LoraConfig, LossConfig
     [
         ({"kl_coef": 0.1}, "kl_estimator='none' contradicts kl_coef=0.1"),
         ({"kl_estimator": "k3"}, "kl_estimator='k3' contradicts kl_coef=0.0"),
-        ({"algorithm": "dr_grpo"}, "needs max_response_tokens"),
-        ({"algorithm": "dapo", "max_response_tokens": 100}, "no other algorithm uses it"),
+        ({"algorithm": "dr_grpo"}, "divides by a constant length"),
+        ({"algorithm": "dapo", "max_response_tokens": 100}, "has no effect with algorithm=.dapo."),
         ({"algorithm": "gspo", "is_level": "token"}, "gspo has one ratio a sequence"),
         ({"is_min": 0.5}, "is_min has no effect with is_correction='tis'"),
         ({"is_correction": "mis", "is_min": 2.0, "is_max": 1.5}, "leaves nothing below is_max=1.5"),

@@ -6,10 +6,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from learners.config import LossConfig
-from learners.losses import bradley_terry, importance_weight, kl_estimate, policy_loss, sft_loss
+from learners.losses.objective import PolicyObjective, mean_of_tokens
+from learners.losses.policy import importance_weight, kl_estimate, policy_loss
+from learners.losses.registry import LOSSES
+from learners.losses.supervised import bradley_terry, sft_loss
 
 MASK = torch.tensor([[True, True, False], [True, True, True]])
 LOGPROBS = torch.tensor([[-0.5, -1.0, -9.0], [-2.0, -0.25, -1.0]], dtype=torch.float64)
@@ -48,6 +52,26 @@ def test_loss_by_hand(algorithm: str) -> None:
         assert metrics["ratio_mean"].item() == pytest.approx((1.5 + 1 + 0.5 + 1 + 1.1) / 5)
         assert metrics["ratio_max"].item() == pytest.approx(1.5)  # 7.0 is masked
         assert metrics["clip_fraction"].item() == pytest.approx(2 / 5)
+
+
+def test_an_objective_of_ones_own_is_one_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plain policy gradient, −A·log π: added from outside, it is configured, checked and computed as the others are."""
+
+    def plain(ratio: Tensor, logprobs: Tensor, advantages: Tensor, clip_range: object) -> tuple[Tensor, Tensor]:
+        return -advantages * logprobs, torch.zeros_like(ratio, dtype=torch.bool)
+
+    parts = {"clip_range": (0.5, 0.5), "ratio_level": "token", "mean": mean_of_tokens, "needs_length": False}
+    mine = PolicyObjective(name="mine", token_loss=plain, advantage_scale="none", **parts)
+    with pytest.raises(TypeError, match="token_loss"):
+        PolicyObjective(name="mine", advantage_scale="none", **parts)
+    with pytest.raises(ValidationError, match="'mine' is no known objective; these are: grpo, dr_grpo"):
+        LossConfig(algorithm="mine")
+    monkeypatch.setitem(LOSSES, "mine", mine)
+    config = LossConfig(algorithm="mine")
+    assert config.reward_scale == "none"
+    assert config.clip_range == (0.5, 0.5)
+    loss, _ = run(config, LOGPROBS, LOGPROBS, LOGPROBS)
+    assert loss.item() == pytest.approx((0.5 + 1.0 - 2.0 - 0.25 - 1.0) / 5)
 
 
 def test_cispo_keeps_the_gradient_of_clipped_tokens_and_dapo_does_not() -> None:

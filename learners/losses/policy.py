@@ -1,4 +1,4 @@
-"""Losses: tensors in, a scalar and its metrics out. No processes, no model, no global state.
+"""The policy loss: a `PolicyObjective`, the correction for what the engine sampled with, and the KL penalty.
 
 Three policies meet in a policy loss (decoupled objective, AReaL, arXiv 2505.24298):
 
@@ -14,13 +14,11 @@ losses (and metrics) of micro-batches on all ranks simply add up to those of the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from learners.config import Algorithm, LossConfig
+from learners.config import LossConfig
+from learners.losses.objective import Counts, sequence_mean
 
 Metrics = dict[str, Tensor]
 """Scalars; names that end in `_max` combine by maximum, all others by addition."""
@@ -75,10 +73,11 @@ def policy_loss(
         advantages = advantages[:, None]
 
     log_ratio = logprobs - old_logprobs
-    if config.algorithm == "gspo":
+    objective = config.objective
+    if objective.ratio_level == "sequence":
         log_ratio = sequence_mean(log_ratio, mask)  # (B, 1)
     ratio = torch.exp(log_ratio.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT))
-    token_loss, clipped = _TOKEN_LOSSES[config.algorithm](ratio, logprobs, advantages, config)
+    token_loss, clipped = objective.token_loss(ratio, logprobs, advantages, config.clip_range)
 
     weight, corrected = importance_weight(old_logprobs, behaviour_logprobs, mask, config)
     token_loss = token_loss * weight
@@ -88,13 +87,12 @@ def policy_loss(
         token_loss = token_loss + config.kl_coef * kl
         metrics["kl_ref"] = (kl.detach() * mask).sum() / num_passed
 
-    if config.algorithm in ("grpo", "gspo"):
-        loss = sequence_mean(token_loss.expand_as(mask), mask).sum() / num_sequences_global
-    elif config.algorithm == "dr_grpo":
-        assert config.max_response_tokens is not None
-        loss = (token_loss * mask).sum() / (num_sequences_global * config.max_response_tokens)
-    else:
-        loss = (token_loss * mask).sum() / num_tokens_global
+    counts = Counts(
+        num_tokens=num_tokens_global,
+        num_sequences=num_sequences_global,
+        max_response_tokens=config.max_response_tokens,
+    )
+    loss = objective.mean(token_loss.expand_as(mask), mask, counts)
 
     with torch.no_grad():
 
@@ -117,66 +115,6 @@ def policy_loss(
         if entropies is not None:
             metrics["entropy"] = mean(torch.where(mask, entropies, 0.0))
     return loss, metrics
-
-
-def sft_loss(logprobs: Tensor, mask: Tensor, *, num_tokens_global: int) -> tuple[Tensor, Metrics]:
-    """Next-token loss, mean over all tokens of the batch where `mask` (B, T) is True; adds up over micro-batches."""
-    loss = -torch.where(mask, logprobs, 0.0).sum() / max(num_tokens_global, 1)
-    return loss, {"loss": loss.detach(), "num_tokens": mask.sum()}
-
-
-def bradley_terry(
-    chosen: Tensor, rejected: Tensor, margins: Tensor, *, num_pairs_global: int
-) -> tuple[Tensor, Metrics]:
-    """−log σ(chosen − rejected − margin), mean over all pairs of the batch; adds up over micro-batches.
-
-    Args:
-        chosen: (N,) scores of the preferred sides; N may be 0.
-        rejected: (N,) scores of the others.
-        margins: (N,) by how much the preferred side should win, in logits (Llama 2, arXiv 2307.09288, eq. 2).
-        num_pairs_global: pairs in the whole batch, over all micro-batches and ranks.
-
-    Returns:
-        The loss and detached metrics: `accuracy` (a tie counts half) and `margin_mean`, the mean of chosen − rejected.
-    """
-    num_pairs_global = max(num_pairs_global, 1)
-    gaps = chosen - rejected
-    loss = -F.logsigmoid(gaps - margins).sum() / num_pairs_global
-    with torch.no_grad():
-        right = (gaps > 0) + 0.5 * (gaps == 0)
-        metrics = {
-            "loss": loss.detach(),
-            "accuracy": right.sum() / num_pairs_global,
-            "margin_mean": gaps.sum() / num_pairs_global,
-        }
-    return loss, metrics
-
-
-def _clipped_surrogate(
-    ratio: Tensor, logprobs: Tensor, advantages: Tensor, config: LossConfig
-) -> tuple[Tensor, Tensor]:
-    """PPO's pessimistic bound: −min(r·A, clip(r)·A). (B, T), or (B, 1) for a sequence ratio."""
-    low, high = config.clip_range
-    unclipped, bounded = ratio * advantages, ratio.clamp(1 - low, 1 + high) * advantages
-    clipped = ((ratio < 1 - low) & (advantages < 0)) | ((ratio > 1 + high) & (advantages > 0))
-    return -torch.minimum(unclipped, bounded), clipped
-
-
-def _clipped_weight(ratio: Tensor, logprobs: Tensor, advantages: Tensor, config: LossConfig) -> tuple[Tensor, Tensor]:
-    """CISPO: −sg(clip(r))·A·log π. Clipped tokens keep a gradient: rare, pivotal tokens are not silenced."""
-    low, high = config.clip_range
-    clipped = (ratio < 1 - low) | (ratio > 1 + high)
-    return -ratio.clamp(1 - low, 1 + high).detach() * advantages * logprobs, clipped
-
-
-_TokenLoss = Callable[[Tensor, Tensor, Tensor, LossConfig], tuple[Tensor, Tensor]]
-_TOKEN_LOSSES: Mapping[Algorithm, _TokenLoss] = {
-    "grpo": _clipped_surrogate,
-    "dr_grpo": _clipped_surrogate,
-    "dapo": _clipped_surrogate,
-    "gspo": _clipped_surrogate,
-    "cispo": _clipped_weight,
-}
 
 
 def importance_weight(
@@ -206,11 +144,6 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, estimator: str) -> Tenso
         return torch.exp((-k1).clamp(max=LOG_RATIO_LIMIT)) - 1 + k1
     k2 = 0.5 * k1.square()
     return k2 if estimator == "k2" else k2 + (k1 - k2).detach()
-
-
-def sequence_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """(B, T) → (B, 1): mean over each row's True entries; 0 for a row without any."""
-    return (x * mask).sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1)
 
 
 def masked_max(x: Tensor, mask: Tensor) -> Tensor:

@@ -1,0 +1,13 @@
+"""CISPO (arXiv 2506.13585, eq. 4): the clipped importance weight, detached, times the log-likelihood. Its lower side is open."""
+
+from learners.losses.objective import PolicyObjective, clipped_weight, mean_of_tokens
+
+CISPO = PolicyObjective(
+    name="cispo",
+    clip_range=(1.0, 4.0),
+    ratio_level="token",
+    token_loss=clipped_weight,
+    mean=mean_of_tokens,
+    advantage_scale="std",
+    needs_length=False,
+)
