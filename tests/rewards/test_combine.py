@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from rewards.combine import overlong_penalty, score
+from rewards.combine import score
 from rewards.config import RewardConfig
+from rewards.terms import REWARD_TERMS, overlong_penalty
 from trajectory.types import Reward, Task, Trajectory
 
 MATH = Task(id="m", question="?", golds=("5",))
@@ -125,3 +126,15 @@ def test_parts_add_up(preset, task, answer, rm):
     reward = score(task, answered(answer), RewardConfig(preset=preset), rm=rm)
     assert reward.total == sum(reward.parts.values())
     assert ("trajectory" in reward.parts) == (rm is not None)
+
+
+def test_a_term_of_ones_own_is_a_function_and_a_line(monkeypatch):
+    """Added from outside: it counts, and it stands in the breakdown under its name; where it is None it doesn't apply."""
+    monkeypatch.setitem(
+        REWARD_TERMS, "brevity", lambda given: 0.5 if given.trajectory.num_generated_tokens < 11 else None
+    )
+    text = "<think>a</think><answer>\\boxed{5}</answer>"
+    short, long = (score(MATH, make_trajectory(text, num_tokens=n), RewardConfig()) for n in (10, 12))
+    assert short.parts == {"outcome": 1.0, "format": 0.0, "brevity": 0.5}
+    assert short.total == 1.5
+    assert long.parts == {"outcome": 1.0, "format": 0.0}
