@@ -15,10 +15,11 @@ def score(task: Task, trajectory: Trajectory, config: RewardConfig, rm: float | 
     `rm` is the reward model's score: as it comes with preset "paper", normalised by the caller's `RunningNorm` with
     "default". None: there is no reward model. Raises ValueError if it counts and isn't finite.
 
-    Parts are the terms of `REWARD_TERMS` that apply, and the total is their sum. `correct` is about the answer alone. A trajectory cut off by a limit has no closed answer, so it is malformed; what the reward
-    model says of a malformed one doesn't count. Notes name the broken rules, `malformed` if the episode ended for that,
-    and why an answer couldn't be compared. The first LaTeX answer that isn't a plain number starts a process (2 s); each
-    comparison blocks for `config.math_timeout_s` at most.
+    Parts are the terms of `REWARD_TERMS` that apply, and the total is their sum. `correct` is about the answer alone. A
+    trajectory cut off by a limit has no closed answer, so it is malformed; what the reward model says of a malformed one
+    doesn't count. Notes name the broken rules, `malformed` if the episode ended for that, and why an answer couldn't be
+    compared. The first LaTeX answer that isn't a plain number starts a process (2 s); each comparison blocks for
+    `config.math_timeout_s` at most.
     """
     assert trajectory.finish_reason not in ("error", "deadline"), "there is nothing to reward"
     form = format.check(trajectory.text)

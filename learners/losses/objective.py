@@ -27,7 +27,8 @@ ClipRange = tuple[float, float]
 
 TokenLoss = Callable[["Tensor", "Tensor", "Tensor", ClipRange], "tuple[Tensor, Tensor]"]
 """(ratio, logprobs, advantages, clip range) → (loss of each token, where it was clipped). Shapes: ratio (B, T), or (B, 1)
-with one ratio a sequence; logprobs (B, T), with the gradient; advantages (B, T) or (B, 1); results as the ratio, or (B, T)."""
+with one ratio a sequence; logprobs (B, T), with the gradient; advantages (B, T) or (B, 1); results as the ratio,
+or (B, T)."""
 
 Mean = Callable[["Tensor", "Tensor", Counts], "Tensor"]
 """(token losses (B, T), mask (B, T), counts) → scalar, of which those of all micro-batches add up to the batch's loss."""
