@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 
 from pydantic import TypeAdapter, ValidationError
 
-from autotraj.evaluation.intervals import Estimate, bootstrap_mean, pass_at_k, wilson
+from autotraj.evaluation.intervals import Estimate, bootstrap_mean, pass_at_k, share
 from rewards import math_text, outcome
 from trajectory import markup
 from trajectory.types import Group, Reward, Task, Trajectory
@@ -156,9 +156,8 @@ def _estimate(name: str, values: Sequence[float | None], seed: int) -> Estimate 
     known = [value for value in values if value is not None]
     if not known:
         return None
-    if name not in ("tool_calls", "generated_tokens") and all(value in (0.0, 1.0) for value in known):
-        return wilson(int(sum(known)), len(known))
-    return bootstrap_mean(known, seed=seed)
+    estimate = bootstrap_mean if name in ("tool_calls", "generated_tokens") else share
+    return estimate(known, seed=seed)
 
 
 def _answer(trajectory: Trajectory) -> str | None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
-import statistics
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
@@ -12,6 +10,7 @@ from dataclasses import dataclass, field, fields
 
 from autotraj.config.run import EvalConfig
 from autotraj.errors import Stalled
+from autotraj.evaluation.intervals import bootstrap_mean, share
 from autotraj.loop.scoring import score_group
 from autotraj.loop.step_metrics import describe_groups
 from autotraj.runners.calls import Failed
@@ -33,13 +32,13 @@ class EvalResult:
 
     name: str
     accuracy: float  # mean over all sampled trajectories
-    accuracy_ci95: float  # half-width, normal approximation over problems
+    accuracy_ci95: float  # half of the interval, see `intervals.share`
     num_problems: int
     num_failed: int  # trajectories that ended in an error or at their deadline
     num_asked_again: int  # problems sampled once more after an actor was lost or an episode ended in an error
     tool_call_rate: float
     mean_reward: float
-    mean_reward_ci95: float  # half-width, as accuracy's
+    mean_reward_ci95: float  # half of the interval, by the bootstrap over problems
     seconds: float
     groups: tuple[Group, ...] = field(default=(), repr=False)
 
@@ -133,19 +132,13 @@ def summarize(name: str, groups: Sequence[Group], *, seconds: float, num_asked_a
     return EvalResult(
         name=name,
         accuracy=sum(per_problem) / len(per_problem) if per_problem else 0.0,
-        accuracy_ci95=_half_width(per_problem),
+        accuracy_ci95=share(per_problem).half_width if per_problem else 0.0,
         num_problems=len(per_problem),
         num_failed=sum(t.finish_reason in ("error", "deadline") for g in groups for t in g.trajectories),
         num_asked_again=num_asked_again,
         tool_call_rate=metrics.get("tool_call_rate", 0.0),
         mean_reward=metrics.get("reward_mean", 0.0),
-        mean_reward_ci95=_half_width(rewards),
+        mean_reward_ci95=bootstrap_mean(rewards).half_width if rewards else 0.0,
         seconds=seconds,
         groups=tuple(groups),
     )
-
-
-def _half_width(per_problem: Sequence[float]) -> float:
-    """Of the mean's 95 % interval, by the normal approximation; 0 if there is nothing to tell it by."""
-    n = len(per_problem)
-    return 1.96 * statistics.stdev(per_problem) / math.sqrt(n) if n > 1 else 0.0

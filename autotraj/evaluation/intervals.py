@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Z95 = 1.959963984540054  # Φ⁻¹(0.975)
 RESAMPLES = 2000
 _CHUNK_DRAWS = 1 << 20
 
@@ -26,16 +25,30 @@ class Estimate:
     low: float
     high: float
 
+    @property
+    def half_width(self) -> float:
+        """Half of the interval, for a figure with ±; the interval isn't symmetric near 0 and 1."""
+        return (self.high - self.low) / 2
+
+
+def share(values: Sequence[float], *, seed: int = 0) -> Estimate:
+    """The mean over problems of a share, each in [0, 1]: by Wilson's interval where all are 0 or 1, else by the bootstrap.
+
+    Raises ValueError without values.
+    """
+    if all(value in (0.0, 1.0) for value in values):
+        return wilson(int(sum(values)), len(values))
+    return bootstrap_mean(values, seed=seed)
+
 
 def wilson(successes: int, trials: int) -> Estimate:
     """A proportion of independent trials (Wilson 1927). Raises ValueError without trials."""
+    from scipy.stats import binomtest  # takes a second to import
+
     if trials < 1:
         raise ValueError("a proportion needs at least one trial")
-    assert 0 <= successes <= trials
-    p, z2 = successes / trials, Z95**2
-    centre = (p + z2 / (2 * trials)) / (1 + z2 / trials)
-    half = Z95 * math.sqrt(p * (1 - p) / trials + z2 / (4 * trials**2)) / (1 + z2 / trials)
-    return Estimate(p, max(0.0, centre - half), min(1.0, centre + half))
+    found = binomtest(successes, trials).proportion_ci(0.95, method="wilson")
+    return Estimate(successes / trials, float(found.low), float(found.high))
 
 
 def bootstrap_mean(values: Sequence[float], *, seed: int = 0, resamples: int = RESAMPLES) -> Estimate:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autotraj.evaluation.intervals import Estimate, bootstrap_mean, paired_difference, pass_at_k, wilson
+from autotraj.evaluation.intervals import Estimate, bootstrap_mean, paired_difference, pass_at_k, share, wilson
 
 
 @pytest.mark.parametrize(
@@ -37,6 +37,13 @@ def test_bootstrap_is_near_the_normal_interval_and_repeatable() -> None:
     assert (estimate.high - estimate.low) / 2 == pytest.approx(half, rel=0.1)
     assert bootstrap_mean(values) == estimate
     assert bootstrap_mean(values, seed=1) != estimate
+
+
+def test_a_share_is_wilsons_where_problems_are_right_or_wrong() -> None:
+    assert share([1.0, 0.0, 1.0, 1.0]) == wilson(3, 4)
+    assert share([1.0, 0.5, 0.0]) == bootstrap_mean([1.0, 0.5, 0.0])
+    with pytest.raises(ValueError, match="at least one"):
+        share([])
 
 
 def test_bootstrap_of_little() -> None:

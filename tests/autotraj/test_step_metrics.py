@@ -102,7 +102,13 @@ def test_a_trajectory_that_sampled_nothing_counts_as_a_sequence() -> None:
 def test_evaluation_figures(groups: list[Group]) -> None:
     result = summarize("base", groups, seconds=1.0)
     assert result.accuracy == pytest.approx(0.75)  # problems score 0.5 and 1.0
-    # standard error of two problems: sd of {0.5, 1} = 0.35355, over sqrt(2) = 0.25
-    assert result.accuracy_ci95 == pytest.approx(1.96 * 0.25, rel=1e-3)
+    assert result.accuracy_ci95 == 0.25  # two problems drawn with replacement: 0.5, 0.75 or 1, with 1/4, 1/2, 1/4
     assert (result.num_problems, result.num_failed) == (2, 0)
     assert "groups" not in result.summary()
+
+
+def test_an_accuracy_of_problems_that_are_right_or_wrong_has_wilsons_interval(groups: list[Group]) -> None:
+    """Also where all are right, of which the normal approximation says ± 0."""
+    right = [g for g in groups if all(r.correct for r in g.rewards)]
+    assert len(right) == 1
+    assert summarize("base", right, seconds=1.0).accuracy_ci95 == pytest.approx((1 - 0.2065) / 2, abs=1e-4)
