@@ -26,10 +26,19 @@ class GroupsFail(RunError):
     """All that was sampled in a row failed; the message says why, how often, the first of it and what to change."""
 
 
-class RewardNotFinite(RunError):
-    """A reward is NaN or infinite; the message names the part that is. `reason` is its short name for counting."""
+class ScoringFailed(RunError):
+    """A group has no rewards; the message says why. `reason` is a short name for counting."""
 
-    reason = "nonfinite_reward"
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class RewardNotFinite(ScoringFailed):
+    """A reward is NaN or infinite; the message names the part that is."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("nonfinite_reward", message)
 
 
 class NotFinite(RunError):

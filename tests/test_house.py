@@ -53,6 +53,7 @@ ROOF = (
     "autotraj.preferences",
     "autotraj.runners",
     "autotraj.gateways",
+    "autotraj.sampling",
     "autotraj.training",
     "autotraj.loop",
     "autotraj.evaluation",

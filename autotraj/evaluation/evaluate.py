@@ -8,14 +8,15 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 
+from actors.work import Work
 from autotraj.config.run import EvalConfig
 from autotraj.errors import Stalled
 from autotraj.evaluation.intervals import bootstrap_mean, share
-from autotraj.loop.scoring import score_group
-from autotraj.loop.step_metrics import describe_groups
 from autotraj.runners.calls import Failed
 from autotraj.runners.pool import RunnerPool
 from autotraj.sampling.failures import FailuresInARow, episode_failure
+from autotraj.sampling.metrics import describe_groups
+from autotraj.sampling.scoring import score_group
 from rewards.config import RewardConfig
 from trajectory.types import Group, Task
 
@@ -76,7 +77,7 @@ def evaluate(
     per_runner = 2 * max_concurrent_episodes // config.num_samples + 1
     failures, any_answer = FailuresInARow(f"evaluating {name}", per_runner * pool.num_runners), False
     while len(found) < len(tasks):
-        room = 0 if failures.too_many else per_runner * pool.num_ready - pool.num_in_flight("evaluate")
+        room = 0 if failures.too_many else per_runner * pool.num_ready - pool.num_in_flight(Work.EVALUATE)
         for _ in range(min(len(waiting), room)):
             runner_id = pool.idle_slot()
             assert runner_id is not None, "there is room only on ready runners"
@@ -85,7 +86,7 @@ def evaluate(
             pool.submit(
                 runner_id,
                 str(index),
-                "evaluate",
+                Work.EVALUATE,
                 timeout_s=call_timeout_s,
                 tasks=[tasks[index]],
                 num_samples=config.num_samples,
@@ -93,7 +94,7 @@ def evaluate(
                 seed=seed + index,
             )
         for outcome in pool.poll(POLL_S):
-            if outcome.method != "evaluate":  # of a loop that has ended
+            if outcome.method != Work.EVALUATE:  # of a loop that has ended
                 continue
             last_progress, index = time.monotonic(), int(outcome.key)
             if isinstance(outcome, Failed):
@@ -110,7 +111,7 @@ def evaluate(
                 waiting.append(index)
             else:
                 found[index] = group
-        failures.check(idle=pool.num_in_flight("evaluate") == 0)
+        failures.check(idle=pool.num_in_flight(Work.EVALUATE) == 0)
         pool.restore()
         if time.monotonic() - last_progress > patience_s:
             raise Stalled(

@@ -26,23 +26,27 @@ from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.utils.metrics import LEARNER_RESULTS, NUM_ENV_STEPS_TRAINED_LIFETIME
 from ray.tune import PlacementGroupFactory
 
-from autotraj.errors import NothingToLearn, RewardNotFinite, Stalled
-from autotraj.loop import state as loop_state
+from actors.work import Work
+from autotraj.errors import NothingToLearn, Stalled
 from autotraj.loop.config import GRPOConfig
 from autotraj.loop.inspection import Inspection
 from autotraj.loop.online_repair import OnlineRepair
 from autotraj.loop.refreshed_models import RefreshedModels
-from autotraj.loop.reward_service import RewardModelService, RewardModelUnavailable
-from autotraj.loop.scoring import Scorer, ScoringThreads, score_group
-from autotraj.loop.step_metrics import describe_groups
+from autotraj.loop.reward_service import RewardModelService
+from autotraj.loop.scoring import Scorer
+from autotraj.loop.state import FIRST_VERSION, STATE_FILE, SavedLoop
 from autotraj.loop.training_batch import TrainingBatch, assemble
 from autotraj.planning import preflight
 from autotraj.run_folder.folder import LEARNERS, Checkpoint
-from autotraj.runners.calls import Failed, Outcome, managed
+from autotraj.runners.calls import Outcome, managed
 from autotraj.runners.elastic import ElasticRunners
 from autotraj.runners.pool import RunnerPool
 from autotraj.runners.repairers import repairer_pool
-from autotraj.sampling.failures import Failure, FailuresInARow, failure_of
+from autotraj.sampling.failures import FailuresInARow
+from autotraj.sampling.groups import GroupSource
+from autotraj.sampling.metrics import describe_groups
+from autotraj.sampling.scoring import score_group
+from autotraj.status.rows import LoopState
 from autotraj.training.skips import Skips
 from autotraj.training.supervised import Interrupted
 from learners.advantages import has_variance
@@ -51,7 +55,7 @@ from learners.skipped_steps import reasons
 from storage.objects import Storage
 from tasks.load import load_tasks
 from trajectory import ledger as ledgers
-from trajectory.ledger import Ledger
+from trajectory.ledger import Lease, Ledger
 from trajectory.log import TrajectoryLog
 from trajectory.types import Group, Task
 
@@ -87,8 +91,6 @@ class GRPO(Algorithm):
         run = config.run_config
         self._tasks: list[Task] = load_tasks(run.data)
         self.models = RefreshedModels(run)
-        self._begin()
-        self._scoring = ScoringThreads(self._score)
         self._pending: tuple[Pending[StepResult], TrainingBatch, float] | None = None
         self._service: RewardModelService | None = None
         self._scorer: Scorer | None = None
@@ -99,7 +101,6 @@ class GRPO(Algorithm):
         self._num_alike = 0  # groups in a row without variance
         self._failures = FailuresInARow("GRPO", (run.grpo.max_staleness + 1) * run.grpo.groups_per_step)
         self.stop_is_asked: Callable[[], bool] = lambda: False  # by whoever trains, who gets `Interrupted`
-        self._tokens_since_step = 0
         self._last_step_at = time.monotonic()
         self.policy_version = 0
         self.step_metrics: dict[str, float] = {}
@@ -122,7 +123,8 @@ class GRPO(Algorithm):
         if run.elastic.max_actors:
             self._elastic = ElasticRunners(run.elastic, self.env_runner_group, self.runners, run.folder)
         self.repairers = self.runners  # until there are others
-        self.inspection = Inspection(self)
+        self._begin()
+        self.inspection = Inspection(self, run.folder)
         self.inspection.board.now_does("brings up learners and engines")
         self.runners.start()  # in the background, while the learners come up
         self._bring_up_scoring(config)
@@ -133,8 +135,22 @@ class GRPO(Algorithm):
     def _begin(self) -> None:
         """As at the start: nothing was worked on yet."""
         run = self.config.run_config
-        self._ledger = Ledger(self._tasks, seed=run.seed, max_attempts=run.grpo.max_attempts)
-        self._buffer: list[Group] = []  # scored, in order of arrival
+        self.ledger = Ledger(self._tasks, seed=run.seed, max_attempts=run.grpo.max_attempts)
+        self.buffer: list[Group] = []  # scored, in order of arrival
+        self._source = GroupSource(
+            self.ledger,
+            self.runners,
+            self._score,
+            failures=self._failures,
+            seed_of=self._seed_of,
+            timeout_s=self.config.rollout_timeout_s,
+        )
+        self._tokens_at_step = 0  # of the source's, at the end of the last step
+
+    def _seed_of(self, lease: Lease) -> int:
+        """Another one for every lease of the run, also for those of a task that is sampled again."""
+        self._num_leases += 1
+        return self.config.run_config.seed * 1_000_003 + self._num_leases
 
     def _bring_up_scoring(self, config: GRPOConfig) -> None:
         run = config.run_config
@@ -164,7 +180,7 @@ class GRPO(Algorithm):
     def training_step(self) -> None:
         if self._elastic:
             self._elastic.watch(learners_wait=self._pending is None)
-        self._admit()
+        self._source.admit(self.num_admissible(), policy_version=self.policy_version)
         self._begin_step()
         self._stop_if_asked()
         outcomes = self.runners.poll(POLL_S, self._pending[0].refs if self._pending else [])
@@ -172,11 +188,12 @@ class GRPO(Algorithm):
             outcomes += self.repairers.poll(0.0)
         for outcome in outcomes:
             self._take(outcome)
-        self._collect_scored()
+        for group in self._source.collect():
+            self._keep(group)
         if self._pending and (result := self._pending[0].poll()) is not None:
             self._finish_step(result, *self._pending[1:])
         self._check_variance()
-        self._check_failures()
+        self._source.check(busy=self._pending is not None)
         self._check_deadlines()
 
     def _stop_if_asked(self) -> None:
@@ -186,35 +203,9 @@ class GRPO(Algorithm):
         if self._pending is None and self.stop_is_asked():
             raise Interrupted
 
-    def _admit(self) -> None:
-        """Starts as many groups as staleness allows, each on the ready runner with the least work."""
-        if self._failures.too_many:
-            return
-        for _ in range(self.num_admissible()):
-            runner_id = self.runners.idle_slot()
-            if runner_id is None:
-                return
-            lease = self._ledger.lease(
-                policy_version=self.policy_version,
-                owner=str(runner_id),
-                now_s=time.monotonic(),
-                timeout_s=self.config.rollout_timeout_s,
-            )
-            self._num_leases += 1
-            seed = self.config.run_config.seed * 1_000_003 + self._num_leases
-            self.runners.submit(
-                runner_id,
-                lease.lease_id,
-                "rollout_group",
-                timeout_s=self.config.rollout_timeout_s,
-                lease_id=lease.lease_id,
-                task=lease.task,
-                seed=seed,
-            )
-
     def num_admissible(self) -> int:
         """How many groups staleness lets start now."""
-        settings, counts = self.config.run_config.grpo, self._ledger.counts()
+        settings, counts = self.config.run_config.grpo, self.ledger.counts()
         return ledgers.admissible(
             leased=counts.leased,
             finished=counts.finished + counts.scored,
@@ -225,69 +216,50 @@ class GRPO(Algorithm):
         )
 
     def _take(self, outcome: Outcome) -> None:
-        """Scores a group that came back; a failure goes back to the ledger with its reason."""
-        if outcome.method == "repair":
+        if outcome.method == Work.REPAIR:
             assert self._repair is not None
             self._repair.take(outcome)
-            return
-        lease_id = outcome.key
-        if isinstance(outcome, Failed):
-            self._ledger.hand_back(lease_id, outcome.reason)
-            return
-        group: Group = outcome.value
-        if failure := failure_of(group):
-            self._failures.failed(failure)
-            self._ledger.hand_back(lease_id, failure.reason)
-            return
-        self._ledger.finish(lease_id)
-        self._tokens_since_step += sum(t.num_generated_tokens for t in group.trajectories)
-        self._scoring.submit(lease_id, group)
+        else:
+            self._source.take(outcome)
 
     def _score(self, group: Group) -> Group:
         return self._scorer.score(group) if self._scorer else score_group(group, self.config.run_config.reward)
 
-    def _collect_scored(self) -> None:
-        """Moves what has its rewards into the buffer."""
-        for lease_id, group in self._scoring.collect():
-            if isinstance(group, RewardModelUnavailable | RewardNotFinite):
-                self._failures.failed(Failure(group.reason, str(group)))
-                self._ledger.drop(lease_id, group.reason)
-                continue
-            self._failures.succeeded()
-            self._ledger.score(lease_id)
-            if self._repair:
-                self._repair.offer(group)
-            if self._log:
-                self._log.append(group)
-            varied = has_variance(np.array([r.total for r in group.rewards]))
-            self._num_alike = 0 if varied else self._num_alike + 1
-            if self.config.run_config.grpo.dynamic_sampling and not varied:
-                self._ledger.drop(group.lease_id, "no_variance")
-            else:
-                self._buffer.append(group)
+    def _keep(self, group: Group) -> None:
+        """A group that has its rewards waits for a step, unless there is nothing to learn from it."""
+        if self._repair:
+            self._repair.offer(group)
+        if self._log:
+            self._log.append(group)
+        varied = has_variance(np.array([r.total for r in group.rewards]))
+        self._num_alike = 0 if varied else self._num_alike + 1
+        if self.config.run_config.grpo.dynamic_sampling and not varied:
+            self.ledger.drop(group.lease_id, "no_variance")
+        else:
+            self.buffer.append(group)
 
     def _begin_step(self) -> None:
         """Sweeps what went stale, and hands a full step to the learners if they are free."""
         run = self.config.run_config
-        if self._pending or self.runners.broadcasting or len(self._buffer) < run.grpo.groups_per_step:
+        if self._pending or self.runners.broadcasting or len(self.buffer) < run.grpo.groups_per_step:
             return
         fresh = []
-        for group in self._buffer:
+        for group in self.buffer:
             sampled_by = group.min_policy_version
             if sampled_by is not None and ledgers.is_stale(sampled_by, self.policy_version, run.grpo.max_staleness):
-                self._ledger.hand_back(group.lease_id, "stale")
+                self.ledger.hand_back(group.lease_id, "stale")
             else:
                 fresh.append(group)
         # Oldest first: what a long tool call held up would otherwise be overtaken until it is too stale to train on.
         fresh.sort(key=lambda g: g.min_policy_version or 0)
-        self._buffer = fresh
+        self.buffer = fresh
         if len(fresh) < run.grpo.groups_per_step:
             return
-        taken, self._buffer = fresh[: run.grpo.groups_per_step], fresh[run.grpo.groups_per_step :]
+        taken, self.buffer = fresh[: run.grpo.groups_per_step], fresh[run.grpo.groups_per_step :]
         batch = assemble(taken, run.loss)
         if not batch.has_gradient:  # nothing to learn from: no step, and admission replaces the groups
             for group in taken:
-                self._ledger.drop(group.lease_id, "no_variance")
+                self.ledger.drop(group.lease_id, "no_variance")
             return
         self._pending = (self.learner_group.start_step(batch.samples), batch, time.monotonic())
 
@@ -301,7 +273,7 @@ class GRPO(Algorithm):
         self._skips.took(result.metrics)
         metrics = describe_groups(batch.groups, self.policy_version)
         self.policy_version = result.policy_version
-        self._ledger.train([group.lease_id for group in batch.groups], step=self.policy_version)
+        self.ledger.train([group.lease_id for group in batch.groups], step=self.policy_version)
         assert result.probe is not None, "the learner group was made with a probe"
         self.runners.push(result.update, result.probe)
         if self._repair:
@@ -313,12 +285,12 @@ class GRPO(Algorithm):
             "step": float(self.policy_version),
             "step_seconds": elapsed,
             "train_seconds": now - started,
-            "tokens_per_second": self._tokens_since_step / elapsed,
+            "tokens_per_second": (self._source.num_tokens - self._tokens_at_step) / elapsed,
             "groups_no_variance": float(batch.num_no_variance),
             **self._skips.metrics(),
             **self.inspection.measured(result),
         }
-        self._tokens_since_step, self._last_step_at = 0, now
+        self._tokens_at_step, self._last_step_at = self._source.num_tokens, now
         self.inspection.stepped(batch.groups, self.step_metrics)
         # RLlib ends the iteration at the first trained timestep (`min_train_timesteps_per_iteration = 1`).
         self.metrics.log_value(
@@ -331,7 +303,7 @@ class GRPO(Algorithm):
         """Of a step whose loss or gradient was not finite: nothing has changed, and its prompts are sampled again."""
         (reason, *_) = reasons(result.metrics)
         for group in batch.groups:
-            self._ledger.hand_back(group.lease_id, reason)
+            self.ledger.hand_back(group.lease_id, reason)
         self._last_step_at = time.monotonic()
         self._skips.took(result.metrics)
 
@@ -347,11 +319,6 @@ class GRPO(Algorithm):
             "siblings to differ"
         )
 
-    def _check_failures(self) -> None:
-        """Raises GroupsFail if all that came back lately had failed, and nothing is under way that may do better."""
-        counts = self._ledger.counts()
-        self._failures.check(idle=self._pending is None and counts.leased + counts.finished == 0)
-
     def _check_deadlines(self) -> None:
         limit = self.config.run_config.grpo.step_timeout_s
         waited = time.monotonic() - self._last_step_at
@@ -359,6 +326,36 @@ class GRPO(Algorithm):
             raise Stalled(
                 f"no step finished for {waited:.0f} s (grpo.step_timeout_s = {limit:.0f}): {self.inspection.waiting()}"
             )
+
+    # --- what it shows of itself (`inspection.LoopView`) ----------------------------------------------------------------
+
+    def loop_state(self) -> LoopState:
+        """Where the loop is, but for what was lost since the last step."""
+        settings = self.config.run_config.grpo
+        return LoopState(
+            step=self.policy_version,
+            groups_per_step=settings.groups_per_step,
+            max_staleness=settings.max_staleness,
+            num_buffered=len(self.buffer),
+            num_scoring=self._source.num_scoring,
+            num_admissible=self.num_admissible(),
+            learners_up=self.runners.has_weights,
+            trains=self._pending is not None,
+            broadcasts=self.runners.broadcasting,
+            uses_reward_model=self._service is not None,
+            num_repairs=self.repairers.num_in_flight(Work.REPAIR) if self._repair else None,
+            runners=self.runners.views(),
+        )
+
+    def scoring_metrics(self) -> dict[str, float]:
+        """Of the reward model and of online repair."""
+        metrics = self._scorer.metrics() if self._scorer else {}
+        return metrics | (self._repair.metrics() if self._repair else {})
+
+    def title(self) -> str:
+        """What this run is, in one line."""
+        run = self.config.run_config
+        return f"GRPO of {run.model}, step {self.policy_version} of {run.grpo.num_steps}"
 
     def step(self) -> dict[str, Any]:
         results: dict[str, Any] = super().step()
@@ -391,7 +388,14 @@ class GRPO(Algorithm):
         self.wait_for_gate()
         # RLlib takes a path without a scheme for a broken URI.
         target: str = super().save_to_path(str(Path(path).absolute()) if path else None, **kwargs)
-        loop_state.write(self, Path(target))
+        saved = SavedLoop(
+            ledger=self.ledger.state(),
+            buffer=self.buffer,
+            num_leases=self._num_leases,
+            scorer=self._scorer.state() if self._scorer else None,
+            repair=self._repair.state() if self._repair else None,
+        )
+        Path(target, STATE_FILE).write_bytes(saved.to_bytes())
         if self._repair and not self.models.is_counted(Path(target)):
             self._repair.pin()
         self.learner_group.save_to_path(learners or Path(target) / LEARNERS)
@@ -416,8 +420,23 @@ class GRPO(Algorithm):
         path = str(Path(path).absolute())
         super(Algorithm, self).restore_from_path(path, *args, **kwargs)
         self.learner_group.restore_from_path(learners or Path(path) / LEARNERS)
-        loop_state.read(self, Path(path))
+        saved = SavedLoop.from_bytes(Path(path, STATE_FILE).read_bytes())
+        self.buffer = list(saved.buffer)
+        self.ledger.restore(saved.ledger, held=[group.lease_id for group in self.buffer])  # the others are leased again
+        # Never back: seeds come from it, and what is sampled again shall be another sample.
+        self._num_leases = max(self._num_leases, saved.num_leases)
+        self._set_back_scoring(saved.scorer, saved.repair)
         self._publish()
+
+    def _set_back_scoring(self, scorer: dict[str, Any] | None, repair: dict[str, Any] | None) -> None:
+        """To those states; None: as at the start. Repair first: it may be about to give the service a newer model.
+
+        Raises UserError if the reward model of then is gone, or RunError."""
+        if self._repair:
+            self._repair.restore(repair)
+        if self._scorer:
+            version = scorer["version"] if scorer else FIRST_VERSION
+            self._scorer.restore(scorer, self.models.find(version, scorer["path"] if scorer else ""))
 
     def start_over(self, checkpoint: Checkpoint | None) -> None:
         """New learners in the place of lost ones, and everything as it was at `checkpoint`, or at the start.
@@ -425,20 +444,19 @@ class GRPO(Algorithm):
         What is in flight was sampled by a policy that is gone: it is cancelled, and its tasks are leased again.
         Raises LearnerError if no new gang comes up in `learner.start_timeout_s`."""
         self._pending = None
-        self.runners.forget("rollout_group")
-        self._scoring.close()
-        self._scoring = ScoringThreads(self._score)
+        self.runners.forget(Work.ROLLOUT)
+        self._source.close()
+        self._begin()
         self.learner_group.recreate()
         if checkpoint is not None:
             self.restore_from_path(checkpoint.folder, learners=checkpoint.learners)
             return
-        self._begin()
-        loop_state.set_back_scoring(self, None, None)
+        self._set_back_scoring(None, None)
         self._publish()
 
     def cleanup(self) -> None:
         self.inspection.board.close()
-        self._scoring.close()
+        self._source.close()
         if self._repair:
             self._repair.close()
         self._ends_with_the_run.close()

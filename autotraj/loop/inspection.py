@@ -1,24 +1,23 @@
-"""What the GRPO loop shows of itself, to people and to Prometheus. Reads the algorithm, and changes nothing in it."""
+"""What a loop shows of itself, to people and to Prometheus."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-from autotraj.loop.step_metrics import describe_ledger
+from autotraj.config.run import RunConfig
 from autotraj.runners.pool import RunnerPool
+from autotraj.sampling.metrics import describe_ledger
 from autotraj.status.board import StatusBoard
 from autotraj.status.prometheus import MetricsExport
 from autotraj.status.rows import LoopState, Row, loop_rows, runner_rows
 from learners.group import StepResult
+from trajectory.ledger import Ledger
 from trajectory.types import Group
-
-if TYPE_CHECKING:
-    from autotraj.config.run import RunConfig
-    from autotraj.loop.grpo import GRPO
 
 EXPORT_EVERY_S = 1.0
 
@@ -38,24 +37,35 @@ def watch_pool(runners: RunnerPool, folder: Path, title: str) -> StatusBoard:
     return board
 
 
-class Inspection:
-    """Belongs to one `GRPO`, whose state it reads."""
+class LoopView(Protocol):
+    """What a loop shows of itself."""
 
-    def __init__(self, algo: GRPO) -> None:
-        self._algo = algo
+    runners: RunnerPool
+    ledger: Ledger
+
+    def title(self) -> str: ...
+    def loop_state(self) -> LoopState: ...
+    def scoring_metrics(self) -> dict[str, float]: ...
+
+
+class Inspection:
+    """Belongs to one loop."""
+
+    def __init__(self, loop: LoopView, folder: Path) -> None:
+        self._loop = loop
         self._export = MetricsExport()
         self._exported = float("-inf")
         self._lost_before: tuple[Counter[str], Counter[str]] = (Counter(), Counter())
-        self.board = StatusBoard(algo.config.run_config.folder, rows=self._rows, title=self._title)
-        algo.runners.on_poll = self.look
-        algo.runners.board = self.board
+        self.board = StatusBoard(folder, rows=self._rows, title=loop.title)
+        loop.runners.on_poll = self.look
+        loop.runners.board = self.board
 
     def look(self) -> None:
         """At every poll."""
         self.board.look()
         if time.monotonic() - self._exported >= EXPORT_EVERY_S:
             self._exported = time.monotonic()
-            ledger, runners = self._algo._ledger, self._algo.runners
+            ledger, runners = self._loop.ledger, self._loop.runners
             totals = {"runner_restarts": float(runners.num_restarts), **describe_ledger(ledger)}
             self._export.now(ledger.counts(), runners.views(), totals)
 
@@ -65,22 +75,21 @@ class Inspection:
 
     def counts_from_here(self) -> None:
         """A step is done, or the loop begins or was set back: what is lost from now on is the next step's."""
-        ledger = self._algo._ledger
+        ledger = self._loop.ledger
         self._lost_before = (Counter(ledger.drop_reasons), Counter(ledger.hand_back_reasons))
 
     def measured(self, result: StepResult) -> dict[str, float]:
         """Of the step that `result` ended: what its learners, the pool, the ledger and the scorers say."""
-        algo, runners = self._algo, self._algo.runners
+        runners = self._loop.runners
         return {
             "runners_serving": float(runners.num_serving),
             "runner_restarts": float(runners.num_restarts),
             "gate_max_delta": runners.gate_max_delta,
             "sync_seconds": runners.sync_seconds,
-            **describe_ledger(algo._ledger),
+            **describe_ledger(self._loop.ledger),
             **{f"learner/{name}": float(value) for name, value in result.metrics.items()},
             **{f"learner/seconds/{phase}": seconds for phase, seconds in result.seconds.items()},
-            **(algo._scorer.metrics() if algo._scorer else {}),
-            **(algo._repair.metrics() if algo._repair else {}),
+            **self._loop.scoring_metrics(),
         }
 
     def waiting(self) -> str:
@@ -92,28 +101,11 @@ class Inspection:
             for row in self._rows()
         )
 
-    def _title(self) -> str:
-        run = self._algo.config.run_config
-        return f"GRPO of {run.model}, step {self._algo.policy_version} of {run.grpo.num_steps}"
-
     def _rows(self) -> list[Row]:
-        algo, settings = self._algo, self._algo.config.run_config.grpo
-        dropped, handed_back = self._lost_before
-        return loop_rows(
-            LoopState(
-                step=algo.policy_version,
-                groups_per_step=settings.groups_per_step,
-                max_staleness=settings.max_staleness,
-                num_buffered=len(algo._buffer),
-                num_scoring=len(algo._scoring),
-                num_admissible=algo.num_admissible(),
-                learners_up=algo.runners._update is not None,  # they have published weights
-                trains=algo._pending is not None,
-                broadcasts=algo.runners.broadcasting,
-                uses_reward_model=algo._service is not None,
-                num_repairs=algo.repairers.num_in_flight("repair") if algo._repair else None,
-                runners=algo.runners.views(),
-                dropped=algo._ledger.drop_reasons - dropped,
-                handed_back=algo._ledger.hand_back_reasons - handed_back,
-            )
+        ledger, (dropped, handed_back) = self._loop.ledger, self._lost_before
+        state = replace(
+            self._loop.loop_state(),
+            dropped=ledger.drop_reasons - dropped,
+            handed_back=ledger.hand_back_reasons - handed_back,
         )
+        return loop_rows(state)

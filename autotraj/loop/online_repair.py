@@ -22,6 +22,7 @@ import numpy as np
 from ray.exceptions import RayError
 
 from actors.repair.types import RepairRequest, RepairResult
+from actors.work import Work
 from autotraj.config.run import RunConfig
 from autotraj.errors import RunError
 from autotraj.loop.refreshed_models import RefreshedModels
@@ -96,7 +97,7 @@ class OnlineRepair:
             self._counts["groups_good"] += 1
             return
         runner_id = self._repairers.idle_slot()
-        if runner_id is None or self._repairers.num_in_flight("repair") >= self._settings.max_in_flight:
+        if runner_id is None or self._repairers.num_in_flight(Work.REPAIR) >= self._settings.max_in_flight:
             self._counts["groups_passed"] += 1
             return
         requests.sort(key=lambda request: (request.correct, request.quality.score))
@@ -106,7 +107,7 @@ class OnlineRepair:
         self._repairers.submit(
             runner_id,
             group.lease_id,
-            "repair",
+            Work.REPAIR,
             timeout_s=repair_requests.timeout_s(self._config, len(chosen)),
             requests=chosen,
             seed=repair_requests.seed_of(self._config.seed, group.task, self._counts["groups_offered"]),
@@ -267,7 +268,7 @@ class OnlineRepair:
         if trainer is not None:
             trainer.shutdown()
         self._refreshing = None
-        self._repairers.forget("repair")
+        self._repairers.forget(Work.REPAIR)
         self._requests.clear()
         self._accuracy_before = None
         state = state or {"pairs": [], "num_new": 0, "counts": {}, "reasons": {}}

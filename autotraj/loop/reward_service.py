@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from actors.config import RewardModelConfig
 from actors.reward_model.actor import RewardModelActor, RewardModelError, RewardModelTimeout, Scores
-from autotraj.errors import OutOfMemory, RunError, UserError
+from autotraj.errors import OutOfMemory, RunError, ScoringFailed, UserError
 from autotraj.loop.state import FIRST_VERSION
 from autotraj.memory import MemoryDeaths
 from autotraj.runners.calls import cause_of, reason
@@ -32,12 +32,8 @@ LOST = (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError, ray.excep
 """What Ray says of an actor whose process is gone."""
 
 
-class RewardModelUnavailable(Exception):
-    """No score within the deadline. `reason` is a short name for counting; the message says who waited on whom."""
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
+class RewardModelUnavailable(ScoringFailed):
+    """No score within the deadline; the message says who waited on whom."""
 
 
 @dataclass(frozen=True, slots=True)

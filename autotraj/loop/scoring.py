@@ -1,59 +1,23 @@
-"""Rewards for whole groups: format and outcome, and what the reward model says, measured by its own running mean."""
+"""Rewards of whole groups with a reward model, whose scores are measured by their own running mean."""
 
 from __future__ import annotations
 
-import math
 import threading
-from collections.abc import Callable, Iterator
-from concurrent import futures
 from dataclasses import replace
 from typing import Any
 
 from actors.reward_model.actor import Scores
-from autotraj.errors import RewardNotFinite
 from autotraj.loop.reward_service import RewardModelService, RewardModelUnavailable
 from autotraj.loop.state import FIRST_VERSION
+from autotraj.sampling.scoring import checked, score_group
 from rewards import combine
 from rewards.config import RewardConfig
 from rewards.trajectory import RunningNorm
 from trajectory.reward_input import reward_input
-from trajectory.types import Group, Reward, Trajectory
+from trajectory.types import Group
 
 VERSION_METRIC = "reward_model_version"
 """In `Group.metrics`: which reward model scored it."""
-
-NUM_THREADS = 4
-COLLECT_WAIT_S = 0.01
-
-
-def score_group(group: Group, config: RewardConfig) -> Group:
-    """`group` with rewards from format and outcome. May block for `config.math_timeout_s` an answer.
-
-    A trajectory that failed for reasons not the policy's own has nothing to reward: 0, wrong, with the reason. Training
-    doesn't see such groups; an evaluation counts them.
-
-    Raises RewardNotFinite.
-    """
-    return _checked(replace(group, rewards=tuple(_reward(group, t, config) for t in group.trajectories)))
-
-
-def _checked(group: Group) -> Group:
-    """`group` itself. Raises RewardNotFinite, which names the term, for a reward that is NaN or infinite: no sibling can be
-    compared with it, and it would pass for a group whose rewards are all equal."""
-    for trajectory, reward in zip(group.trajectories, group.rewards, strict=True):
-        bad = [f"its part {name!r} is {value}" for name, value in reward.parts.items() if not math.isfinite(value)]
-        if bad or not math.isfinite(reward.total):
-            why = ", ".join(bad) or f"its parts are {reward.parts}"
-            raise RewardNotFinite(
-                f"the reward of trajectory {trajectory.index} of task {group.task.id} is {reward.total}: {why}"
-            )
-    return group
-
-
-def _reward(group: Group, trajectory: Trajectory, config: RewardConfig) -> Reward:
-    if trajectory.finish_reason in ("error", "deadline"):
-        return Reward(total=0.0, parts={}, correct=False, format_ok=False, notes=(trajectory.error,))
-    return combine.score(group.task, trajectory, config)
 
 
 class Scorer:
@@ -88,7 +52,7 @@ class Scorer:
         )
         raw = [float(value) for value in scores.values]
         metrics = group.metrics | {VERSION_METRIC: float(scores.version), "reward_model_mean": sum(raw) / len(raw)}
-        return _checked(replace(group, rewards=rewards, metrics=metrics))
+        return checked(replace(group, rewards=rewards, metrics=metrics))
 
     def metrics(self) -> dict[str, float]:
         return {
@@ -132,32 +96,3 @@ class Scorer:
         scored = score_group(group, self._config)
         note = f"scored without the reward model: {why}"
         return replace(scored, rewards=tuple(replace(r, notes=(*r.notes, note)) for r in scored.rewards))
-
-
-class ScoringThreads:
-    """Scores beside the controller, which must not block: comparing two hostile LaTeX answers may take
-    `reward.math_timeout_s`, and the reward model its deadline."""
-
-    def __init__(self, score: Callable[[Group], Group]) -> None:
-        self._score = score
-        self._threads = futures.ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="score")
-        self._running: dict[futures.Future[Group], str] = {}  # → lease id
-
-    def __len__(self) -> int:
-        return len(self._running)
-
-    def submit(self, lease_id: str, group: Group) -> None:
-        self._running[self._threads.submit(self._score, group)] = lease_id
-
-    def collect(self) -> Iterator[tuple[str, Group | RewardModelUnavailable | RewardNotFinite]]:
-        """What is done, by lease. Waits a moment, as most answers take microseconds and are there at once."""
-        done, _ = futures.wait(self._running, timeout=COLLECT_WAIT_S if self._running else 0)
-        for future in done:
-            lease_id = self._running.pop(future)
-            try:
-                yield lease_id, future.result()
-            except (RewardModelUnavailable, RewardNotFinite) as error:
-                yield lease_id, error
-
-    def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)

@@ -95,6 +95,11 @@ class RunnerPool:
         return len(self.ready_ids())
 
     @property
+    def has_weights(self) -> bool:
+        """Whether weights were pushed that engines can take."""
+        return self._update is not None
+
+    @property
     def broadcasting(self) -> bool:
         """Whether the learners have to wait with their next step, see `BroadcastSync.busy`."""
         return self._broadcast is not None and self._broadcast.busy

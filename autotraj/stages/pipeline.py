@@ -27,12 +27,12 @@ from autotraj.launch import build, engines, export_policy, measure, parts, train
 from autotraj.loop.config import rollout_timeout_of
 from autotraj.loop.grpo import GRPO
 from autotraj.loop.refreshed_models import require_reward_model
-from autotraj.loop.step_metrics import reward_parts
 from autotraj.planning import preflight
 from autotraj.run_folder.folder import SAME_COMMAND, RunFolder
 from autotraj.run_folder.home import Home, named
 from autotraj.runners.pool import RunnerPool
 from autotraj.runners.repairers import repairer_pool
+from autotraj.sampling.metrics import reward_parts
 from autotraj.stages.reward_model import train_reward_model
 from autotraj.stages.sft import sft
 from autotraj.stages.start import at_its_largest

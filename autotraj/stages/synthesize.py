@@ -13,21 +13,22 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from concurrent import futures
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from actors.repair.types import Attempt, RepairRequest, RepairResult
+from actors.work import Work
 from autotraj.config.run import RunConfig
-from autotraj.errors import RewardNotFinite, Stalled, UserError
+from autotraj.errors import Stalled, UserError
 from autotraj.interrupt import Interrupt
-from autotraj.loop.scoring import score_group
 from autotraj.planning import preflight
 from autotraj.preferences import requests as repair_requests
 from autotraj.runners.calls import Failed, Outcome
 from autotraj.runners.pool import RunnerPool
-from autotraj.sampling.failures import Failure, FailuresInARow, failure_of
+from autotraj.sampling.failures import FailuresInARow
+from autotraj.sampling.groups import GroupSource
+from autotraj.sampling.scoring import score_group
 from autotraj.stages import journal as synthesis_record
 from autotraj.stages.journal import JOURNAL, QuestionRecord, read_journal
 from autotraj.training.supervised import PREFERENCES_FILE, SFT_FILE, Interrupted
@@ -39,7 +40,6 @@ from trajectory.trainer_columns import dataset_info, preference_columns, sft_col
 from trajectory.types import Group, Task
 
 POLL_S = 0.25
-NUM_SCORERS = 4
 
 
 @dataclass(slots=True)
@@ -93,7 +93,6 @@ class Synthesis:
         # Twice as many groups in flight as fill an actor: while some wait for tools others sample.
         self._per_runner = 2 * config.rollout.max_concurrent_episodes // config.synthesis.num_candidates + 1
         self._failures = FailuresInARow("synthesize", self._per_runner * runners.num_runners)
-        self._scoring: dict[futures.Future[_Assessed], str] = {}  # → lease id
         self._to_repair: deque[str] = deque()  # lease ids that wait for a repairer
         self._under_repair: dict[str, _Assessed] = {}
         self._num_submitted: Counter[str] = Counter()  # how often a question's repairs were given out
@@ -122,35 +121,43 @@ class Synthesis:
         drop_reasons: dict[str, int] = {}
         if remaining:
             journal = RecordLog(self.folder / JOURNAL)
-            pool = futures.ThreadPoolExecutor(NUM_SCORERS, thread_name_prefix="score")
+            source = GroupSource(
+                Ledger(remaining, seed=self.config.seed, max_attempts=self.config.synthesis.max_attempts),
+                self.runners,
+                self._assess,
+                failures=self._failures,
+                seed_of=lambda lease: repair_requests.seed_of(self.config.seed, lease.task, lease.attempt),
+                timeout_s=self.rollout_timeout_s,
+            )
             try:
                 with interrupt.deferred():
-                    drop_reasons = self._work(remaining, journal, pool, progress, interrupt, started)
+                    drop_reasons = self._work(len(remaining), source, journal, progress, interrupt, started)
             finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+                source.close()
                 journal.close()
         progress.seconds = time.monotonic() - started
         return self.write_files(progress, drop_reasons)
 
     def _work(
         self,
-        tasks: Sequence[Task],
+        num_questions: int,
+        source: GroupSource[_Assessed],
         journal: RecordLog,
-        pool: futures.ThreadPoolExecutor,
         progress: Progress,
         interrupt: Interrupt,
         started: float,
     ) -> dict[str, int]:
-        ledger = Ledger(tasks, seed=self.config.seed, max_attempts=self.config.synthesis.max_attempts)
+        ledger = source.ledger
         while True:
             if interrupt.requested:
                 raise Interrupted
             counts = ledger.counts()
-            if counts.trained + counts.dropped == len(tasks):
+            if counts.trained + counts.dropped == num_questions:
                 if not progress.num_done:
                     self._failures.check_all()
                 return dict(ledger.drop_reasons)
-            self._admit(ledger)
+            room = self._per_runner * self.runners.num_ready - self.runners.num_in_flight(Work.ROLLOUT)
+            source.admit(min(room, counts.pending))
             outcomes = self.runners.poll(POLL_S)
             if self.repairers is not self.runners:
                 outcomes += self.repairers.poll(0.0)
@@ -158,77 +165,27 @@ class Synthesis:
             self.runners.restore()
             for outcome in outcomes:
                 self._last_progress = time.monotonic()
-                if outcome.method == "repair":
-                    if (record := self._take_repair(outcome)) is not None:
-                        self._record(record, journal, ledger, progress)
-                else:
-                    self._take_rollout(outcome, ledger, pool, progress)
-            for assessed in self._collect_scored(ledger):
-                ledger.score(assessed.group.lease_id)
+                if outcome.method != Work.REPAIR:
+                    source.take(outcome)
+                elif (record := self._take_repair(outcome)) is not None:
+                    self._record(record, journal, ledger, progress)
+            for assessed in source.collect():
                 if assessed.assessment.requests:
                     self._under_repair[assessed.group.lease_id] = assessed
                     self._to_repair.append(assessed.group.lease_id)
                 else:
                     self._record(_record(assessed, ()), journal, ledger, progress)
-            now = ledger.counts()
-            self._failures.check(idle=now.leased + now.finished == 0)
+            source.check()
             self._submit_repairs()
             progress.num_dropped = counts.dropped
+            progress.num_tokens = source.num_tokens
             progress.seconds = time.monotonic() - started
             self.on_progress(progress)
             self._check_deadline()
 
-    def _admit(self, ledger: Ledger) -> None:
-        if self._failures.too_many:
-            return
-        room = self._per_runner * self.runners.num_ready - self.runners.num_in_flight("rollout_group")
-        for _ in range(min(room, ledger.counts().pending)):
-            runner_id = self.runners.idle_slot()
-            if runner_id is None:
-                return
-            lease = ledger.lease(
-                policy_version=0, owner=str(runner_id), now_s=time.monotonic(), timeout_s=self.rollout_timeout_s
-            )
-            self.runners.submit(
-                runner_id,
-                lease.lease_id,
-                "rollout_group",
-                timeout_s=self.rollout_timeout_s,
-                lease_id=lease.lease_id,
-                task=lease.task,
-                seed=repair_requests.seed_of(self.config.seed, lease.task, lease.attempt),
-            )
-
-    def _take_rollout(
-        self, outcome: Outcome, ledger: Ledger, pool: futures.ThreadPoolExecutor, progress: Progress
-    ) -> None:
-        if isinstance(outcome, Failed):
-            ledger.hand_back(outcome.key, outcome.reason)
-            return
-        group: Group = outcome.value
-        if failure := failure_of(group):
-            self._failures.failed(failure)
-            ledger.hand_back(outcome.key, failure.reason)
-            return
-        ledger.finish(outcome.key)
-        progress.num_tokens += sum(t.num_generated_tokens for t in group.trajectories)
-        self._scoring[pool.submit(self._assess, group)] = outcome.key
-
     def _assess(self, group: Group) -> _Assessed:
         scored = score_group(group, self.config.reward)
         return _Assessed(scored, repair_requests.assess(scored, self.config.quality))
-
-    def _collect_scored(self, ledger: Ledger) -> list[_Assessed]:
-        found = []
-        for future in futures.wait(self._scoring, timeout=0).done:
-            lease_id = self._scoring.pop(future)
-            try:
-                found.append(future.result())
-                self._failures.succeeded()
-            except RewardNotFinite as error:
-                self._failures.failed(Failure(error.reason, str(error)))
-                ledger.drop(lease_id, error.reason)
-        return found
 
     def _submit_repairs(self) -> None:
         while self._to_repair and (runner_id := self.repairers.idle_slot()) is not None:
@@ -239,7 +196,7 @@ class Synthesis:
             self.repairers.submit(
                 runner_id,
                 key,
-                "repair",
+                Work.REPAIR,
                 timeout_s=repair_requests.timeout_s(self.config, len(requests)),
                 requests=requests,
                 seed=repair_requests.seed_of(self.config.seed, assessed.group.task, self._num_submitted[key]),

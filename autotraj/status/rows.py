@@ -11,12 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from actors.work import Work
+
 STATUS_FILE = "status.json"
 LATE_S = 10.0
 """A controller that has not reported for so long is said to be busy, or gone."""
 MANY = 8
 """More actors than these are counted, not listed."""
-WORK = {"rollout_group": ("samples", "group"), "repair": ("repairs", "request")}
+WORK: dict[str, tuple[str, str]] = {Work.ROLLOUT: ("samples", "group"), Work.REPAIR: ("repairs", "request")}
 """A method of a rollout actor → what it does then, and what one call is about."""
 
 
@@ -89,7 +91,7 @@ def _learners(state: LoopState) -> Row:
         )
     if have >= need:
         return Row(who=who, does="begin a step", detail=f"{have} groups are there")
-    sampling = [r for r in state.runners if "rollout_group" in r.calls]
+    sampling = [r for r in state.runners if Work.ROLLOUT in r.calls]
     if sampling:
         on = _whom(sampling)
     elif state.num_scoring:

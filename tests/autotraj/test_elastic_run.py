@@ -66,7 +66,7 @@ def test_an_engine_joins_works_and_leaves_and_nothing_is_lost(gateway: Gateway, 
         assert algo.runners.num_restarts == 0  # the other never noticed
         assert_nothing_lost(algo)
         # What it had begun, it finished. ("stale" is the loop's own reason: groups that waited while the engine started.)
-        assert set(algo._ledger.hand_back_reasons) <= {"stale"}
+        assert set(algo.ledger.hand_back_reasons) <= {"stale"}
     finally:
         algo.stop()
     decisions = [json.loads(line) for line in (Path(config.run_dir) / "elastic.jsonl").read_text().splitlines()]

@@ -15,6 +15,7 @@ import ray
 from conftest import ROOT, tiny
 from scrape import METRIC, Prometheus, labels_of, prometheus, queries, wait_exported
 
+from actors.work import Work
 from autotraj.errors import GateError, GroupsFail, NotFinite, NothingToLearn
 from autotraj.gateways.session import Gateway
 from autotraj.interrupt import Interrupt
@@ -44,11 +45,11 @@ def runner_pids(actor: str = "RolloutActor") -> list[int]:
 
 def assert_nothing_lost(algo: GRPO) -> None:
     """Every (task, epoch) that was ever leased is in exactly one state."""
-    counts = algo._ledger.counts()
+    counts = algo.ledger.counts()
     in_flight = counts.leased + counts.finished + counts.scored
-    assert counts.scored == len(algo._buffer)
+    assert counts.scored == len(algo.buffer)
     assert counts.trained == algo.policy_version * algo.config.run_config.grpo.groups_per_step
-    total = len(algo._tasks) * (algo._ledger.epoch + 1)
+    total = len(algo._tasks) * (algo.ledger.epoch + 1)
     assert counts.pending + in_flight + counts.trained + counts.dropped == total
 
 
@@ -167,7 +168,7 @@ def test_steps_that_are_not_finite_hand_their_prompts_back_and_end_the_run_by_na
                 train(algo, folder, num_steps=4, on_step=lambda step, metrics: None)
             assert algo.policy_version <= 1
             assert_nothing_lost(algo)
-            back = algo._ledger.hand_back_reasons + algo._ledger.drop_reasons
+            back = algo.ledger.hand_back_reasons + algo.ledger.drop_reasons
             assert back["nonfinite_gradient"] == 3 * config.grpo.groups_per_step
         finally:
             algo.stop()
@@ -186,7 +187,7 @@ class OnceLost(Interrupt):
         algo: GRPO | None = object.__getattribute__(self, "__dict__").get("algo")
         if name != "requested" or algo is None:
             return object.__getattribute__(self, name)
-        lost = algo._ledger.drop_reasons + algo._ledger.hand_back_reasons
+        lost = algo.ledger.drop_reasons + algo.ledger.hand_back_reasons
         return lost[object.__getattribute__(self, "reason")] > 0
 
 
@@ -208,25 +209,25 @@ def test_without_variance_no_step_is_waited_for_and_none_is_called_complete(
             pressed.algo = algo
             assert not train(algo, folder, num_steps=3, on_step=lambda step, metrics: None, interrupt=pressed)
             assert_nothing_lost(algo)
-            assert 0 < algo._ledger.drop_reasons["no_variance"] < 38
+            assert 0 < algo.ledger.drop_reasons["no_variance"] < 38
             assert latest_checkpoint(Path(config.run_dir)) == Path(config.run_dir) / "checkpoints/step-000000"
 
-            broken = algo._ledger.lease(policy_version=0, owner="1", now_s=time.monotonic(), timeout_s=600.0)
+            broken = algo.ledger.lease(policy_version=0, owner="1", now_s=time.monotonic(), timeout_s=600.0)
             trajectory = Trajectory(
                 task_id=broken.task.id, index=0, prompt_ids=np.ones(1, np.int32), response_ids=np.ones(1, np.int32),
                 loss_mask=np.ones(1, np.bool_), logprobs=np.full(1, np.nan, np.float32), segments=(), turns=(), text="x",
                 finish_reason="eos",
             )  # fmt: skip
             group = Group(lease_id=broken.lease_id, task=broken.task, trajectories=(trajectory,))
-            algo._take(Finished("rollout_group", broken.lease_id, group))
-            assert algo._ledger.hand_back_reasons["nonfinite_logprobs"] == 1
+            algo._take(Finished(Work.ROLLOUT, broken.lease_id, group))
+            assert algo.ledger.hand_back_reasons["nonfinite_logprobs"] == 1
             assert "1 of 1 sampled tokens have a logprob that is no finite number" in caplog.text
 
             with pytest.raises(NothingToLearn, match="nothing left to learn from: the rewards of the last"):
                 train(algo, folder, num_steps=3, on_step=lambda step, metrics: None)
             assert algo.policy_version == 0
             assert_nothing_lost(algo)
-            assert algo._ledger.drop_reasons["no_variance"] >= 38  # a step's worth may still wait for the others
+            assert algo.ledger.drop_reasons["no_variance"] >= 38  # a step's worth may still wait for the others
             algo.policy_version = 1  # as after a step
             assert train(algo, folder, num_steps=3, on_step=lambda step, metrics: None)
             assert folder.last_step == 1

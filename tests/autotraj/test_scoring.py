@@ -1,17 +1,24 @@
 """Scoring with the reward model when it answers, when another takes its place, and when it doesn't answer."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from test_synthesis_record import TASK, trajectory
 
 from actors.reward_model.actor import Scores
+from actors.work import Work
 from autotraj.errors import RewardNotFinite
 from autotraj.loop.reward_service import RewardModelUnavailable, Served
-from autotraj.loop.scoring import VERSION_METRIC, Scorer, ScoringThreads, score_group
+from autotraj.loop.scoring import VERSION_METRIC, Scorer
+from autotraj.runners.calls import Finished
+from autotraj.runners.pool import RunnerPool
+from autotraj.sampling.failures import FailuresInARow
+from autotraj.sampling.groups import GroupSource
+from autotraj.sampling.scoring import score_group
 from rewards.config import RewardConfig
+from trajectory.ledger import Ledger
 from trajectory.types import Group
 
 GROUP = Group(
@@ -133,11 +140,18 @@ def test_a_reward_that_is_no_number_is_told_with_its_term(number: float) -> None
         score_group(GROUP, broken)
     with pytest.raises(RewardNotFinite, match=r"^the reward of trajectory \d of task a is "):
         Scorer(broken, Service([0.0, 1.0, 2.0, 3.0]), mask_results=True, required=True).score(GROUP)
-    threads = ScoringThreads(lambda group: score_group(group, broken))
-    threads.submit("l", GROUP)
-    found: list[Any] = []
-    while not found:
-        found = list(threads.collect())
-    threads.close()
-    ((lease_id, error),) = found
-    assert (lease_id, error.reason) == ("l", "nonfinite_reward")
+    ledger = Ledger([GROUP.task], seed=0, max_attempts=3)
+    lease = ledger.lease(policy_version=0, owner="1", now_s=0.0, timeout_s=60.0)
+    source = GroupSource(
+        ledger,
+        cast(RunnerPool, None),  # nothing is admitted
+        lambda group: score_group(group, broken),
+        failures=FailuresInARow("test", 4),
+        seed_of=lambda lease: 0,
+        timeout_s=60.0,
+    )
+    source.take(Finished(Work.ROLLOUT, lease.lease_id, GROUP))
+    while source.num_scoring:
+        assert list(source.collect()) == []
+    source.close()
+    assert ledger.drop_reasons == {"nonfinite_reward": 1}

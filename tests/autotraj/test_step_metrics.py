@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from autotraj.evaluation.evaluate import summarize
-from autotraj.loop.step_metrics import describe_groups
 from autotraj.loop.training_batch import assemble
+from autotraj.sampling.metrics import describe_groups
 from learners.config import LossConfig
 from trajectory.types import Group, Reward, Segment, Task, ToolCall, ToolResult, Trajectory, Turn
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from actors.repair.types import Attempt, RepairResult
-from autotraj.loop.scoring import score_group
 from autotraj.preferences import requests
+from autotraj.sampling.scoring import score_group
 from autotraj.stages import journal
 from autotraj.stages.journal import QuestionRecord
 from rewards.config import QualityConfig, RewardConfig

@@ -1,0 +1,119 @@
+"""Tasks go out to the rollout actors, and scored groups come back.
+
+    ledger ──lease──▶ rollout actor ──group──▶ scoring threads ──▶ `collect`
+       ▲                   │                         │
+       └── handed back ◀───┴── failed                └── dropped: it can't be scored
+
+Stage 1 and the GRPO loop both sample in this way; how many groups may be out, and what becomes of a scored one, is theirs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from typing import Generic, TypeVar
+
+from actors.work import Work
+from autotraj.errors import ScoringFailed
+from autotraj.runners.calls import Failed, Outcome
+from autotraj.runners.pool import RunnerPool
+from autotraj.sampling.failures import Failure, FailuresInARow, failure_of
+from trajectory.ledger import Lease, Ledger
+from trajectory.types import Group
+
+NUM_THREADS = 4
+COLLECT_WAIT_S = 0.01
+
+T = TypeVar("T")
+
+
+class GroupSource(Generic[T]):
+    """One thread calls all methods; `score` runs in others, as it may block: comparing two hostile LaTeX answers may take
+    `reward.math_timeout_s`, and the reward model its deadline."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        runners: RunnerPool,
+        score: Callable[[Group], T],
+        *,
+        failures: FailuresInARow,
+        seed_of: Callable[[Lease], int],
+        timeout_s: float,
+    ) -> None:
+        """`score` may raise `ScoringFailed`. `seed_of` seeds a lease's group. A group is waited for `timeout_s`."""
+        self.ledger = ledger
+        self.num_tokens = 0  # that the policy generated, of all groups that came back whole
+        self._runners = runners
+        self._score = score
+        self._failures = failures
+        self._seed_of = seed_of
+        self._timeout_s = timeout_s
+        self._threads = futures.ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="score")
+        self._scoring: dict[futures.Future[T], str] = {}  # → lease id
+
+    @property
+    def num_scoring(self) -> int:
+        """Groups that wait for their rewards."""
+        return len(self._scoring)
+
+    def admit(self, at_most: int, *, policy_version: int = 0) -> None:
+        """Starts up to `at_most` further groups, each on the ready runner with the least work."""
+        if self._failures.too_many:
+            return
+        for _ in range(at_most):
+            runner_id = self._runners.idle_slot()
+            if runner_id is None:
+                return
+            lease = self.ledger.lease(
+                policy_version=policy_version, owner=str(runner_id), now_s=time.monotonic(), timeout_s=self._timeout_s
+            )
+            self._runners.submit(
+                runner_id,
+                lease.lease_id,
+                Work.ROLLOUT,
+                timeout_s=self._timeout_s,
+                lease_id=lease.lease_id,
+                task=lease.task,
+                seed=self._seed_of(lease),
+            )
+
+    def take(self, outcome: Outcome) -> None:
+        """A group that came back is scored; a failure goes back to the ledger with its reason."""
+        if isinstance(outcome, Failed):
+            self.ledger.hand_back(outcome.key, outcome.reason)
+            return
+        group: Group = outcome.value
+        if failure := failure_of(group):
+            self._failures.failed(failure)
+            self.ledger.hand_back(outcome.key, failure.reason)
+            return
+        self.ledger.finish(outcome.key)
+        self.num_tokens += sum(t.num_generated_tokens for t in group.trajectories)
+        self._scoring[self._threads.submit(self._score, group)] = outcome.key
+
+    def collect(self) -> Iterator[T]:
+        """What has been scored. Waits a moment, as most answers take microseconds and are there at once."""
+        done, _ = futures.wait(self._scoring, timeout=COLLECT_WAIT_S if self._scoring else 0)
+        for future in done:
+            lease_id = self._scoring.pop(future)
+            try:
+                scored = future.result()
+            except ScoringFailed as error:
+                self._failures.failed(Failure(error.reason, str(error)))
+                self.ledger.drop(lease_id, error.reason)
+                continue
+            self._failures.succeeded()
+            self.ledger.score(lease_id)
+            yield scored
+
+    def check(self, *, busy: bool = False) -> None:
+        """Raises GroupsFail if too many groups failed in a row, and nothing is under way that may end the row; `busy`:
+        something of the caller's is."""
+        counts = self.ledger.counts()
+        self._failures.check(idle=not busy and counts.leased + counts.finished == 0)
+
+    def close(self) -> None:
+        """What is being scored is given up."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
