@@ -21,8 +21,7 @@ from autotraj.gateways.metrics import watched
 from autotraj.gateways.pool import node_gateways
 from autotraj.gateways.session import Gateway, sandbox_session
 from autotraj.interrupt import Interrupt, graceful_interrupt, taken_down_in_order
-from autotraj.loop.config import GRPOConfig, rollout_timeout_of
-from autotraj.loop.grpo import GRPO
+from autotraj.loop.grpo import GRPO, GRPOConfig, rollout_timeout_of
 from autotraj.loop.inspection import announce, watch_pool
 from autotraj.planning import preflight
 from autotraj.planning.plan import memory_by_part

@@ -33,7 +33,7 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from actors.engine.protocol import UpdateReport
 from actors.rollout import RolloutActor
 from autotraj.config.run import RunConfig, load
-from autotraj.loop.config import GRPOConfig
+from autotraj.loop.grpo import GRPOConfig
 from autotraj.runners.calls import managed
 from cluster.session import ray_session
 from learners.batching import Sample

@@ -15,7 +15,7 @@ import time
 from autotraj.config.run import load
 from autotraj.gateways.session import Gateway
 from autotraj.launch import parts
-from autotraj.loop.config import GRPOConfig
+from autotraj.loop.grpo import GRPOConfig
 from benchmarks.tool_latency import SlowToolActor
 
 

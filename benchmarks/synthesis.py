@@ -20,7 +20,7 @@ from actors.engine.vllm import VLLMEngine
 from autotraj.config.run import RunConfig, load, with_changes
 from autotraj.interrupt import Interrupt
 from autotraj.launch import engines, parts
-from autotraj.loop.config import rollout_timeout_of
+from autotraj.loop.grpo import rollout_timeout_of
 from autotraj.stages.synthesize import Synthesis
 from tasks.load import load_tasks
 from trajectory.chat import load_tokenizer, render_prompt

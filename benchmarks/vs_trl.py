@@ -89,7 +89,7 @@ def measure_autotraj(way: str, *, steps: int, warmup: int) -> Measured:
 
     from autotraj.launch import parts
     from autotraj.loop import grpo
-    from autotraj.loop.config import GRPOConfig
+    from autotraj.loop.grpo import GRPOConfig
     from autotraj.sampling.scoring import score_group
     from benchmarks.tool_latency import SlowToolActor
     from rewards.config import RewardConfig

@@ -11,9 +11,10 @@ from autotraj.config.run import load_section
 from autotraj.errors import UserError
 from cluster.exit_codes import EXIT_FAILED, EXIT_OK
 from tool_sandbox import build
-from tool_sandbox.attacks.attack import Attack, all_attacks
+from tool_sandbox.attacks.attack import Attack
 from tool_sandbox.attacks.on_gateway import CLIENTS, ClientAttack
 from tool_sandbox.attacks.run import NEIGHBOUR_TIMEOUT_S, Outcome, middle, run_all, settings_for
+from tool_sandbox.attacks.suite import ATTACKS
 from tool_sandbox.config import SandboxConfig
 from tool_sandbox.errors import SandboxError
 
@@ -23,7 +24,7 @@ Attacks = tuple[Attack | ClientAttack, ...]
 def attack(config_path: str | None, overrides: Sequence[str], attacks: Attacks | None = None) -> int:
     """Runs `attacks` (all of them), and prints what came of each. 1 if one succeeded."""
     config = load_section(SandboxConfig, "sandbox", config_path, overrides)
-    attacks = (*all_attacks(), *CLIENTS) if attacks is None else attacks
+    attacks = (*ATTACKS, *CLIENTS) if attacks is None else attacks
     settings = settings_for(config)
     console = Console(width=max(150, Console().width))
     where = "two slots of one container" if settings.slots_per_container > 1 else "a container each"

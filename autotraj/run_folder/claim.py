@@ -24,14 +24,11 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from autotraj.errors import UserError
 from autotraj.run_folder.lock import OWN, locked
 from storage.objects import Entry, Storage, StorageError
-
-if TYPE_CHECKING:
-    from autotraj.run_folder.home import Home
 
 logger = logging.getLogger(__name__)
 
@@ -44,8 +41,16 @@ _held: dict[str, Claim] = {}
 """Of this process, by the run's URI."""
 
 
+class Place(Protocol):
+    """Where a run lives, as `home.Home` is."""
+
+    path: Path
+    location: str
+    storage: Storage | None
+
+
 @contextmanager
-def held(home: Home, *, beat_s: float = BEAT_S, silence_s: float = SILENCE_S) -> Iterator[None]:
+def held(home: Place, *, beat_s: float = BEAT_S, silence_s: float = SILENCE_S) -> Iterator[None]:
     """Within it this process alone works on the run at `home`, on this machine and, at a URI, on any.
 
     Raises UserError, with who does, if another one works on it."""

@@ -24,8 +24,7 @@ from autotraj.evaluation.evaluate import EvalResult
 from autotraj.gateways.session import Gateway
 from autotraj.interrupt import Interrupt, graceful_interrupt
 from autotraj.launch import build, engines, export_policy, measure, parts, train
-from autotraj.loop.config import rollout_timeout_of
-from autotraj.loop.grpo import GRPO
+from autotraj.loop.grpo import GRPO, rollout_timeout_of
 from autotraj.loop.refreshed_models import require_reward_model
 from autotraj.planning import preflight
 from autotraj.run_folder.folder import SAME_COMMAND, RunFolder

@@ -6,8 +6,7 @@ from ray import tune
 
 from autotraj.config.run import load
 from autotraj.launch import parts
-from autotraj.loop.config import GRPOConfig
-from autotraj.loop.grpo import GRPO
+from autotraj.loop.grpo import GRPO, GRPOConfig
 
 
 def main() -> None:

@@ -10,8 +10,7 @@ from conftest import tiny
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
 from autotraj.config.run import ConfigError, RunConfig
-from autotraj.loop.config import GRPOConfig
-from autotraj.loop.grpo import GRPO
+from autotraj.loop.grpo import GRPO, GRPOConfig
 from autotraj.loop.rllib_setters import CALLBACKS, INSTEAD, refuses_setters, setters
 from tool_sandbox.config import TlsFiles
 from trajectory.paths import with_absolute_paths

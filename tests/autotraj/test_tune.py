@@ -9,8 +9,7 @@ from conftest import tiny
 from ray import tune
 
 from autotraj.gateways.session import Gateway
-from autotraj.loop.config import GRPOConfig
-from autotraj.loop.grpo import GRPO
+from autotraj.loop.grpo import GRPO, GRPOConfig
 from trajectory.log import read_log
 
 pytestmark = [pytest.mark.ray, pytest.mark.engine, pytest.mark.docker, pytest.mark.timeout(900)]

@@ -5,9 +5,10 @@ from collections.abc import Iterator
 import pytest
 
 from tool_sandbox.attacks import on_gateway, run
-from tool_sandbox.attacks.attack import Attack, all_attacks
+from tool_sandbox.attacks.attack import Attack
 from tool_sandbox.attacks.on_gateway import CLIENTS, ClientAttack
 from tool_sandbox.attacks.run import Range, differences, judge, settings_for
+from tool_sandbox.attacks.suite import ATTACKS
 from tool_sandbox.client import SandboxClient
 from tool_sandbox.config import SandboxConfig
 from tool_sandbox.local import LocalGateway
@@ -23,7 +24,7 @@ def shared() -> Iterator[Range]:
 
 
 @pytest.mark.docker
-@pytest.mark.parametrize("attack", all_attacks(), ids=lambda attack: attack.name.replace(" ", "-"))
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name.replace(" ", "-"))
 def test_an_attack_comes_to_nothing(shared: Range, attack: Attack) -> None:
     outcome = shared.run(attack)
     assert outcome.problems == ()
@@ -74,7 +75,7 @@ def test_what_is_judged() -> None:
 
 
 def test_the_names_of_attacks_are_unique() -> None:
-    names = [attack.name for attack in (*all_attacks(), *CLIENTS)]
+    names = [attack.name for attack in (*ATTACKS, *CLIENTS)]
     assert len(set(names)) == len(names)
 
 

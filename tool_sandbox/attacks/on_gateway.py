@@ -1,5 +1,5 @@
 """What a hostile client does to the gateway, from outside. Of each it must hold what holds of an attack from inside
-(attacks.py): the neighbour, another client, is answered rightly all the while, and the next calls find all as it was.
+(attack.py): the neighbour, another client, is answered rightly all the while, and the next calls find all as it was.
 
 An attack returns what it achieved, a line each; nothing, if it came to nothing.
 """

@@ -1,4 +1,4 @@
-"""Attacks on the runner, on the neighbours' processes and on the machine's resources. How to read them: attacks.py."""
+"""Attacks on the runner, on the neighbours' processes and on the machine's resources. How to read them: attack.py."""
 
 from __future__ import annotations
 

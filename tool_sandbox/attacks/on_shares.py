@@ -1,4 +1,4 @@
-"""Attacks on what is a neighbour's due: his part of the container's CPU and memory. How to read them: attacks.py.
+"""Attacks on what is a neighbour's due: his part of the container's CPU and memory. How to read them: attack.py.
 
 What the neighbour finds is measured in CPU time, his own against that of all others in the container: how fast the machine
 is, and what else runs on it, doesn't matter. Where slots share no container he sees no others, and nothing is left to hold.

@@ -1,4 +1,4 @@
-"""Runs the attacks of code (attacks.py) and of clients (attacks_on_gateway.py), and judges what came of them.
+"""Runs the attacks of code (attack.py) and of clients (on_gateway.py), and judges what came of them.
 
 Beside each attack a neighbour makes calls all the while, each with a secret of its own; before and after, a call in every
 slot looks at what it finds there. Where slots share a container, the neighbour is in the attack's own.
