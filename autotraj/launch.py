@@ -19,7 +19,7 @@ from autotraj.evaluation.evaluate import EvalResult
 from autotraj.evaluation.evaluate import evaluate as evaluate_policy
 from autotraj.gateways.metrics import watched
 from autotraj.gateways.pool import node_gateways
-from autotraj.gateways.session import Gateway, sandbox_session
+from autotraj.gateways.session import GatewayAccess, sandbox_session
 from autotraj.interrupt import Interrupt, graceful_interrupt, taken_down_in_order
 from autotraj.loop.grpo import GRPO, GRPOConfig, rollout_timeout_of
 from autotraj.loop.inspection import announce, watch_pool
@@ -137,16 +137,16 @@ def measure(name: str, algo_or_pool: GRPO | RunnerPool, config: RunConfig, tasks
 
 
 @contextmanager
-def parts(config: RunConfig, *, sandbox: bool = True) -> Iterator[Gateway]:
+def parts(config: RunConfig, *, sandbox: bool = True) -> Iterator[GatewayAccess]:
     """The sandbox, if it is needed, and Ray, up for the length of the block.
 
     What ends the run from within Ray is raised as a RunError, in words of our own."""
     with _in_own_words(config), taken_down_in_order() as stack:
         if config.place_by_role:  # the gateways are actors then
             _join(stack, config)
-            yield stack.enter_context(node_gateways(config)) if sandbox else Gateway(address="")
+            yield stack.enter_context(node_gateways(config)) if sandbox else GatewayAccess(address="")
             return
-        gateway = stack.enter_context(sandbox_session(config)) if sandbox else Gateway(address="")
+        gateway = stack.enter_context(sandbox_session(config)) if sandbox else GatewayAccess(address="")
         _join(stack, config)
         if sandbox:
             stack.enter_context(watched(gateway.address, gateway.token, config.sandbox.tls))
@@ -175,7 +175,7 @@ def _join(stack: ExitStack, config: RunConfig) -> None:
     announce(config)
 
 
-def build(config: RunConfig, gateway: Gateway, *, trajectory_log: str | None = None) -> GRPO:
+def build(config: RunConfig, gateway: GatewayAccess, *, trajectory_log: str | None = None) -> GRPO:
     """The algorithm, its engines and learners up and in agreement."""
     algo = _settings(config, gateway, trajectory_log).build_algo()
     assert isinstance(algo, GRPO)
@@ -187,7 +187,7 @@ def build(config: RunConfig, gateway: Gateway, *, trajectory_log: str | None = N
     return algo
 
 
-def _settings(config: RunConfig, gateway: Gateway, trajectory_log: str | None = None) -> GRPOConfig:
+def _settings(config: RunConfig, gateway: GatewayAccess, trajectory_log: str | None = None) -> GRPOConfig:
     return GRPOConfig().run(
         config,
         sandbox_address=gateway.address,
@@ -199,7 +199,7 @@ def _settings(config: RunConfig, gateway: Gateway, trajectory_log: str | None = 
 
 
 @contextmanager
-def engines(config: RunConfig, gateway: Gateway) -> Iterator[RunnerPool]:
+def engines(config: RunConfig, gateway: GatewayAccess) -> Iterator[RunnerPool]:
     """Rollout actors alone, without a learner, up and holding `config.model`."""
     settings = _settings(config, gateway)
     settings.freeze()

@@ -13,13 +13,13 @@ import statistics
 import time
 
 from autotraj.config.run import load
-from autotraj.gateways.session import Gateway
+from autotraj.gateways.session import GatewayAccess
 from autotraj.launch import parts
 from autotraj.loop.grpo import GRPOConfig
 from benchmarks.tool_latency import SlowToolActor
 
 
-def seconds(gateway: Gateway, *, max_staleness: int, steps: int) -> tuple[float, float]:
+def seconds(gateway: GatewayAccess, *, max_staleness: int, steps: int) -> tuple[float, float]:
     """Wall time of `steps` steps, and their mean staleness."""
     config = load("examples/tiny/grpo.toml", [f"grpo.max_staleness={max_staleness}"])
     settings = GRPOConfig().run(config, sandbox_address=gateway.address, sandbox_token=gateway.token)

@@ -39,7 +39,7 @@ class Node:
 
 
 @dataclass(slots=True)
-class Outcome:
+class SimulationResult:
     """`latencies_s` from a call's arrival to its end, of the calls after the warm-up; shares of time are of the whole."""
 
     latencies_s: list[float] = field(default_factory=list)
@@ -75,9 +75,9 @@ class Simulation:
         self._containers = [_Server("containers") for _ in range(node.containers)]
         self._free_slots = [node.slots] * node.containers
         self._wait_slot: deque[Callable[[int], None]] = deque()
-        self._outcome = Outcome(busy_s={"client": 0.0, "gateway": 0.0, "containers": 0.0, "code": 0.0})
+        self._outcome = SimulationResult(busy_s={"client": 0.0, "gateway": 0.0, "containers": 0.0, "code": 0.0})
 
-    def run_open(self, arrivals_per_s: float, num_calls: int, warm_up: int = 0) -> Outcome:
+    def run_open(self, arrivals_per_s: float, num_calls: int, warm_up: int = 0) -> SimulationResult:
         """Calls come as a Poisson process, however many wait."""
         left = iter(range(num_calls))
 
@@ -91,7 +91,7 @@ class Simulation:
         self._at(0.0, arrive)
         return self._run()
 
-    def run_closed(self, callers: int, num_calls: int, warm_up: int = 0) -> Outcome:
+    def run_closed(self, callers: int, num_calls: int, warm_up: int = 0) -> SimulationResult:
         """Each caller makes its next call when the last was answered."""
         left = iter(range(num_calls))
 
@@ -110,7 +110,7 @@ class Simulation:
             self._at(0.0, next_call)
         return self._run()
 
-    def _run(self) -> Outcome:
+    def _run(self) -> SimulationResult:
         while self._events:
             self._now, _, event = heapq.heappop(self._events)
             event()

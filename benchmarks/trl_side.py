@@ -175,7 +175,7 @@ def reward(completions: list[Any], golds: list[list[str]], **_: Any) -> list[flo
     for messages, gold in zip(completions, golds, strict=True):
         text = "".join(message["content"] for message in messages if message["role"] == "assistant")
         task = Task(id="", question="", golds=tuple(gold))
-        rewards.append(outcome.score(final_answer(text), task, 3.0).value + random.random() / 100)
+        rewards.append(outcome.score_answer(final_answer(text), task, 3.0).value + random.random() / 100)
     return rewards
 
 

@@ -39,7 +39,7 @@ class Scale:
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
+class Interval:
     """A dot with its error bar; `half_width` None draws the dot alone."""
 
     label: str
@@ -49,7 +49,7 @@ class Estimate:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class BarGroup:
     """A label with one value for each of the chart's names; None where there is none."""
 
     label: str
@@ -140,7 +140,7 @@ def line_chart(
     ).format(CURVE_WIDTH, CURVE_HEIGHT, label, json.dumps(data), Markup("").join(parts))
 
 
-def interval_chart(rows: Sequence[Estimate], *, label: str, domain: tuple[float, float] | None = None) -> Markup:
+def interval_chart(rows: Sequence[Interval], *, label: str, domain: tuple[float, float] | None = None) -> Markup:
     """Dots with error bars, a row each. Bars are cut at a fixed `domain`; without one the axis takes them in."""
     finite = [row for row in rows if math.isfinite(row.value)]
     if not finite:
@@ -162,7 +162,7 @@ def interval_chart(rows: Sequence[Estimate], *, label: str, domain: tuple[float,
     return _svg(WIDTH, height + 26, label, parts)
 
 
-def stacked_chart(rows: Sequence[Row], classes: Sequence[str], *, label: str) -> Markup:
+def stacked_chart(rows: Sequence[BarGroup], classes: Sequence[str], *, label: str) -> Markup:
     """A bar a row out of its values: what is positive to the right of zero, what is negative to the left."""
     lows = [sum(min(0.0, v or 0.0) for v in row.values) for row in rows]
     highs = [sum(max(0.0, v or 0.0) for v in row.values) for row in rows]
@@ -203,7 +203,7 @@ def bar_chart(rows: Sequence[tuple[str, int]], *, label: str) -> Markup:
     return _svg(WIDTH, ROW * len(rows) + 4, label, parts)
 
 
-def dot_chart(rows: Sequence[Row], classes: Sequence[str], *, label: str, domain: tuple[float, float]) -> Markup:
+def dot_chart(rows: Sequence[BarGroup], classes: Sequence[str], *, label: str, domain: tuple[float, float]) -> Markup:
     """Dots on a common axis, a row each, the first two joined: before and after."""
     if not rows:
         return Markup("")

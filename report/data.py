@@ -45,7 +45,7 @@ class Missing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stage:
+class StageResult:
     """One stage's evaluation, an entry of `summary.json`; half-widths are of 95 % confidence intervals."""
 
     name: str
@@ -63,7 +63,7 @@ class Stage:
 class Summary:
     """`summary.json`: the stages in the order they ran."""
 
-    stages: tuple[Stage, ...]
+    stages: tuple[StageResult, ...]
     total_seconds: float | None = None
     model: str = ""
     seed: int | None = None

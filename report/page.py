@@ -19,7 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from report import charts, curves, viewer
-from report.data import Missing, ReportData, Stage, Summary, Synthesis, load_report
+from report.data import Missing, ReportData, StageResult, Summary, Synthesis, load_report
 from report.text import (
     SPACE,
     count,
@@ -164,7 +164,7 @@ def _stages(summary: Summary | Missing) -> dict[str, Any]:
         "stages_left_out": len(summary.stages) - len(stages),
         "accuracy_chart": charts.interval_chart(
             [
-                charts.Estimate(
+                charts.Interval(
                     stage_name(s.name),
                     100 * s.accuracy,
                     None if s.accuracy_ci95 is None else 100 * s.accuracy_ci95,
@@ -178,7 +178,7 @@ def _stages(summary: Summary | Missing) -> dict[str, Any]:
         ),
         "reward_chart": charts.interval_chart(
             [
-                charts.Estimate(stage_name(s.name), s.mean_reward, s.mean_reward_ci95, decimal(s.mean_reward, 3))
+                charts.Interval(stage_name(s.name), s.mean_reward, s.mean_reward_ci95, decimal(s.mean_reward, 3))
                 for s in stages
                 if s.mean_reward is not None
             ],
@@ -194,7 +194,7 @@ def _with_interval(value: str, half_width: float, digits: int) -> str:
     return f"{value} ±{SPACE}{half_width:.{digits}f}" if half_width else value
 
 
-def part_table(stages: Sequence[Stage]) -> PartTable | Missing:
+def part_table(stages: Sequence[StageResult]) -> PartTable | Missing:
     """The reward's breakdown of those stages that have one; known parts first, in their order."""
     having = [stage for stage in stages if stage.reward_parts]
     if not having:
@@ -203,7 +203,7 @@ def part_table(stages: Sequence[Stage]) -> PartTable | Missing:
     names = [name for name in PART_ORDER if name in found] + sorted(found - set(PART_ORDER))
     names = names[:8]
     classes = [f"part{PART_ORDER.index(name) if name in PART_ORDER else 4}" for name in names]
-    rows = [charts.Row(stage_name(s.name), tuple(s.reward_parts.get(name) for name in names)) for s in having]
+    rows = [charts.BarGroup(stage_name(s.name), tuple(s.reward_parts.get(name) for name in names)) for s in having]
     return PartTable(
         svg=charts.stacked_chart(rows, classes, label="Mean reward by stage and part; the table has the figures"),
         legend=[(name, words(part)) for name, part in zip(classes, names, strict=True)],
@@ -244,7 +244,7 @@ def synthesis_view(synthesis: Synthesis) -> SynthesisView:
     classes = ["fate0", "fate1", "fate2"]
     d = s.dimensions
     names = list(dict.fromkeys([*d.before, *d.after, *d.kept]))[:10]
-    dimensions = [charts.Row(words(n), (d.before.get(n), d.after.get(n), d.kept.get(n))) for n in names]
+    dimensions = [charts.BarGroup(words(n), (d.before.get(n), d.after.get(n), d.kept.get(n))) for n in names]
     reasons = sorted(s.failed_attempts.items(), key=lambda pair: (-pair[1], pair[0]))
     tiles = [
         (count(s.num_questions), "questions"),
@@ -257,7 +257,7 @@ def synthesis_view(synthesis: Synthesis) -> SynthesisView:
     return SynthesisView(
         tiles=tiles,
         fates=charts.stacked_chart(
-            [charts.Row("trajectories", tuple(float(n) for _, n in fates))],
+            [charts.BarGroup("trajectories", tuple(float(n) for _, n in fates))],
             classes,
             label="Trajectories: " + listing([f"{count(n)} {name}" for name, n in fates]),
         ),

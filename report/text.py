@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 
-from report.data import Stage, Summary
+from report.data import StageResult, Summary
 
 SPACE = "\u00a0"  # between a number and its unit: no line break
 
@@ -117,7 +117,7 @@ def verdict(summary: Summary) -> str:
     return f"{who} {'raised' if last.accuracy > first.accuracy else 'lowered'} accuracy {change}."
 
 
-def _interval_of_difference(first: Stage, last: Stage) -> float:
+def _interval_of_difference(first: StageResult, last: StageResult) -> float:
     return math.hypot(first.accuracy_ci95 or 0.0, last.accuracy_ci95 or 0.0)
 
 

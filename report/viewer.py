@@ -25,9 +25,9 @@ MAX_BLOCK_CHARS = 4000
 MAX_BLOCKS = 60
 MAX_NOTES = 12
 
-Outcome = Literal["won", "lost", "unscored", "repaired", "hard"]
+ItemResult = Literal["won", "lost", "unscored", "repaired", "hard"]
 
-OUTCOME_WORDS: dict[Outcome, str] = {
+OUTCOME_WORDS: dict[ItemResult, str] = {
     "won": "✓ won",
     "lost": "✗ lost",
     "unscored": "not scored",
@@ -52,7 +52,7 @@ class Item:
     """An entry of the viewer's list. `stage` and `outcome` are what it is filtered by."""
 
     stage: str
-    outcome: Outcome
+    outcome: ItemResult
     question: str
     score: str  # short, for the list
     golds: str = ""
@@ -85,7 +85,7 @@ def choose(samples: Sequence[StageSamples], limit: int = MAX_TRAJECTORIES) -> li
 def _in_order_of_interest(samples: StageSamples) -> list[tuple[int, int]]:
     ranked = []
     for g, group in enumerate(samples.groups):
-        seen: Counter[Outcome] = Counter()
+        seen: Counter[ItemResult] = Counter()
         for t in range(len(group.trajectories)):
             outcome = _outcome(_reward(group, t))
             ranked.append((seen[outcome], g, t))
@@ -213,7 +213,7 @@ def _reward(group: Group, index: int) -> Reward | None:
     return group.rewards[index] if index < len(group.rewards) else None
 
 
-def _outcome(reward: Reward | None) -> Outcome:
+def _outcome(reward: Reward | None) -> ItemResult:
     if reward is None:
         return "unscored"
     return "won" if reward.correct else "lost"

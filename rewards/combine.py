@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rewards import format, outcome
 from rewards.config import RewardConfig
-from rewards.terms import REWARD_TERMS, Evidence
+from rewards.terms import REWARD_TERMS, TermInput
 from trajectory import markup
 from trajectory.types import Reward, Task, Trajectory
 
@@ -24,8 +24,8 @@ def score(task: Task, trajectory: Trajectory, config: RewardConfig, rm: float | 
     assert trajectory.finish_reason not in ("error", "deadline"), "there is nothing to reward"
     form = format.check(trajectory.text)
     format_ok = form.ok and trajectory.finish_reason != "malformed"
-    result = outcome.score(markup.final_answer(trajectory.text), task, config.math_timeout_s)
-    given = Evidence(task=task, trajectory=trajectory, format_ok=format_ok, result=result, rm=rm, config=config)
+    result = outcome.score_answer(markup.final_answer(trajectory.text), task, config.math_timeout_s)
+    given = TermInput(task=task, trajectory=trajectory, format_ok=format_ok, result=result, rm=rm, config=config)
     terms = {name: term(given) for name, term in REWARD_TERMS.items()}
     parts = {name: value for name, value in terms.items() if value is not None}
     malformed = ("malformed",) if trajectory.finish_reason == "malformed" else ()

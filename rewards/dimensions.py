@@ -1,7 +1,7 @@
 """The dimensions of a trajectory's quality: one function each (arXiv 2601.23032, stage 1).
 
 Words are what whitespace separates, in the whole response, tool results included. Everything takes time linear in the text,
-which may be hostile. A further dimension is a function of `Evidence` and its line in `DIMENSIONS`.
+which may be hostile. A further dimension is a function of `QualityInput` and its line in `DIMENSIONS`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _PART = re.compile(r"\d+(?:[.,]\d+)*|[^\W\d_]+")
 
 
 @dataclass(frozen=True, slots=True)
-class Evidence:
+class QualityInput:
     """What a dimension may look at."""
 
     words: list[str]  # of the trajectory's text
@@ -111,7 +111,7 @@ def _plain(number: str) -> str:
     return (number.rstrip("0").rstrip(".") if number.count(".") == 1 else number) or "0"
 
 
-DIMENSIONS: dict[str, Callable[[Evidence], float]] = {
+DIMENSIONS: dict[str, Callable[[QualityInput], float]] = {
     "confidence": lambda e: confidence(e.trajectory.text),
     "length": lambda e: length(len(e.words), e.ideal_num_words),
     "repetition": lambda e: _repetition(e.words),

@@ -34,26 +34,26 @@ _EXACT_ONLY = {"yes", "no", "noanswer"}
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class AnswerScore:
     value: float  # in [0, 1]: 1 or 0 for math, the best token F1 for QA
     correct: bool
     note: str = ""  # why an answer couldn't be compared
 
 
-def score(answer: str | None, task: Task, timeout_s: float) -> Outcome:
+def score_answer(answer: str | None, task: Task, timeout_s: float) -> AnswerScore:
     """Scores a final answer against the task's golds, the best of which counts; None is wrong.
 
     `timeout_s` bounds each comparison by math-verify.
     """
     if answer is None:
-        return Outcome(0.0, False)
+        return AnswerScore(0.0, False)
     if task.kind == "qa":
         value = max(qa_f1(answer, gold) for gold in task.golds)
-        return Outcome(value, value >= QA_CORRECT_F1)
+        return AnswerScore(value, value >= QA_CORRECT_F1)
     verdicts = [math_equal(answer, gold, timeout_s) for gold in task.golds]
     correct = any(verdict.equal for verdict in verdicts)
     note = "" if correct else next((verdict.note for verdict in verdicts if verdict.note), "")
-    return Outcome(float(correct), correct, note)
+    return AnswerScore(float(correct), correct, note)
 
 
 def math_equal(answer: str, gold: str, timeout_s: float) -> verifier.Verdict:

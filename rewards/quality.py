@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rewards.config import QualityConfig
-from rewards.dimensions import DIMENSIONS, Evidence
+from rewards.dimensions import DIMENSIONS, QualityInput
 from trajectory.types import Task, Trajectory
 
 
@@ -44,8 +44,8 @@ class Split:
 def assess(trajectory: Trajectory, task: Task, ideal_num_words: int, config: QualityConfig) -> Quality:
     """All dimensions of `config.weights`, and their weighted sum."""
     words = trajectory.text.split()
-    evidence = Evidence(words, ideal_num_words, trajectory, task)
-    dimensions = {name: DIMENSIONS[name](evidence) for name in config.weights}
+    given = QualityInput(words, ideal_num_words, trajectory, task)
+    dimensions = {name: DIMENSIONS[name](given) for name in config.weights}
     total = sum(weight * dimensions[name] for name, weight in config.weights.items())
     return Quality(round(total, 4), dimensions, len(words), ideal_num_words)
 

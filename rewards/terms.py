@@ -1,6 +1,6 @@
 """The terms that a trajectory's reward is the sum of, one function each.
 
-A further term is a function of `Evidence` and its line in `REWARD_TERMS`; its name stands in metrics, reports and logs.
+A further term is a function of `TermInput` and its line in `REWARD_TERMS`; its name stands in metrics, reports and logs.
 """
 
 from __future__ import annotations
@@ -9,29 +9,29 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from rewards.config import RewardConfig
-from rewards.outcome import Outcome
+from rewards.outcome import AnswerScore
 from rewards.trajectory import trajectory_part
 from trajectory.types import Task, Trajectory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Evidence:
+class TermInput:
     """What a term may look at."""
 
     task: Task
     trajectory: Trajectory
     format_ok: bool
-    result: Outcome  # of the final answer
+    result: AnswerScore  # of the final answer
     rm: float | None  # the reward model's score; None: there is no reward model
     config: RewardConfig
 
 
-def outcome_term(given: Evidence) -> float:
+def outcome_term(given: TermInput) -> float:
     """`outcome_weight` times the outcome; 0 of a malformed trajectory."""
     return given.config.outcome_weight * given.result.value if given.format_ok else 0.0
 
 
-def format_term(given: Evidence) -> float:
+def format_term(given: TermInput) -> float:
     """What a trajectory gets for its form alone: well-formed but wrong mathematics a little, malformed ones a penalty."""
     config, is_math = given.config, given.task.kind == "math"
     if given.format_ok:
@@ -39,14 +39,14 @@ def format_term(given: Evidence) -> float:
     return config.bad_format_math if is_math else config.bad_format_qa
 
 
-def trajectory_term(given: Evidence) -> float | None:
+def trajectory_term(given: TermInput) -> float | None:
     """What the reward model's score adds; 0 of a malformed trajectory. Raises ValueError for a score that isn't finite."""
     if given.rm is None:
         return None
     return trajectory_part(given.task.kind, given.result, given.rm, given.config) if given.format_ok else 0.0
 
 
-def overlong_term(given: Evidence) -> float | None:
+def overlong_term(given: TermInput) -> float | None:
     """DAPO's soft punishment of long trajectories, if it is on."""
     limit, buffer = given.config.overlong_limit_tokens, given.config.overlong_buffer_tokens
     return overlong_penalty(given.trajectory.num_generated_tokens, limit, buffer) if buffer else None
@@ -61,7 +61,7 @@ def overlong_penalty(num_tokens: int, limit: int, buffer: int) -> float:
     return -min(1.0, max(0.0, excess / buffer))
 
 
-REWARD_TERMS: dict[str, Callable[[Evidence], float | None]] = {
+REWARD_TERMS: dict[str, Callable[[TermInput], float | None]] = {
     "outcome": outcome_term,
     "format": format_term,
     "trajectory": trajectory_term,

@@ -10,14 +10,14 @@ from collections.abc import Sequence
 
 from rewards import outcome
 from rewards.config import RewardConfig
-from rewards.outcome import Outcome
+from rewards.outcome import AnswerScore
 from trajectory.types import TaskKind
 
 PAPER_CLIP = 3.0
 """The released code clips the sum of F1 and weighted score to ± this."""
 
 
-def trajectory_part(kind: TaskKind, result: Outcome, rm: float, config: RewardConfig) -> float:
+def trajectory_part(kind: TaskKind, result: AnswerScore, rm: float, config: RewardConfig) -> float:
     """What is added to the reward of a well-formed trajectory that the reward model scored `rm`.
 
     `rm` is the model's scalar as it comes with preset "paper", and `RunningNorm.normalise` of it with "default". Raises
@@ -38,7 +38,7 @@ def paper_qa(f1: float, rm: float, weight: float) -> float:
     return max(f1, min(PAPER_CLIP, max(-PAPER_CLIP, f1 + weight * rm))) if f1 > 0 else f1
 
 
-def bounded(kind: TaskKind, result: Outcome, normalised: float, config: RewardConfig) -> float:
+def bounded(kind: TaskKind, result: AnswerScore, normalised: float, config: RewardConfig) -> float:
     """weight · normalised score, raising and lowering, but never across what the answer decides.
 
     For trajectories of one task, before any overlong punishment: malformed ≤ well-formed and wrong ≤ boundary ≤
@@ -52,7 +52,7 @@ def bounded(kind: TaskKind, result: Outcome, normalised: float, config: RewardCo
     return min(max(change, floor - base), boundary - base)
 
 
-def _levels(kind: TaskKind, result: Outcome, config: RewardConfig) -> tuple[float, float, float]:
+def _levels(kind: TaskKind, result: AnswerScore, config: RewardConfig) -> tuple[float, float, float]:
     """A well-formed trajectory's reward without the model; a malformed one's; the boundary of wrong and right."""
     right = config.outcome_weight
     if kind == "qa":

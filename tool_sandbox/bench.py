@@ -36,7 +36,7 @@ Way = Callable[[str], Awaitable[str]]
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class BenchRow:
     """One line of the table."""
 
     way: str
@@ -54,7 +54,7 @@ def percentile(values: list[float], q: float) -> float:
     return ordered[max(0, -(-int(q * 1000) * len(ordered) // 1000) - 1)]
 
 
-async def measure(name: str, way: Way, code: str, concurrency: int, seconds: float) -> Row:
+async def measure(name: str, way: Way, code: str, concurrency: int, seconds: float) -> BenchRow:
     """`concurrency` callers, each one call after another, for `seconds`; RunnerError if one prints the wrong thing."""
     (row,) = await measure_in_turns({name: way}, code, concurrency, seconds, seconds)
     return row
@@ -62,7 +62,7 @@ async def measure(name: str, way: Way, code: str, concurrency: int, seconds: flo
 
 async def measure_in_turns(
     ways: dict[str, Way], code: str, concurrency: int, seconds: float, turn_s: float = TURN_S
-) -> list[Row]:
+) -> list[BenchRow]:
     """As `measure`, of each way in turn, `turn_s` at a time: a machine that is slower for a while is so for all of them."""
     latencies: dict[str, list[float]] = {name: [] for name in ways}
     spent = dict.fromkeys(ways, 0.0)
@@ -82,12 +82,16 @@ async def measure_in_turns(
     return [_row(name, code, concurrency, latencies[name], spent[name]) for name in ways]
 
 
-def _row(name: str, code: str, concurrency: int, latencies: list[float], seconds: float) -> Row:
+def _row(name: str, code: str, concurrency: int, latencies: list[float], seconds: float) -> BenchRow:
     label, rate = "print" if code == PRINT else "sympy", len(latencies) / seconds
-    return Row(name, label, concurrency, percentile(latencies, 0.5), percentile(latencies, 0.99), rate, len(latencies))
+    return BenchRow(
+        name, label, concurrency, percentile(latencies, 0.5), percentile(latencies, 0.99), rate, len(latencies)
+    )
 
 
-async def measure_paced(name: str, way: Way, code: str, concurrency: int, seconds: float, calls_per_s: float) -> Row:
+async def measure_paced(
+    name: str, way: Way, code: str, concurrency: int, seconds: float, calls_per_s: float
+) -> BenchRow:
     """As `measure`, with callers that think between calls, for times of an exponential distribution, so that all of them
     together make `calls_per_s`; less if the calls themselves take long."""
     rng = random.Random(0)
@@ -171,9 +175,9 @@ def wait_until_full(address: str, config: SandboxConfig, timeout_s: float) -> No
             time.sleep(0.1)
 
 
-async def table(config: SandboxConfig, seconds: float, report: Callable[[Row], None]) -> list[Row]:
+async def table(config: SandboxConfig, seconds: float, report: Callable[[BenchRow], None]) -> list[BenchRow]:
     """Every row, `seconds` each; `report` hears of each as it comes. Errors: SandboxError."""
-    rows: list[Row] = []
+    rows: list[BenchRow] = []
 
     async def add(name: str, way: Way, code: str, concurrency: int) -> None:
         rows.append(await measure(name, way, code, concurrency, seconds))
@@ -219,7 +223,7 @@ async def table(config: SandboxConfig, seconds: float, report: Callable[[Row], N
     return rows
 
 
-def render(row: Row) -> str:
+def render(row: BenchRow) -> str:
     """A line of a Markdown table."""
     return (
         f"| {row.way} | {row.code} | {row.concurrency} | {row.p50_ms:.1f} | {row.p99_ms:.1f} | "
@@ -230,7 +234,7 @@ def render(row: Row) -> str:
 HEADER = "| way | code | callers | p50 ms | p99 ms | calls/s | calls |\n|---|---|---|---|---|---|---|"
 
 
-def ratios(rows: list[Row]) -> list[str]:
+def ratios(rows: list[BenchRow]) -> list[str]:
     """What the table says in one line each."""
     paced = [row for row in rows if "pauses" in row.way]
     others = [row for row in rows if "cell" not in row.way and row not in paced]

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tool_sandbox.config import SandboxConfig
-from tool_sandbox.errors import EngineError, ImageError
+from tool_sandbox.errors import ContainerEngineError, ImageError
 
 logger = logging.getLogger(__name__)
 
@@ -47,42 +47,44 @@ def resolve_image(config: SandboxConfig) -> str:
 
 
 def check_engine() -> None:
-    """EngineError, with the remedy, unless a Docker engine answers."""
+    """ContainerEngineError, with the remedy, unless a Docker engine answers."""
     try:
         done = subprocess.run(
             ["docker", "version", "--format", "{{.Server.Version}}"], capture_output=True, text=True, timeout=20
         )
     except FileNotFoundError:
-        raise EngineError(
+        raise ContainerEngineError(
             "sandbox: the `docker` command is missing; `make setup` installs it, as root on Debian"
         ) from None
     except subprocess.TimeoutExpired:
-        raise EngineError("sandbox: the Docker engine did not answer within 20 s; restart dockerd") from None
+        raise ContainerEngineError("sandbox: the Docker engine did not answer within 20 s; restart dockerd") from None
     if done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or ["no answer"])[-1]
-        raise EngineError(f"sandbox: no Docker engine is reachable ({reason}); start dockerd, or run `make setup`")
+        raise ContainerEngineError(
+            f"sandbox: no Docker engine is reachable ({reason}); start dockerd, or run `make setup`"
+        )
 
 
 def check_runtime(config: SandboxConfig) -> None:
-    """EngineError unless the engine has the runtime that `config` names, if it names one."""
+    """ContainerEngineError unless the engine has the runtime that `config` names, if it names one."""
     if not config.runtime:
         return
     known = json.loads(_run(["docker", "info", "--format", "{{json .Runtimes}}"], timeout_s=20.0).stdout)
     if config.runtime not in known:
-        raise EngineError(
+        raise ContainerEngineError(
             f"sandbox.runtime: the Docker engine has no runtime {config.runtime!r}, only {', '.join(sorted(known))}; "
             "add it to its daemon.json and reload the engine, or leave sandbox.runtime empty"
         )
 
 
 def user_ids() -> range:
-    """The ids that containers' calls get; EngineError if the engine can't bound what containers use.
+    """The ids that containers' calls get; ContainerEngineError if the engine can't bound what containers use.
 
     Far from the host's users; where the engine has a user namespace (rootless, `userns-remap`), none of them is a user of
     the host, and usually 65,536 are mapped."""
     info = json.loads(_run(["docker", "info", "--format", "{{json .}}"], timeout_s=20.0).stdout)
     if info.get("CgroupDriver") == "none":
-        raise EngineError(
+        raise ContainerEngineError(
             "sandbox: the Docker engine has no control groups (`docker info`: Cgroup Driver: none), so a container's memory "
             "and processes would have no limit; a rootless engine needs a machine with cgroup v2 and systemd"
         )
@@ -96,7 +98,7 @@ def image_exists(image: str) -> bool:
 
 
 def check_ready(config: SandboxConfig) -> None:
-    """EngineError or ImageError, with the remedy, unless the gateway could start its containers."""
+    """ContainerEngineError or ImageError, with the remedy, unless the gateway could start its containers."""
     check_engine()
     check_runtime(config)
     image = resolve_image(config)
@@ -106,7 +108,7 @@ def check_ready(config: SandboxConfig) -> None:
 
 
 def ensure_image(config: SandboxConfig) -> str:
-    """Build the image unless it is there; returns its name. Errors: EngineError, ImageError."""
+    """Build the image unless it is there; returns its name. Errors: ContainerEngineError, ImageError."""
     check_engine()
     image = resolve_image(config)
     if image_exists(image):

@@ -1,15 +1,15 @@
 """What can go wrong, one class a boundary. The last sentence of every message is the remedy.
 
     SandboxError
-    ├── EngineError     Docker is missing, down or refuses
-    ├── ImageError      the container image is missing or can't be built
-    ├── AddressError    the gateway can't listen where it was told to
-    ├── GatewayError    the gateway process didn't come up, or doesn't answer
-    │   └── RefusedError    it won't answer this client as it is set: TLS, token, version
-    ├── RunnerError     a container's runner broke its protocol or died
-    ├── SearchError     the search index is missing, or its corpus can't be indexed
-    ├── TlsError        the certificate files are missing or aren't ones
-    └── WireError       bytes that aren't a request or a reply
+    ├── ContainerEngineError  Docker is missing, down or refuses
+    ├── ImageError            the container image is missing or can't be built
+    ├── AddressError          the gateway can't listen where it was told to
+    ├── GatewayError          the gateway process didn't come up, or doesn't answer
+    │   └── RefusedError      it won't answer this client as it is set: TLS, token, version
+    ├── RunnerError           a container's runner broke its protocol or died
+    ├── SearchError           the search index is missing, or its corpus can't be indexed
+    ├── TlsError              the certificate files are missing or aren't ones
+    └── WireError             bytes that aren't a request or a reply
 
 A failed *call* is no exception: it is a `ToolResult` whose status says so.
 """
@@ -21,7 +21,7 @@ class SandboxError(ValueError):
     """The tool sandbox can't do what the settings ask for."""
 
 
-class EngineError(SandboxError):
+class ContainerEngineError(SandboxError):
     """Docker is missing, down or refuses."""
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from tool_sandbox import errors
 from tool_sandbox.config import SandboxConfig
-from tool_sandbox.errors import EngineError, RunnerError, SandboxError
+from tool_sandbox.errors import ContainerEngineError, RunnerError, SandboxError
 from tool_sandbox.second_look import second_look
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -87,7 +87,7 @@ class Launcher:
             async with second_look(READY_TIMEOUT_S):
                 await self._ready
         except TimeoutError:
-            raise EngineError(
+            raise ContainerEngineError(
                 f"sandbox: waited {READY_TIMEOUT_S:.0f} s on the launcher, which waits on Docker; restart dockerd"
             ) from None
 
@@ -176,7 +176,9 @@ class Launcher:
         self._control.close()
         self._control = None
         gone: SandboxError = RunnerError(f"the sandbox's launcher is gone: {cause}")
-        self._settle(lambda ready: ready.set_exception(EngineError(f"sandbox: {gone}; its log above says why")))
+        self._settle(
+            lambda ready: ready.set_exception(ContainerEngineError(f"sandbox: {gone}; its log above says why"))
+        )
         for future in self._asked:
             if not future.done():
                 future.set_exception(gone)

@@ -22,7 +22,7 @@ from tool_sandbox.client import SandboxClient
 from tool_sandbox.config import SandboxConfig
 from tool_sandbox.errors import (
     AddressError,
-    EngineError,
+    ContainerEngineError,
     GatewayError,
     ImageError,
     RunnerError,
@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parent.parent
 STOP_TIMEOUT_S = 15.0
 """After `drain_s`, which calls that run may take."""
 _ERRORS: dict[str, type[SandboxError]] = {
-    kind.__name__: kind for kind in (AddressError, EngineError, ImageError, RunnerError, SearchError, TlsError)
+    kind.__name__: kind for kind in (AddressError, ContainerEngineError, ImageError, RunnerError, SearchError, TlsError)
 }
 
 

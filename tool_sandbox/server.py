@@ -29,7 +29,7 @@ import uvloop
 from tool_sandbox import privileges, registry, wire
 from tool_sandbox.admission import split_deadline
 from tool_sandbox.config import SandboxConfig
-from tool_sandbox.errors import AddressError, EngineError, GatewayError, SandboxError, WireError
+from tool_sandbox.errors import AddressError, ContainerEngineError, GatewayError, SandboxError, WireError
 from tool_sandbox.metrics import Metrics
 from tool_sandbox.second_look import SHORT_GRACE_S, second_look
 from tool_sandbox.tls import server_credentials
@@ -279,7 +279,7 @@ async def _serve_as_nobody(gateway: Gateway, announce: Callable[[Gateway], None]
         await gateway.stop()
     if broken:
         logger.error("the gateway ends, as its launcher did: %s", broken)
-        raise EngineError(f"sandbox: the gateway ended, as its launcher did ({broken}); start it again")
+        raise ContainerEngineError(f"sandbox: the gateway ended, as its launcher did ({broken}); start it again")
 
 
 def run(config: SandboxConfig) -> None:

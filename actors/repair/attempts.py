@@ -150,7 +150,7 @@ def verdict(
     if reason is not None:
         return reason, None
     answer = markup.final_answer(trajectory.text)
-    if not outcome.score(answer, request.task, reward_config.math_timeout_s).correct:
+    if not outcome.score_answer(answer, request.task, reward_config.math_timeout_s).correct:
         return "wrong_answer", None
     found = quality.assess(trajectory, request.task, request.ideal_num_words, quality_config)
     if request.correct:

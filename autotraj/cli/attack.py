@@ -13,7 +13,7 @@ from cluster.exit_codes import EXIT_FAILED, EXIT_OK
 from tool_sandbox import build
 from tool_sandbox.attacks.attack import Attack
 from tool_sandbox.attacks.on_gateway import CLIENTS, ClientAttack
-from tool_sandbox.attacks.run import NEIGHBOUR_TIMEOUT_S, Outcome, middle, run_all, settings_for
+from tool_sandbox.attacks.run import NEIGHBOUR_TIMEOUT_S, AttackResult, middle, run_all, settings_for
 from tool_sandbox.attacks.suite import ATTACKS
 from tool_sandbox.config import SandboxConfig
 from tool_sandbox.errors import SandboxError
@@ -29,11 +29,11 @@ def attack(config_path: str | None, overrides: Sequence[str], attacks: Attacks |
     console = Console(width=max(150, Console().width))
     where = "two slots of one container" if settings.slots_per_container > 1 else "a container each"
     console.print(f"{len(attacks)} attacks on {build.resolve_image(settings)}; attack and neighbour: {where} …")
-    outcomes: list[Outcome] = []
+    outcomes: list[AttackResult] = []
     idle_ms: tuple[float, ...] = ()
     try:
         for came in run_all(config, attacks):
-            if isinstance(came, Outcome):
+            if isinstance(came, AttackResult):
                 outcomes.append(came)
             else:
                 idle_ms = came
@@ -48,7 +48,7 @@ def attack(config_path: str | None, overrides: Sequence[str], attacks: Attacks |
     return EXIT_FAILED if breached else EXIT_OK
 
 
-def table(outcomes: Sequence[Outcome], idle_ms: tuple[float, ...]) -> Table:
+def table(outcomes: Sequence[AttackResult], idle_ms: tuple[float, ...]) -> Table:
     rows = Table(
         caption=f"neighbour without an attack: p50 {middle(idle_ms):.0f} ms, slowest {max(idle_ms):.0f} ms; a call "
         f"of its that is answered wrongly, or not within {NEIGHBOUR_TIMEOUT_S:.0f} s, makes an attack a success"

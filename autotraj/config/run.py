@@ -16,7 +16,7 @@ import tomli_w
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from actors.config import EngineConfig, EpisodeConfig, RepairConfig, RewardModelConfig, RolloutConfig, check_rollout
-from autotraj.config.stages import OnlineRepairConfig, RewardModelStageConfig, SFTConfig, Stage, SynthesisConfig
+from autotraj.config.stages import OnlineRepairConfig, RewardModelStageConfig, SFTConfig, StageName, SynthesisConfig
 from autotraj.errors import UserError
 from cluster.config import ElasticConfig
 from learners.config import LearnerConfig, LossConfig
@@ -126,7 +126,7 @@ class RunConfig(Section):
     a gateway, those beyond this number too."""
     seed: Seed = 0
     """Seed of task order, sampling and training."""
-    stages: tuple[Stage, ...] = ("synthesize", "sft", "reward-model", "grpo")
+    stages: tuple[StageName, ...] = ("synthesize", "sft", "reward-model", "grpo")
     """What `run` does, in this order; a stage that is left out is neither run nor used."""
     data: TaskConfig = TaskConfig()
     eval: EvalConfig = EvalConfig()
@@ -225,9 +225,9 @@ class RunConfig(Section):
             )
         if self.learner.head != "lm":
             raise ValueError("learner.head: the policy's is 'lm'; the reward model's stage sets its own")
-        order = [stage for stage in get_args(Stage) if stage in self.stages]
+        order = [stage for stage in get_args(StageName) if stage in self.stages]
         if list(self.stages) != order:
-            raise ValueError(f"stages = {list(self.stages)}: each once, in the order {', '.join(get_args(Stage))}")
+            raise ValueError(f"stages = {list(self.stages)}: each once, in the order {', '.join(get_args(StageName))}")
         needs = {"sft": "synthesize", "reward-model": "synthesize"}
         for stage, earlier in needs.items():
             if stage in self.stages and earlier not in self.stages:

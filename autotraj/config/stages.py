@@ -10,7 +10,7 @@ from learners.config import LoraConfig
 from trajectory.paths import LocalPath
 from trajectory.section import Section
 
-Stage = Literal["synthesize", "sft", "reward-model", "grpo"]
+StageName = Literal["synthesize", "sft", "reward-model", "grpo"]
 
 
 class SynthesisConfig(Section):

@@ -32,7 +32,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from autotraj.config.run import RunConfig
 from autotraj.errors import UserError
 from autotraj.gateways.node import GatewayActor, GatewayDirectory
-from autotraj.gateways.session import Gateway, gateway_that_is_there
+from autotraj.gateways.session import GatewayAccess, gateway_that_is_there
 from cluster.roles import SANDBOX, role
 from tool_sandbox.config import SandboxConfig
 
@@ -198,7 +198,7 @@ def _wait_first(pool: GatewayPool, timeout_s: float) -> None:
 
 
 @contextmanager
-def node_gateways(config: RunConfig) -> Iterator[Gateway]:
+def node_gateways(config: RunConfig) -> Iterator[GatewayAccess]:
     """The gateway at `gateway` if that is set, else one on each sandbox node, for the length of the block.
 
     Entered at once: nodes and gateways come up while the engines do. `Gateway.wait` returns when the first is up; it raises
@@ -213,6 +213,6 @@ def node_gateways(config: RunConfig) -> Iterator[Gateway]:
     pool = GatewayPool(settings, num_gateways=config.num_gateways, start_timeout_s=limit)
     try:
         pool.start()
-        yield Gateway("", token, config.sandbox.tls, pool.directory_name, wait=lambda: _wait_first(pool, limit))
+        yield GatewayAccess("", token, config.sandbox.tls, pool.directory_name, wait=lambda: _wait_first(pool, limit))
     finally:
         pool.close()

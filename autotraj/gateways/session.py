@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Gateway:
+class GatewayAccess:
     """Where tool calls go."""
 
     address: str
@@ -50,7 +50,7 @@ class Gateway:
 
 
 @contextmanager
-def sandbox_session(config: RunConfig) -> Iterator[Gateway]:
+def sandbox_session(config: RunConfig) -> Iterator[GatewayAccess]:
     """The run's gateway, up for the length of the block: the one at `gateway`, or one started with `[sandbox]`."""
     if config.gateway is not None:
         yield gateway_that_is_there(config, config.gateway)
@@ -62,10 +62,10 @@ def sandbox_session(config: RunConfig) -> Iterator[Gateway]:
     except SandboxError as error:
         raise UserError(str(error)) from error
     with local:
-        yield Gateway(local.address, token, config.sandbox.tls)
+        yield GatewayAccess(local.address, token, config.sandbox.tls)
 
 
-def gateway_that_is_there(config: RunConfig, address: str) -> Gateway:
+def gateway_that_is_there(config: RunConfig, address: str) -> GatewayAccess:
     """The one at `address`, asked once: UserError if it will never answer as the run is set. One that is silent may come."""
     try:
         with SandboxClient(address, token=config.sandbox.token, tls=config.sandbox.tls) as client:
@@ -74,7 +74,7 @@ def gateway_that_is_there(config: RunConfig, address: str) -> Gateway:
         raise UserError(f"gateway: {error}") from None
     except GatewayError as error:
         logger.warning("gateway: it does not answer yet: %s", error)
-    return Gateway(address, config.sandbox.token or None, config.sandbox.tls)
+    return GatewayAccess(address, config.sandbox.token or None, config.sandbox.tls)
 
 
 def make_index(config: SearchConfig) -> None:

@@ -48,7 +48,7 @@ from autotraj.loop.state import FIRST_VERSION, STATE_FILE, SavedLoop
 from autotraj.loop.training_batch import TrainingBatch, assemble
 from autotraj.planning import preflight
 from autotraj.run_folder.folder import LEARNERS, Checkpoint
-from autotraj.runners.calls import Outcome, managed
+from autotraj.runners.calls import CallResult, managed
 from autotraj.runners.elastic import ElasticRunners
 from autotraj.runners.pool import RunnerPool
 from autotraj.runners.repairers import repairer_pool
@@ -430,7 +430,7 @@ class GRPO(Algorithm):
             max_staleness=settings.max_staleness,
         )
 
-    def _take(self, outcome: Outcome) -> None:
+    def _take(self, outcome: CallResult) -> None:
         if outcome.method == Work.REPAIR:
             assert self._repair is not None
             self._repair.take(outcome)

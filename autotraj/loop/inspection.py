@@ -14,7 +14,7 @@ from autotraj.runners.pool import RunnerPool
 from autotraj.sampling.metrics import describe_ledger
 from autotraj.status.board import StatusBoard
 from autotraj.status.prometheus import MetricsExport
-from autotraj.status.rows import LoopState, Row, loop_rows, runner_rows
+from autotraj.status.rows import LoopState, StatusRow, loop_rows, runner_rows
 from learners.group import StepResult
 from trajectory.ledger import Ledger
 from trajectory.types import Group
@@ -101,7 +101,7 @@ class Inspection:
             for row in self._rows()
         )
 
-    def _rows(self) -> list[Row]:
+    def _rows(self) -> list[StatusRow]:
         ledger, (dropped, handed_back) = self._loop.ledger, self._lost_before
         state = replace(
             self._loop.loop_state(),

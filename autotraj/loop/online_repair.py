@@ -30,7 +30,7 @@ from autotraj.loop.reward_service import RewardModelService
 from autotraj.preferences import requests as repair_requests
 from autotraj.preferences.pairs import pair_accuracy
 from autotraj.run_folder.home import Home
-from autotraj.runners.calls import Failed, Outcome
+from autotraj.runners.calls import CallResult, Failed
 from autotraj.runners.pool import RunnerPool
 from autotraj.training.skips import Skips
 from autotraj.training.supervised import export
@@ -113,7 +113,7 @@ class OnlineRepair:
             seed=repair_requests.seed_of(self._config.seed, group.task, self._counts["groups_offered"]),
         )
 
-    def take(self, outcome: Outcome) -> None:
+    def take(self, outcome: CallResult) -> None:
         """What became of a group's repairs."""
         requests = self._requests.pop(outcome.key)
         if isinstance(outcome, Failed):

@@ -95,7 +95,7 @@ class Failed:
     reason: str
 
 
-Outcome = Finished | Failed
+CallResult = Finished | Failed
 
 
 def reason(error: BaseException) -> str:

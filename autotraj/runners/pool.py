@@ -29,9 +29,9 @@ from autotraj.runners.broadcast import BroadcastSync, LearnerSide
 from autotraj.runners.calls import (
     Call,
     CallKind,
+    CallResult,
     Failed,
     Finished,
-    Outcome,
     Runner,
     cause_of,
     gather,
@@ -186,14 +186,14 @@ class RunnerPool:
                 self._sync(runner_id)
         self._advance_broadcast()
 
-    def poll(self, timeout_s: float, also: Sequence[Any] = ()) -> list[Outcome]:
+    def poll(self, timeout_s: float, also: Sequence[Any] = ()) -> list[CallResult]:
         """Handles whatever became ready within `timeout_s` (or at once if an ObjectRef of `also` is ready)."""
         self.on_poll()
         if not (refs := [*self._calls, *also]):
             time.sleep(timeout_s)
             return []
         ray.wait(refs, num_returns=1, timeout=timeout_s, fetch_local=False)
-        outcomes: list[Outcome] = []
+        outcomes: list[CallResult] = []
         if self._calls:
             ready, _ = ray.wait(list(self._calls), num_returns=len(self._calls), timeout=0)
             for ref in ready:
@@ -284,7 +284,7 @@ class RunnerPool:
         ref = self._actor(runner_id).init_weight_transfer.remote(argument)
         self._track(ref, Call("join", runner_id, time.monotonic() + self._sync_timeout_s))
 
-    def _handle(self, ref: Any, call: Call) -> list[Outcome]:
+    def _handle(self, ref: Any, call: Call) -> list[CallResult]:
         runner = self._runners[call.runner_id]
         runner.in_flight -= 1
         who = self._name(call.runner_id)
@@ -300,7 +300,7 @@ class RunnerPool:
             if call.kind == "start" and not self._came_up:
                 self._check_start(runner, cause_of(error), message)
             return self._bury(call, message, kill=True)
-        handler: dict[CallKind, Callable[[Call, Any], list[Outcome] | None]] = {
+        handler: dict[CallKind, Callable[[Call, Any], list[CallResult] | None]] = {
             "start": self._on_started,
             "join": self._on_joined,
             "sync": self._on_synced,
@@ -354,7 +354,7 @@ class RunnerPool:
         runner.state, runner.policy_version = "ready", call.policy_version
         self.sync_seconds = time.monotonic() - self._sync_started.pop(call.runner_id, time.monotonic())
 
-    def _bury(self, call: Call, message: str, *, kill: bool = False) -> list[Outcome]:
+    def _bury(self, call: Call, message: str, *, kill: bool = False) -> list[CallResult]:
         """Marks a runner down and fails every call it still owed."""
         runner = self._runners[call.runner_id]
         runner.state, runner.deaths = "down", runner.deaths + 1
@@ -382,10 +382,10 @@ class RunnerPool:
         del self._runners[runner_id]
         ray.kill(self._manager.remove_actor(runner_id), no_restart=True)
 
-    def _expire(self) -> list[Outcome]:
+    def _expire(self) -> list[CallResult]:
         """A call past its deadline means that its runner hangs: it is killed, and RLlib brings it back."""
         now = time.monotonic()
-        outcomes: list[Outcome] = []
+        outcomes: list[CallResult] = []
         for ref, call in list(self._calls.items()):
             if call.deadline < now and ref in self._calls:
                 del self._calls[ref]

@@ -16,7 +16,7 @@ from typing import Generic, TypeVar
 
 from actors.work import Work
 from autotraj.errors import ScoringFailed
-from autotraj.runners.calls import Failed, Outcome
+from autotraj.runners.calls import CallResult, Failed
 from autotraj.runners.pool import RunnerPool
 from autotraj.sampling.failures import Failure, FailuresInARow, failure_of
 from trajectory.ledger import Lease, Ledger
@@ -79,7 +79,7 @@ class GroupSource(Generic[T]):
                 seed=self._seed_of(lease),
             )
 
-    def take(self, outcome: Outcome) -> None:
+    def take(self, outcome: CallResult) -> None:
         """A group that came back is scored; a failure goes back to the ledger with its reason."""
         if isinstance(outcome, Failed):
             self.ledger.hand_back(outcome.key, outcome.reason)

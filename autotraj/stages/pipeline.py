@@ -18,10 +18,10 @@ from typing import Any
 from rich.console import Console
 
 from autotraj.config.run import RunConfig, with_changes
-from autotraj.config.stages import Stage
+from autotraj.config.stages import StageName
 from autotraj.evaluation.endings import explain
 from autotraj.evaluation.evaluate import EvalResult
-from autotraj.gateways.session import Gateway
+from autotraj.gateways.session import GatewayAccess
 from autotraj.interrupt import Interrupt, graceful_interrupt
 from autotraj.launch import build, engines, export_policy, measure, parts, train
 from autotraj.loop.grpo import GRPO, rollout_timeout_of
@@ -54,7 +54,7 @@ NUM_SAMPLES = 24
 class Pipeline:
     """One run folder's stages. Use within `parts`."""
 
-    def __init__(self, config: RunConfig, gateway: Gateway, console: Console, interrupt: Interrupt) -> None:
+    def __init__(self, config: RunConfig, gateway: GatewayAccess, console: Console, interrupt: Interrupt) -> None:
         self.config = config
         self.home = Home.of(config)
         self.path = self.home.path
@@ -222,7 +222,7 @@ class Pipeline:
         with engines(with_changes(self.config, {"model": model, **(changes or {})}), self.gateway) as pool:
             yield pool
 
-    def model(self, after: Stage) -> str:
+    def model(self, after: StageName) -> str:
         """The policy as it is after a stage, or the base if that stage isn't part of this run."""
         if after == "sft" and "sft" in self.config.stages:
             return supervised.require_model(self.home, supervised.SFT, "policy", made_by="sft")

@@ -24,7 +24,7 @@ from autotraj.errors import Stalled, UserError
 from autotraj.interrupt import Interrupt
 from autotraj.planning import preflight
 from autotraj.preferences import requests as repair_requests
-from autotraj.runners.calls import Failed, Outcome
+from autotraj.runners.calls import CallResult, Failed
 from autotraj.runners.pool import RunnerPool
 from autotraj.sampling.failures import FailuresInARow
 from autotraj.sampling.groups import GroupSource
@@ -202,7 +202,7 @@ class Synthesis:
                 seed=repair_requests.seed_of(self.config.seed, assessed.group.task, self._num_submitted[key]),
             )
 
-    def _take_repair(self, outcome: Outcome) -> QuestionRecord | None:
+    def _take_repair(self, outcome: CallResult) -> QuestionRecord | None:
         """The question's record; None if its repairs are tried again, after an actor or what is behind it was down."""
         was_down = isinstance(outcome, Failed) or any(result.outage for result in outcome.value)
         if was_down and self._num_submitted[outcome.key] < self.config.synthesis.max_attempts:

@@ -23,7 +23,7 @@ from ray.exceptions import RayError
 from ray.experimental import internal_kv
 
 from autotraj.errors import UserError
-from autotraj.status.rows import STATUS_FILE, Row, Since
+from autotraj.status.rows import STATUS_FILE, Since, StatusRow
 from autotraj.status.sandbox import sandbox_rows
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ CONNECT_TIMEOUT_S = 5.0
 class StatusBoard:
     """`rows` and `title` are asked whenever the status is written."""
 
-    def __init__(self, folder: Path, *, rows: Callable[[], Sequence[Row]], title: Callable[[], str]) -> None:
+    def __init__(self, folder: Path, *, rows: Callable[[], Sequence[StatusRow]], title: Callable[[], str]) -> None:
         self._path = folder / STATUS_FILE
         self._rows, self._title = rows, title
         self._since = Since()

@@ -23,7 +23,7 @@ WORK: dict[str, tuple[str, str]] = {Work.ROLLOUT: ("samples", "group"), Work.REP
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class StatusRow:
     """One part of a run. What it does and whom it waits on are what `since` is measured by; `detail` may change."""
 
     who: str
@@ -63,34 +63,34 @@ class LoopState:
     handed_back: Counter[str] = field(default_factory=Counter)  # likewise; their tasks are sampled again
 
 
-def loop_rows(state: LoopState) -> list[Row]:
+def loop_rows(state: LoopState) -> list[StatusRow]:
     """The learners, every rollout actor, scoring, repair."""
     bound = f"the learners: max_staleness = {state.max_staleness} lets no further group start"
     rows = [_learners(state), *runner_rows(state.runners, idle_for=bound if state.num_admissible <= 0 else "")]
-    scores = Row(
+    scores = StatusRow(
         who="scoring", does="scores" if state.num_scoring else "idle", detail=_many(state.num_scoring, "group")
     )
     if state.num_scoring and state.uses_reward_model:
-        scores = Row(who="scoring", does="scores", waits_on="the reward model", detail=scores.detail)
+        scores = StatusRow(who="scoring", does="scores", waits_on="the reward model", detail=scores.detail)
     rows.append(scores)
     if state.num_repairs is not None:
         does = "repairs" if state.num_repairs else "idle"
-        rows.append(Row(who="online repair", does=does, detail=_many(state.num_repairs, "group")))
+        rows.append(StatusRow(who="online repair", does=does, detail=_many(state.num_repairs, "group")))
     return rows
 
 
-def _learners(state: LoopState) -> Row:
+def _learners(state: LoopState) -> StatusRow:
     who, have, need = "learners", state.num_buffered, state.groups_per_step
     if not state.learners_up:
-        return Row(who=who, does="start")
+        return StatusRow(who=who, does="start")
     if state.trains:
-        return Row(who=who, does="train", detail=f"step {state.step + 1}")
+        return StatusRow(who=who, does="train", detail=f"step {state.step + 1}")
     if state.broadcasts:
-        return Row(
+        return StatusRow(
             who=who, does="send weights", waits_on="the engines of the broadcast", detail=f"version {state.step}"
         )
     if have >= need:
-        return Row(who=who, does="begin a step", detail=f"{have} groups are there")
+        return StatusRow(who=who, does="begin a step", detail=f"{have} groups are there")
     sampling = [r for r in state.runners if Work.ROLLOUT in r.calls]
     if sampling:
         on = _whom(sampling)
@@ -101,7 +101,7 @@ def _learners(state: LoopState) -> Row:
     else:
         on = "the controller to hand out groups"
     detail = f"{have} of {need} groups are scored{_lost(state)}"
-    return Row(who=who, does="wait", waits_on=on, detail=detail)
+    return StatusRow(who=who, does="wait", waits_on=on, detail=detail)
 
 
 def _lost(state: LoopState) -> str:
@@ -120,12 +120,12 @@ def _whom(runners: Sequence[RunnerView]) -> str:
     return ("rollout actor " if len(runners) == 1 else "rollout actors ") + ", ".join(str(r.runner_id) for r in runners)
 
 
-def runner_rows(runners: Sequence[RunnerView], *, idle_for: str = "", role: str = "rollout actor") -> list[Row]:
+def runner_rows(runners: Sequence[RunnerView], *, idle_for: str = "", role: str = "rollout actor") -> list[StatusRow]:
     """A row for each. `idle_for`: what one that has nothing to do waits on, if not on the controller."""
     return [_runner(r, f"{role} {r.runner_id}", idle_for or "the controller") for r in runners]
 
 
-def _runner(runner: RunnerView, who: str, idle_for: str) -> Row:
+def _runner(runner: RunnerView, who: str, idle_for: str) -> StatusRow:
     work = {what: n for what, n in runner.calls.items() if what not in ("start", "join", "sync", "probe")}
     doing = [(*WORK.get(what, ("works", what)), n) for what, n in sorted(work.items())]
     detail = ", ".join(_many(n, thing) for _, thing, n in doing)
@@ -133,16 +133,16 @@ def _runner(runner: RunnerView, who: str, idle_for: str) -> Row:
         detail += f", the oldest for {runner.oldest_s:.0f} s"
     if runner.state == "ready":
         if work:
-            return Row(who=who, does=" and ".join(verb for verb, _, _ in doing), detail=detail)
-        return Row(who=who, does="idle", waits_on=idle_for, detail=f"ready at version {runner.policy_version}")
+            return StatusRow(who=who, does=" and ".join(verb for verb, _, _ in doing), detail=detail)
+        return StatusRow(who=who, does="idle", waits_on=idle_for, detail=f"ready at version {runner.policy_version}")
     if runner.state == "starting":
-        return Row(who=who, does="starts", waits_on="its engine")
+        return StatusRow(who=who, does="starts", waits_on="its engine")
     if runner.state == "syncing":
         on = "the logprob gate" if "probe" in runner.calls else "its weights"
-        return Row(who=who, does="takes weights", waits_on=on, detail=detail)
+        return StatusRow(who=who, does="takes weights", waits_on=on, detail=detail)
     if runner.state == "draining":
-        return Row(who=who, does="leaves", waits_on="its last groups", detail=detail)
-    return Row(who=who, does="down", waits_on="Ray to start it again")
+        return StatusRow(who=who, does="leaves", waits_on="its last groups", detail=detail)
+    return StatusRow(who=who, does="down", waits_on="Ray to start it again")
 
 
 class Since:
@@ -151,7 +151,7 @@ class Since:
     def __init__(self) -> None:
         self._seen: dict[str, tuple[tuple[str, str], float]] = {}
 
-    def measure(self, rows: Sequence[Row], now: float) -> list[float]:
+    def measure(self, rows: Sequence[StatusRow], now: float) -> list[float]:
         """Seconds, one a row; a part that is gone is forgotten."""
         seen = {}
         for row in rows:

@@ -15,7 +15,7 @@ import ray
 from ray.exceptions import RayError
 from ray.experimental import internal_kv
 
-from autotraj.status.rows import Row
+from autotraj.status.rows import StatusRow
 from tool_sandbox.stats import Stats
 
 logger = logging.getLogger(__name__)
@@ -25,25 +25,25 @@ FORGOTTEN_AFTER_S = 30.0
 NAMESPACE = b"autotraj"
 
 
-def row(address: str, stats: Stats | None) -> Row:
+def row(address: str, stats: Stats | None) -> StatusRow:
     """What a gateway does, for the status; None: it doesn't answer."""
     if stats is None:
-        return Row(who=f"sandbox {address}", does="silent")
+        return StatusRow(who=f"sandbox {address}", does="silent")
     pool = stats.pool
     detail = f"{pool.slots_taken} of {pool.slots_taken + pool.slots_free} places taken"
     if pool.queue:
         detail += f", {pool.queue} calls wait for one"
-    return Row(who=f"sandbox {address}", does="runs calls" if pool.slots_taken else "idle", detail=detail)
+    return StatusRow(who=f"sandbox {address}", does="runs calls" if pool.slots_taken else "idle", detail=detail)
 
 
-def sandbox_rows() -> list[Row]:
+def sandbox_rows() -> list[StatusRow]:
     """Of this job's gateways, as they last told."""
     found = []
     for key in sorted(internal_kv._internal_kv_list(_key(""), namespace=NAMESPACE)):
         if text := internal_kv._internal_kv_get(key, namespace=NAMESPACE):
             told = json.loads(text)
             if time.time() - told["time"] < FORGOTTEN_AFTER_S:
-                found.append(Row(**told["row"]))
+                found.append(StatusRow(**told["row"]))
     return found
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from autotraj.config.run import RunConfig, load
-from autotraj.gateways.session import Gateway
+from autotraj.gateways.session import GatewayAccess
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "examples/tiny/grpo.toml"
@@ -31,7 +31,7 @@ def tiny(tmp_path: Path, *overrides: str) -> RunConfig:
 
 
 @pytest.fixture(scope="module")
-def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayAccess]:
     from autotraj.launch import parts
 
     # Instead of every ten seconds: a run of a few steps would be over with its first report.

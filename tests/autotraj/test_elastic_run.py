@@ -10,7 +10,7 @@ from conftest import tiny
 from test_grpo import assert_nothing_lost, runner_pids
 
 from autotraj.config.run import ConfigError
-from autotraj.gateways.session import Gateway
+from autotraj.gateways.session import GatewayAccess
 from autotraj.launch import build
 
 
@@ -18,7 +18,7 @@ from autotraj.launch import build
 @pytest.mark.engine
 @pytest.mark.docker
 @pytest.mark.timeout(480)
-def test_an_engine_joins_works_and_leaves_and_nothing_is_lost(gateway: Gateway, tmp_path: Path) -> None:
+def test_an_engine_joins_works_and_leaves_and_nothing_is_lost(gateway: GatewayAccess, tmp_path: Path) -> None:
     """Learners that may hardly wait (`grow_above`) ask for a second engine; it is dismissed in the middle of its work."""
     config = tiny(
         tmp_path,

@@ -17,7 +17,7 @@ from scrape import METRIC, Prometheus, labels_of, prometheus, queries, wait_expo
 
 from actors.work import Work
 from autotraj.errors import GateError, GroupsFail, NotFinite, NothingToLearn
-from autotraj.gateways.session import Gateway
+from autotraj.gateways.session import GatewayAccess
 from autotraj.interrupt import Interrupt
 from autotraj.launch import build, measure, train
 from autotraj.loop.grpo import GRPO
@@ -75,7 +75,7 @@ def assert_dashboard_is_fed(server: Prometheus | None, algo: GRPO) -> None:
     assert float(server.ask(served)[0]["value"][1]) >= 1  # the gateway's own word, through Ray
 
 
-def assert_status_is_told(run_dir: str, gateway: Gateway) -> None:
+def assert_status_is_told(run_dir: str, gateway: GatewayAccess) -> None:
     """Of this run by its folder, and by its cluster to whoever asks from another process."""
     here = show(run_dir)
     environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
@@ -88,7 +88,7 @@ def assert_status_is_told(run_dir: str, gateway: Gateway) -> None:
             assert part in text, text
 
 
-def test_train_die_checkpoint_resume(gateway: Gateway, tmp_path: Path) -> None:
+def test_train_die_checkpoint_resume(gateway: GatewayAccess, tmp_path: Path) -> None:
     """Four steps on two ZeRO-2 ranks, a rollout actor killed after the first, a learner after the third, which is then
     taken again from the checkpoint of the second; then a resume, on one rank, that goes on."""
     config = tiny(tmp_path, "learner.num_learners=2", "learner.zero_stage=2", "grpo.checkpoint_every=2")
@@ -138,7 +138,7 @@ def test_train_die_checkpoint_resume(gateway: Gateway, tmp_path: Path) -> None:
         resumed.stop()
 
 
-def test_a_policy_that_is_not_finite_is_no_checkpoint(gateway: Gateway, tmp_path: Path) -> None:
+def test_a_policy_that_is_not_finite_is_no_checkpoint(gateway: GatewayAccess, tmp_path: Path) -> None:
     """One step at an absurd learning rate: the gradient was finite, and what came of it is no policy."""
     config = tiny(tmp_path, "learner.lr=1e30", "grpo.checkpoint_every=1")
     with RunFolder.create(config) as folder:
@@ -152,7 +152,7 @@ def test_a_policy_that_is_not_finite_is_no_checkpoint(gateway: Gateway, tmp_path
 
 
 def test_steps_that_are_not_finite_hand_their_prompts_back_and_end_the_run_by_name(
-    gateway: Gateway, tmp_path: Path
+    gateway: GatewayAccess, tmp_path: Path
 ) -> None:
     """At such a penalty the squares of the gradient overflow in its norm as soon as the policy has left its reference."""
     config = tiny(
@@ -192,7 +192,7 @@ class OnceLost(Interrupt):
 
 
 def test_without_variance_no_step_is_waited_for_and_none_is_called_complete(
-    gateway: Gateway, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    gateway: GatewayAccess, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Ctrl-C stops at once, with a checkpoint; left alone, the run ends by name: as failed without a step, else as done."""
     config = tiny(
@@ -237,7 +237,7 @@ def test_without_variance_no_step_is_waited_for_and_none_is_called_complete(
 
 
 def test_episodes_that_all_fail_end_the_run_with_the_first_reason(
-    gateway: Gateway, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    gateway: GatewayAccess, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Prompts that are all too long, which preflight would have refused; and Ctrl-C while they are."""
     config = tiny(tmp_path, "episode.max_prompt_tokens=4", "grpo.groups_per_step=2")
@@ -263,7 +263,7 @@ def test_episodes_that_all_fail_end_the_run_with_the_first_reason(
 
 
 @pytest.mark.skipif(not GSM8K.is_file(), reason="../shared/data/gsm8k_train.jsonl is not there")
-def test_real_questions_go_through_the_whole_loop(gateway: Gateway, tmp_path: Path) -> None:
+def test_real_questions_go_through_the_whole_loop(gateway: GatewayAccess, tmp_path: Path) -> None:
     """The tiny model solves none of them; nothing may break, and every one is accounted for. On-policy, from_checkpoint."""
     config = tiny(
         tmp_path,

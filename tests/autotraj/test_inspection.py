@@ -21,7 +21,7 @@ from autotraj.loop.inspection import announce
 from autotraj.runners.calls import Call, Runner, views
 from autotraj.status import prometheus, sandbox
 from autotraj.status.board import StatusBoard
-from autotraj.status.rows import LoopState, Row, RunnerView, Since, loop_rows, render, runner_rows
+from autotraj.status.rows import LoopState, RunnerView, Since, StatusRow, loop_rows, render, runner_rows
 from autotraj.status.show import show
 from tool_sandbox.stats import PoolState, Stats
 
@@ -46,7 +46,7 @@ LOOP = LoopState(
 )
 
 
-def row_of(rows: list[Row], who: str) -> Row:
+def row_of(rows: list[StatusRow], who: str) -> StatusRow:
     (found,) = [row for row in rows if row.who == who]
     return found
 
@@ -83,7 +83,7 @@ def test_learners_that_wait_say_what_was_lost() -> None:
 
 def test_an_idle_actor_waits_for_the_learners_when_staleness_is_at_its_bound() -> None:
     rows = loop_rows(replace(LOOP, trains=True, num_admissible=0))
-    assert row_of(rows, "learners") == Row(who="learners", does="train", detail="step 4")
+    assert row_of(rows, "learners") == StatusRow(who="learners", does="train", detail="step 4")
     assert row_of(rows, "rollout actor 2").waits_on == "the learners: max_staleness = 1 lets no further group start"
     assert row_of(loop_rows(LOOP), "rollout actor 2").waits_on == "the controller"
 
@@ -112,8 +112,10 @@ def test_actors_by_state() -> None:
 
 def test_scoring_and_repair() -> None:
     rows = loop_rows(replace(LOOP, num_scoring=3, uses_reward_model=True, num_repairs=1))
-    assert row_of(rows, "scoring") == Row(who="scoring", does="scores", waits_on="the reward model", detail="3 groups")
-    assert row_of(rows, "online repair") == Row(who="online repair", does="repairs", detail="1 group")
+    assert row_of(rows, "scoring") == StatusRow(
+        who="scoring", does="scores", waits_on="the reward model", detail="3 groups"
+    )
+    assert row_of(rows, "online repair") == StatusRow(who="online repair", does="repairs", detail="1 group")
 
 
 def test_a_gateway_s_occupancy() -> None:
@@ -129,7 +131,7 @@ def test_a_gateway_s_occupancy() -> None:
         ("sandbox_containers", "retiring"): 0,
         ("sandbox_containers_lost", "died"): 1, ("sandbox_containers_lost", "calls"): 2,
     }  # fmt: skip
-    busy = Row(who="sandbox h:1", does="runs calls", detail="3 of 4 places taken, 67 calls wait for one")
+    busy = StatusRow(who="sandbox h:1", does="runs calls", detail="3 of 4 places taken, 67 calls wait for one")
     assert sandbox.row("h:1", stats) == busy
     assert sandbox.row("h:1", None).does == "silent"
 
@@ -160,7 +162,7 @@ def test_a_view_counts_a_runner_s_own_calls() -> None:
 
 def test_since_counts_from_the_last_change() -> None:
     since = Since()
-    waits, trains = Row(who="learners", does="wait", waits_on="scoring"), Row(who="learners", does="train")
+    waits, trains = StatusRow(who="learners", does="wait", waits_on="scoring"), StatusRow(who="learners", does="train")
     assert since.measure([waits], 10.0) == [0.0]
     assert since.measure([replace(waits, detail="6 of 16")], 13.0) == [3.0]  # the detail may change
     assert since.measure([trains], 14.0) == [0.0]
@@ -187,7 +189,7 @@ def test_a_status_says_how_old_it_is() -> None:
 
 def test_a_board_is_read_back_and_says_what_became_of_its_run(tmp_path: Path) -> None:
     board = StatusBoard(
-        tmp_path / "run" / "grpo", rows=lambda: [Row(who="learners", does="train")], title=lambda: "GRPO"
+        tmp_path / "run" / "grpo", rows=lambda: [StatusRow(who="learners", does="train")], title=lambda: "GRPO"
     )
     with board.doing("writes a checkpoint"):
         assert "GRPO; writes a checkpoint for 0 s" in show(str(tmp_path / "run"))  # found in the stage's folder

@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from report import charts
-from report.data import Stage, Summary
+from report.data import StageResult, Summary
 from report.diff import MAX_TOKENS, Piece, compare
 from report.text import count, cut, percent, seconds, short, signed, verdict, visible
 
@@ -99,7 +99,7 @@ def test_lines_of_one_point_none_and_equal_values() -> None:
 
 
 def test_an_interval_chart_draws_the_interval_and_clips_it_at_the_domain() -> None:
-    rows = [charts.Estimate("base", 50, 10, "50 %"), charts.Estimate("grpo", 98, 5, "98 %")]
+    rows = [charts.Interval("base", 50, 10, "50 %"), charts.Interval("grpo", 98, 5, "98 %")]
     svg = charts.interval_chart(rows, label="x", domain=(0, 100))
     # x from 104 (0) to 302 (100): 1.98 a point
     first, _, _, last, _, _ = elements(svg, "line", "error")
@@ -111,7 +111,7 @@ def test_an_interval_chart_draws_the_interval_and_clips_it_at_the_domain() -> No
 
 def test_an_interval_that_is_not_known_is_not_drawn() -> None:
     svg = charts.interval_chart(
-        [charts.Estimate("a", 1, None, "1"), charts.Estimate("b", float("nan"), 1, "–")], label=""
+        [charts.Interval("a", 1, None, "1"), charts.Interval("b", float("nan"), 1, "–")], label=""
     )
     assert elements(svg, "line", "error") == []
     assert len(elements(svg, "circle", "dot")) == 1
@@ -119,7 +119,7 @@ def test_an_interval_that_is_not_known_is_not_drawn() -> None:
 
 
 def test_a_stack_grows_to_both_sides_of_zero() -> None:
-    svg = charts.stacked_chart([charts.Row("a", (0.5, 0.25, -0.25, None))], ["p", "q", "r", "s"], label="x")
+    svg = charts.stacked_chart([charts.BarGroup("a", (0.5, 0.25, -0.25, None))], ["p", "q", "r", "s"], label="x")
     # ticks −0.4 … 0.8, step 0.2: 1.2 over 264 px from 104, so 220 px a unit and zero at 192; gaps of 1.5
     spans = {c: elements(svg, "rect", c) for c in "pqrs"}
     assert spans["s"] == []
@@ -127,7 +127,7 @@ def test_a_stack_grows_to_both_sides_of_zero() -> None:
         (bar,) = spans[name]
         assert float(bar["x"]) == pytest.approx(start, abs=0.06)
         assert float(bar["width"]) == pytest.approx(width - 1.5, abs=0.06)
-    assert charts.stacked_chart([charts.Row("a", (0.0, None))], ["p", "q"], label="x") == ""
+    assert charts.stacked_chart([charts.BarGroup("a", (0.0, None))], ["p", "q"], label="x") == ""
 
 
 def test_bars_are_as_long_as_their_counts() -> None:
@@ -138,7 +138,7 @@ def test_bars_are_as_long_as_their_counts() -> None:
 
 
 def test_dots_before_and_after_are_joined() -> None:
-    rows = [charts.Row("a", (0.0, 1.0, None)), charts.Row("b", (None, 0.5, 0.5))]
+    rows = [charts.BarGroup("a", (0.0, 1.0, None)), charts.BarGroup("b", (None, 0.5, 0.5))]
     svg = charts.dot_chart(rows, ["before", "after", "kept"], label="x", domain=(0, 1))
     (join,) = elements(svg, "line", "join")
     assert (join["x1"], join["x2"]) == ("112.0", "364.0")
@@ -172,7 +172,9 @@ def test_numbers_for_people() -> None:
 
 
 def stages(*results: tuple[str, float, float]) -> Summary:
-    return Summary(stages=tuple(Stage(name=n, accuracy=a, accuracy_ci95=ci, num_problems=500) for n, a, ci in results))
+    return Summary(
+        stages=tuple(StageResult(name=n, accuracy=a, accuracy_ci95=ci, num_problems=500) for n, a, ci in results)
+    )
 
 
 @pytest.mark.parametrize(

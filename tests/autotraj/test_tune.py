@@ -8,7 +8,7 @@ import ray
 from conftest import tiny
 from ray import tune
 
-from autotraj.gateways.session import Gateway
+from autotraj.gateways.session import GatewayAccess
 from autotraj.loop.grpo import GRPO, GRPOConfig
 from trajectory.log import read_log
 
@@ -31,7 +31,7 @@ class Together(tune.Callback):
 
 
 def test_two_trials_take_turns_where_there_is_room_for_one(
-    gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    gateway: GatewayAccess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The cluster has two learners' CPUs and an engine's: what one trial's actors reserve. Paths are relative to here."""
     monkeypatch.chdir(tmp_path)

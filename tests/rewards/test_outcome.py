@@ -436,17 +436,17 @@ def test_qa_f1(answer, gold, f1):
 
 def test_score_takes_the_best_gold():
     qa = Task(id="q", question="?", golds=("Frank Lowy", "Lowy"), kind="qa")
-    assert outcome.score("lowy", qa, 1.0) == outcome.Outcome(1.0, True)
-    assert outcome.score("Frank X Y Z", qa, 1.0).value == pytest.approx(1 / 3)
-    assert not outcome.score("Frank X Y Z", qa, 1.0).correct
+    assert outcome.score_answer("lowy", qa, 1.0) == outcome.AnswerScore(1.0, True)
+    assert outcome.score_answer("Frank X Y Z", qa, 1.0).value == pytest.approx(1 / 3)
+    assert not outcome.score_answer("Frank X Y Z", qa, 1.0).correct
     sums = Task(id="m", question="?", golds=("1", "2"))
-    assert outcome.score("2", sums, 1.0) == outcome.Outcome(1.0, True)
-    assert outcome.score("3", sums, 1.0) == outcome.Outcome(0.0, False)
-    assert outcome.score(None, sums, 1.0) == outcome.Outcome(0.0, False)
+    assert outcome.score_answer("2", sums, 1.0) == outcome.AnswerScore(1.0, True)
+    assert outcome.score_answer("3", sums, 1.0) == outcome.AnswerScore(0.0, False)
+    assert outcome.score_answer(None, sums, 1.0) == outcome.AnswerScore(0.0, False)
 
 
 def test_a_failed_comparison_is_noted(monkeypatch):
     monkeypatch.setattr(verifier, "equal", lambda answer, gold, timeout_s: Verdict(False, f"{gold} took too long"))
     sums = Task(id="m", question="?", golds=("\\pi", "\\tau"))
-    assert outcome.score("\\sqrt{2}", sums, 1.0) == outcome.Outcome(0.0, False, "\\pi took too long")
-    assert outcome.score("\\tau", sums, 1.0) == outcome.Outcome(1.0, True)
+    assert outcome.score_answer("\\sqrt{2}", sums, 1.0) == outcome.AnswerScore(0.0, False, "\\pi took too long")
+    assert outcome.score_answer("\\tau", sums, 1.0) == outcome.AnswerScore(1.0, True)

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from rewards.config import RewardConfig
-from rewards.outcome import Outcome
+from rewards.outcome import AnswerScore
 from rewards.trajectory import RunningNorm, bounded, paper_qa, trajectory_part
 
 PAPER = RewardConfig(preset="paper")
-RIGHT, WRONG = Outcome(1.0, True), Outcome(0.0, False)
+RIGHT, WRONG = AnswerScore(1.0, True), AnswerScore(0.0, False)
 scores = st.floats(-1e6, 1e6)
 
 
@@ -30,7 +30,7 @@ scores = st.floats(-1e6, 1e6)
 )
 def test_the_papers_formula(f1, rm, reward):
     assert paper_qa(f1, rm, 0.2) == pytest.approx(reward)
-    assert f1 + trajectory_part("qa", Outcome(f1, f1 >= 0.5), rm, PAPER) == pytest.approx(reward)
+    assert f1 + trajectory_part("qa", AnswerScore(f1, f1 >= 0.5), rm, PAPER) == pytest.approx(reward)
 
 
 @given(f1=st.floats(0, 1), rm=scores)
@@ -53,9 +53,9 @@ def test_the_paper_has_no_trajectory_reward_for_math(rm):
         ("math", WRONG, 9.0, 0.4),  # 0.5 stays below it
         ("math", WRONG, -0.25, -0.05),
         ("math", WRONG, -9.0, -0.1),  # not below a malformed one's 0
-        ("qa", Outcome(0.5, True), -1.0, 0.0),  # just right: it can't fall
-        ("qa", Outcome(0.5, True), 1.0, 0.2),
-        ("qa", Outcome(0.45, False), 1.0, 0.05),  # up to the boundary, 0.5
+        ("qa", AnswerScore(0.5, True), -1.0, 0.0),  # just right: it can't fall
+        ("qa", AnswerScore(0.5, True), 1.0, 0.2),
+        ("qa", AnswerScore(0.45, False), 1.0, 0.05),  # up to the boundary, 0.5
         ("qa", WRONG, -2.0, -0.4),  # far above a malformed one's -1
         ("qa", RIGHT, -9.0, -0.4),
     ],
@@ -92,7 +92,7 @@ def test_the_model_never_lifts_a_wrong_answer_above_a_right_one(config, kind, f1
         malformed = config.bad_format_math
     else:
         low, high = sorted(f1s)
-        right, wrong = Outcome(max(high, 0.5), True), Outcome(min(low, 0.499), False)
+        right, wrong = AnswerScore(max(high, 0.5), True), AnswerScore(min(low, 0.499), False)
         bases = config.outcome_weight * right.value, config.outcome_weight * wrong.value
         malformed = config.bad_format_qa
     reward_right = bases[0] + bounded(kind, right, a, config)
@@ -102,7 +102,7 @@ def test_the_model_never_lifts_a_wrong_answer_above_a_right_one(config, kind, f1
 
 @given(a=scores, b=scores, kind=st.sampled_from(["math", "qa"]), f1=st.floats(0, 1))
 def test_a_better_score_never_means_less(a, b, kind, f1):
-    result = Outcome(f1, f1 >= 0.5) if kind == "qa" else (RIGHT if f1 >= 0.5 else WRONG)
+    result = AnswerScore(f1, f1 >= 0.5) if kind == "qa" else (RIGHT if f1 >= 0.5 else WRONG)
     low, high = sorted((a, b))
     assert bounded(kind, result, low, RewardConfig()) <= bounded(kind, result, high, RewardConfig())
 

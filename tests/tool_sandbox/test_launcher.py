@@ -16,7 +16,7 @@ import pytest
 from tool_sandbox.build import image_tag
 from tool_sandbox.client import SandboxClient
 from tool_sandbox.config import SandboxConfig
-from tool_sandbox.errors import EngineError, ImageError
+from tool_sandbox.errors import ContainerEngineError, ImageError
 from tool_sandbox.launcher_process import max_containers
 from tool_sandbox.local import ROOT, LocalGateway
 
@@ -149,7 +149,7 @@ def test_without_image_or_engine_it_says_so_and_ends() -> None:
     hostile.close()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DOCKER_HOST", "unix:///nowhere/docker.sock")
-        with pytest.raises(EngineError, match="no Docker engine is reachable"):
+        with pytest.raises(ContainerEngineError, match="no Docker engine is reachable"):
             LocalGateway(SMALL)
 
 
@@ -172,7 +172,7 @@ def test_the_launcher_has_no_secret() -> None:
 
 def test_an_engine_without_the_runtime_is_told_before_anything_starts() -> None:
     with pytest.raises(
-        EngineError, match=r"sandbox\.runtime: the Docker engine has no runtime 'kata-of-mine', only .*runc"
+        ContainerEngineError, match=r"sandbox\.runtime: the Docker engine has no runtime 'kata-of-mine', only .*runc"
     ):
         LocalGateway(SMALL.model_copy(update={"runtime": "kata-of-mine"}))
 

@@ -7,7 +7,7 @@ from tool_sandbox.bench import (
     EXPECTED,
     PRINT,
     SYMPY,
-    Row,
+    BenchRow,
     Way,
     bare,
     measure,
@@ -27,14 +27,14 @@ def test_percentiles_are_values_that_were_measured() -> None:
 
 def test_ratios_are_those_of_the_rows() -> None:
     rows = [
-        Row("bare python -c, no container", "print", 8, 1.0, 1.0, 50.0, 1),
-        Row("bare python -c, no container", "sympy", 8, 1.0, 1.0, 2.0, 1),
-        Row("runner alone, no gateway", "print", 1, 5.0, 9.0, 1.0, 1),
-        Row("gateway, gRPC", "print", 1, 6.25, 9.0, 1.0, 1),
-        Row("gateway, gRPC", "print", 8, 1.0, 1.0, 100.0, 1),
-        Row("gateway, gRPC", "sympy", 8, 1.0, 1.0, 40.0, 1),
-        Row("gateway, gRPC, with pauses", "print", 32, 8.0, 20.0, 50.0, 1),
-        Row("gateway, gRPC: a cell of a session", "print", 1, 1.125, 2.0, 800.0, 1),
+        BenchRow("bare python -c, no container", "print", 8, 1.0, 1.0, 50.0, 1),
+        BenchRow("bare python -c, no container", "sympy", 8, 1.0, 1.0, 2.0, 1),
+        BenchRow("runner alone, no gateway", "print", 1, 5.0, 9.0, 1.0, 1),
+        BenchRow("gateway, gRPC", "print", 1, 6.25, 9.0, 1.0, 1),
+        BenchRow("gateway, gRPC", "print", 8, 1.0, 1.0, 100.0, 1),
+        BenchRow("gateway, gRPC", "sympy", 8, 1.0, 1.0, 40.0, 1),
+        BenchRow("gateway, gRPC, with pauses", "print", 32, 8.0, 20.0, 50.0, 1),
+        BenchRow("gateway, gRPC: a cell of a session", "print", 1, 1.125, 2.0, 800.0, 1),
     ]
     assert ratios(rows) == [
         "print at 8 callers: 2.00 times bare python -c",

@@ -4,7 +4,7 @@ import statistics
 
 import pytest
 
-from benchmarks.sandbox_queue import Costs, Node, Outcome, Simulation
+from benchmarks.sandbox_queue import Costs, Node, Simulation, SimulationResult
 
 
 @pytest.mark.parametrize("load", [0.3, 0.7])
@@ -27,7 +27,7 @@ def test_one_core_is_an_m_m_1_queue(load: float) -> None:
     assert statistics.mean(outcome.latencies_s) == pytest.approx(service_s / (1 - load), rel=0.05)
 
 
-def closed(node: Node, costs: Costs, callers: int, num_calls: int) -> Outcome:
+def closed(node: Node, costs: Costs, callers: int, num_calls: int) -> SimulationResult:
     return Simulation(node, costs).run_closed(callers, num_calls)
 
 

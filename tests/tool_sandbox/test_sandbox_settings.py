@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from tool_sandbox import build
 from tool_sandbox.config import SandboxConfig
 from tool_sandbox.docker_command import UID_STRIDE, docker_command
-from tool_sandbox.errors import EngineError
+from tool_sandbox.errors import ContainerEngineError
 from tool_sandbox.python_tool import zygote_for
 
 IDS = range(1_000_000, 35_000_000)
@@ -120,7 +120,7 @@ def test_ids_are_those_that_the_engine_maps(
 
 def test_an_engine_that_cannot_bound_a_container_is_refused(engine_says: Callable[[object], None]) -> None:
     engine_says({"CgroupDriver": "none", "SecurityOptions": ["name=rootless"]})
-    with pytest.raises(EngineError, match=r"Cgroup Driver: none.* needs a machine with cgroup v2"):
+    with pytest.raises(ContainerEngineError, match=r"Cgroup Driver: none.* needs a machine with cgroup v2"):
         build.user_ids()
 
 

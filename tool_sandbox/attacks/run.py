@@ -80,7 +80,7 @@ print(repr((me, {{
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class AttackResult:
     """What came of one attack. `problems` is empty if all held."""
 
     attack: Attack | ClientAttack
@@ -142,7 +142,7 @@ class Range:
             raise RuntimeError(f"calls fail without any attack: {neighbour.wrong[0]}")
         self.idle_ms = tuple(neighbour.latencies_ms)
 
-    def run(self, attack: Attack | ClientAttack) -> Outcome:
+    def run(self, attack: Attack | ClientAttack) -> AttackResult:
         work, crowded_out = ("", False) if isinstance(attack, ClientAttack) else (attack.beside, attack.crowds_out)
         with Neighbour(self._client, work, crowded_out=crowded_out) as neighbour:
             started = time.monotonic()
@@ -166,7 +166,7 @@ class Range:
             self._before = after if set(after) != set(self._before) else self._before  # another container: told once
         except RuntimeError as error:
             dirt = [str(error)]
-        return Outcome(
+        return AttackResult(
             attack=attack,
             status=status,
             duration_s=duration_s,
@@ -251,7 +251,9 @@ def settings_for(config: SandboxConfig) -> SandboxConfig:
     return SandboxConfig.model_validate({**config.model_dump(), **sizes, **others})
 
 
-def run_all(config: SandboxConfig, attacks: tuple[Attack | ClientAttack, ...]) -> Iterator[Outcome | tuple[float, ...]]:
+def run_all(
+    config: SandboxConfig, attacks: tuple[Attack | ClientAttack, ...]
+) -> Iterator[AttackResult | tuple[float, ...]]:
     """First the neighbour's latencies without an attack, then the outcomes. Errors: SandboxError."""
     settings = settings_for(config)
     with (
