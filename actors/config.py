@@ -7,7 +7,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from actors.repair.prompts import RIGHT_PROMPT, WRONG_PROMPT
 from rewards.config import QualityConfig, RewardConfig
 from tool_sandbox.config import TlsFiles
-from trajectory.chat import SYSTEM_PROMPT
+from trajectory.chat import default_system_prompt
 from trajectory.paths import LocalPath
 from trajectory.section import Section
 
@@ -81,7 +81,7 @@ class EngineConfig(Section):
 class EpisodeConfig(Section):
     """One attempt at a question: turns of generation and tool calls, and what bounds them."""
 
-    system_prompt: str = SYSTEM_PROMPT
+    system_prompt: str = Field(default_factory=default_system_prompt)
     """First message of the conversation; empty sends none."""
 
     temperature: PositiveFloat = 1.0

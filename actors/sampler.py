@@ -13,7 +13,7 @@ from actors import episode
 from actors.config import EpisodeConfig
 from actors.engine.protocol import Engine, Generation, Sampling
 from trajectory.chat import Tokenizer, encode, prompt_opening, render_prompt
-from trajectory.markup import STOP_STRINGS
+from trajectory.markup import stop_strings
 from trajectory.types import Group, Task, Trajectory
 
 
@@ -98,7 +98,7 @@ class Sampler:
             sampling = Sampling(
                 max_tokens=max_tokens,
                 temperature=temperature,
-                stop=STOP_STRINGS,
+                stop=stop_strings(),
                 seed=int(turn_seeds.generate_state(1)[0]),
             )
             # The number in front: a lease of the same name may still be in flight from before the loop was set back.

@@ -36,7 +36,7 @@ from benchmarks.tool_latency import draw
 from benchmarks.vs_trl import GROUP_SIZE, LR, MAX_TOOL_CALLS, MODEL, TRAJECTORIES_PER_STEP, WAYS, Measured, run_config
 from rewards import outcome
 from tasks.load import load_tasks
-from trajectory.markup import STOP_STRINGS, final_answer, render_result, trailing_tool_call
+from trajectory.markup import final_answer, render_result, stop_strings, trailing_tool_call
 from trajectory.types import Task, ToolCall
 
 MICRO_BATCH = 32  # trajectories; 16 and 128 were slower
@@ -187,7 +187,7 @@ def measure(way: str, *, steps: int, warmup: int, threads: int) -> Measured:
     tokenizer.chat_template = CHAT_TEMPLATE
     tokenizer.response_template = RESPONSE_TEMPLATE
     model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
-    stops = [tokenizer.convert_tokens_to_ids(stop) for stop in STOP_STRINGS]
+    stops = [tokenizer.convert_tokens_to_ids(stop) for stop in stop_strings()]
     model.generation_config.eos_token_id = [tokenizer.eos_token_id, *stops]
     tasks = load_tasks(config.data)
     tool, clock = Tool(config.seed), Clock()

@@ -14,6 +14,7 @@ from report.data import Repair, Repairs, StageSamples
 from report.diff import Diff, compare
 from report.text import count, cut, decimal, seconds, signed, stage_name, words
 from trajectory import markup
+from trajectory.tools import TOOLS
 from trajectory.types import Group, Reward, Trajectory, Turn
 
 MAX_TRAJECTORIES = 120
@@ -35,14 +36,14 @@ OUTCOME_WORDS: dict[ItemResult, str] = {
     "hard": "△ hard case",
 }
 
-_LABELS = {"think": "Thought", "code": "Python call", "search": "Search call", "answer": "Answer"}
+_LABELS = {"think": "Thought", "result": "Tool result", "answer": "Answer"}
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
     """A part of a trajectory as it is shown; `kind` is its style."""
 
-    kind: str  # think, code, search, result, answer, text
+    kind: str  # think, call, result, answer, text
     label: str
     text: str
 
@@ -177,8 +178,9 @@ def text_blocks(text: str) -> Iterator[Block]:
     for block in markup.parse(text):
         if outside := text[end : block.start].strip():
             yield Block("text", "Outside of any tag", outside)
-        label = _LABELS.get(block.tag, "Tool result")
-        yield Block(block.tag, label if block.closed else f"{label}, not closed", block.content.strip("\n"))
+        tool = TOOLS.get(block.tag)
+        kind, label = ("call", tool.label) if tool else (block.tag, _LABELS[block.tag])
+        yield Block(kind, label if block.closed else f"{label}, not closed", block.content.strip("\n"))
         end = block.end
     if outside := text[end:].strip():
         yield Block("text", "Outside of any tag", outside)

@@ -1,14 +1,20 @@
-"""Which tools a gateway has. A further tool is a class with these methods and its line in `build`."""
+"""Which tools a gateway has: those of `trajectory.tools` that are configured.
+
+What runs a further one is a class with these methods and its line in `RUNNERS`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from tool_sandbox.config import SandboxConfig
+from tool_sandbox.errors import SandboxError
 from tool_sandbox.metrics import Metrics
 from tool_sandbox.pool import Pool
 from tool_sandbox.python_tool import PythonTool
 from tool_sandbox.search.tool import SearchTool
+from trajectory.tools import TOOLS
 from trajectory.types import ToolResult
 
 
@@ -38,9 +44,22 @@ class Tool(Protocol):
         ...
 
 
+def python(config: SandboxConfig, metrics: Metrics) -> Tool:
+    return PythonTool(Pool(config, metrics))
+
+
+def search(config: SandboxConfig, metrics: Metrics) -> Tool | None:
+    return SearchTool(config.search) if config.search.kind != "none" else None
+
+
+RUNNERS: dict[str, Callable[[SandboxConfig, Metrics], Tool | None]] = {"python": python, "search": search}
+"""Name of a tool (`trajectory.tools`) → what makes the one that runs its calls; None: it isn't configured."""
+
+
 def build(config: SandboxConfig, metrics: Metrics) -> dict[str, Tool]:
-    """Registry name → tool, of those that are configured."""
-    tools: dict[str, Tool] = {"python": PythonTool(Pool(config, metrics))}
-    if config.search.kind != "none":
-        tools["search"] = SearchTool(config.search)
-    return tools
+    """Name → tool, of those that are configured. Raises SandboxError for one that a model can call and nothing can run."""
+    names = dict.fromkeys(spec.name for spec in TOOLS.values())
+    if missing := sorted(names.keys() - RUNNERS.keys()):
+        raise SandboxError(f"nothing runs the tool {missing[0]!r}: add what makes it to tool_sandbox.registry.RUNNERS")
+    made = {name: RUNNERS[name](config, metrics) for name in names}
+    return {name: tool for name, tool in made.items() if tool is not None}

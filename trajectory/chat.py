@@ -12,24 +12,7 @@ from typing import Any, Protocol
 
 from storage.objects import fetch
 from trajectory import markup
-
-SYSTEM_PROMPT = r"""Solve the question step by step. You can run tools while you reason. Use these tags, never nested:
-- <think>your reasoning</think> before each tool call and before the answer.
-- <code>Python code</code> to run Python (numpy, scipy and sympy are installed). Print what you need to see.
-- <search>a query</search> to look something up.
-- <result>what the tool returned</result>: written by the environment after each </code> or </search>, never by you.
-- <answer>a short conclusion with the final answer in \boxed{}</answer> once, at the end.
-Use at most three tool calls.
-Example:
-<think>I need 17 times 23.</think>
-<code>
-print(17 * 23)
-</code>
-<result>
-391
-</result>
-<think>So it is 391.</think>
-<answer>The product is \boxed{391}.</answer>"""
+from trajectory.tools import TOOLS
 
 _PROBE_QUESTION = "What is 2 + 3?"
 # Two thoughts, a tool call and its result: templates that rewrite earlier reasoning or trim text show it here.
@@ -49,6 +32,23 @@ class Tokenizer(Protocol):
     def decode(self, token_ids: Sequence[int]) -> str: ...
 
 
+def default_system_prompt() -> str:
+    """The grammar as it is told to a model: what each tag is for, and an example of each tool that has one."""
+    closing = [f"</{tag}>" for tag in TOOLS]
+    after_each = " or ".join([", ".join(closing[:-1]), closing[-1]] if closing[1:] else closing)
+    return "\n".join(
+        (
+            "Solve the question step by step. You can run tools while you reason. Use these tags, never nested:",
+            "- <think>your reasoning</think> before each tool call and before the answer.",
+            *(f"- {tool.usage}" for tool in TOOLS.values()),
+            f"- <result>what the tool returned</result>: written by the environment after each {after_each}, never by you.",
+            r"- <answer>a short conclusion with the final answer in \boxed{}</answer> once, at the end.",
+            "Use at most three tool calls.",
+            *(f"Example:\n{tool.example}" for tool in TOOLS.values() if tool.example),
+        )
+    )
+
+
 def load_tokenizer(path: str) -> Tokenizer:
     """The tokenizer of the model at `path` (a folder or a URI)."""
     from transformers import AutoTokenizer  # seconds to import
@@ -57,7 +57,7 @@ def load_tokenizer(path: str) -> Tokenizer:
     return tokenizer
 
 
-def render_prompt(tokenizer: Tokenizer, question: str, system_prompt: str = SYSTEM_PROMPT) -> list[int]:
+def render_prompt(tokenizer: Tokenizer, question: str, system_prompt: str) -> list[int]:
     """Token ids of the prompt (P,), generation prompt included. An empty `system_prompt` sends no system message.
 
     Raises ValueError if the tokenizer has no chat template or its template refuses these messages.
@@ -80,7 +80,7 @@ def encode(tokenizer: Tokenizer, text: str) -> list[int]:
     return tokenizer.encode(text, add_special_tokens=False)
 
 
-def prompt_opening(tokenizer: Tokenizer, system_prompt: str = SYSTEM_PROMPT) -> str:
+def prompt_opening(tokenizer: Tokenizer, system_prompt: str) -> str:
     """What the template's prompt has already of the reply: `<think>` and what follows it, or nothing.
 
     Raises ValueError for a template that opens another tag of the grammar, and as `render_prompt` does.
@@ -102,7 +102,7 @@ def without_opening(reply: str, opening: str) -> str:
     return reply.lstrip().removeprefix("<think>").lstrip("\n") if reply.lstrip().startswith("<think>") else reply
 
 
-def check_template(tokenizer: Tokenizer, system_prompt: str = SYSTEM_PROMPT) -> None:
+def check_template(tokenizer: Tokenizer, system_prompt: str) -> None:
     """Raises ValueError, with the remedy, for a chat template from which no episode can begin as it is meant to."""
     prompt = _render(tokenizer, _messages(_PROBE_QUESTION, system_prompt), add_generation_prompt=True)
     shown = " ".join(prompt.split())
@@ -116,7 +116,7 @@ def check_template(tokenizer: Tokenizer, system_prompt: str = SYSTEM_PROMPT) -> 
     prompt_opening(tokenizer, system_prompt)
 
 
-def check_append_only(tokenizer: Tokenizer, system_prompt: str = SYSTEM_PROMPT) -> None:
+def check_append_only(tokenizer: Tokenizer, system_prompt: str) -> None:
     """Make sure that a prompt and a reply stay as they are when the template renders both, as text and as token ids.
 
     Raises ValueError, with the first difference. Episodes and our own training never render a reply, so they do without;

@@ -2,8 +2,8 @@
 
     <think>…</think> <code>…</code> <result>…</result> <think>…</think> <answer>… \\boxed{…} …</answer>
 
-The model writes every tag but `<result>`, which the environment writes. The grammar is flat: a tag inside another block
-breaks it. All functions take time linear in the text, which may be hostile.
+The model writes every tag but `<result>`, which the environment writes. `<code>` stands for any tool's tag (`TOOLS`). The
+grammar is flat: a tag inside another block breaks it. All functions take time linear in the text, which may be hostile.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from typing import Literal
 
+from trajectory.tools import TOOLS
 from trajectory.types import ToolCall
-
-Tag = Literal["think", "code", "search", "result", "answer"]
 
 Rule = Literal[
     "unpaired_tag",
@@ -28,29 +28,37 @@ Rule = Literal[
     "no_boxed_answer",
 ]
 """What a malformed trajectory broke: a tag without its partner; a block that opens inside another; no closed `<think>`;
-no closed `<answer>`; a `<code>`/`<search>` that isn't followed by its own closed `<result>`; a `<result>` that follows
+no closed `<answer>`; a tool's block that isn't followed by its own closed `<result>`; a `<result>` that follows
 no tool call; no non-empty `\\boxed{}` in the last `<answer>`."""
 
-TOOL_TAGS: dict[str, str] = {"code": "python", "search": "search"}
-"""Tag → the tool's registry name."""
-
-STOP_STRINGS = ("</code>", "</search>", "</answer>")
-"""Where generation stops: the environment has to run a tool, or the episode is over."""
-
-_TAG = re.compile(r"<(/?)(think|code|search|result|answer)>")
 # `<x>` without spaces: our tags, and the control tokens that a tokenizer would read as one (`<|im_end|>`, `</s>`). It
 # can't look past the next "<", so it stays linear.
 _TAG_LIKE = re.compile(r"<(?=[^<>\s]+>)")
-# The same, but for the tags of the grammar.
-_FOREIGN_TAG_LIKE = re.compile(r"<(?!/?(?:think|code|search|result|answer)>)(?=[^<>\s]+>)")
 _BRACE = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
+
+
+def stop_strings() -> tuple[str, ...]:
+    """Where generation stops: the environment has to run a tool, or the episode is over."""
+    return (*(f"</{tag}>" for tag in TOOLS), "</answer>")
+
+
+@cache
+def _tag(tools: tuple[str, ...]) -> re.Pattern[str]:
+    """A tag of the grammar that has these tools."""
+    return re.compile(rf"<(/?)(think|{'|'.join(tools)}|result|answer)>")
+
+
+@cache
+def _foreign_tag_like(tools: tuple[str, ...]) -> re.Pattern[str]:
+    """As `_TAG_LIKE`, but for the tags of the grammar that has these tools."""
+    return re.compile(rf"<(?!/?(?:think|{'|'.join(tools)}|result|answer)>)(?=[^<>\s]+>)")
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
     """One tag's text. An unclosed block reaches to the next tag of the grammar, or to the end."""
 
-    tag: Tag
+    tag: str  # think, result, answer or a tool's
     content: str
     start: int  # of the opening tag, in characters
     end: int  # after the closing tag
@@ -61,7 +69,7 @@ def parse(text: str) -> list[Block]:
     """The blocks of `text` in order. Text between blocks and closing tags that close nothing are skipped."""
     blocks: list[Block] = []
     opened: re.Match[str] | None = None
-    for match in _TAG.finditer(text):
+    for match in _tag(tuple(TOOLS)).finditer(text):
         if opened is not None:
             closes = match[1] == "/" and match[2] == opened[2]
             blocks.append(_block(text, opened, match.start(), match.end() if closes else match.start(), closes))
@@ -72,8 +80,7 @@ def parse(text: str) -> list[Block]:
 
 
 def _block(text: str, opened: re.Match[str], content_end: int, end: int, closed: bool) -> Block:
-    tag: Tag = opened[2]  # type: ignore[assignment]  # the pattern has no other alternatives
-    return Block(tag, text[opened.end() : content_end], opened.start(), end, closed)
+    return Block(opened[2], text[opened.end() : content_end], opened.start(), end, closed)
 
 
 def validate(text: str) -> tuple[Rule, ...]:
@@ -89,12 +96,12 @@ def validate(text: str) -> tuple[Rule, ...]:
         "no_answer": "answer" not in closed,
         "tool_without_result": any(
             left is not None
-            and left.tag in TOOL_TAGS
+            and left.tag in TOOLS
             and not (right is not None and right.tag == "result" and right.closed)
             for left, right in neighbours
         ),
         "result_without_tool": any(
-            right is not None and right.tag == "result" and (left is None or left.tag not in TOOL_TAGS)
+            right is not None and right.tag == "result" and (left is None or left.tag not in TOOLS)
             for left, right in neighbours
         ),
         "no_boxed_answer": "answer" in closed and final_answer(text) is None,
@@ -107,7 +114,7 @@ def _pairing(text: str) -> tuple[bool, bool]:
     depth: Counter[str] = Counter()
     total = 0
     unpaired = nested = False
-    for match in _TAG.finditer(text):
+    for match in _tag(tuple(TOOLS)).finditer(text):
         tag = match[2]
         if not match[1]:
             nested |= total > 0
@@ -123,12 +130,12 @@ def _pairing(text: str) -> tuple[bool, bool]:
 
 def trailing_tool_call(text: str) -> ToolCall | None:
     """The tool call whose closing tag ends `text`, if there is one: what the environment has to run next."""
-    if not text.endswith(STOP_STRINGS):
+    if not text.endswith(stop_strings()):
         return None
     blocks = parse(text)
-    if not blocks or not (last := blocks[-1]).closed or last.end != len(text) or last.tag not in TOOL_TAGS:
+    if not blocks or not (last := blocks[-1]).closed or last.end != len(text) or last.tag not in TOOLS:
         return None
-    return ToolCall(tool=TOOL_TAGS[last.tag], content=last.content.strip("\n"))
+    return ToolCall(tool=TOOLS[last.tag].name, content=last.content.strip("\n"))
 
 
 def contains_forged_result(text: str) -> bool:
@@ -173,7 +180,7 @@ def quote(text: str) -> str:
 
     A control token (`<|im_end|>`, `</s>`) in it would end the message that quotes it.
     """
-    return _FOREIGN_TAG_LIKE.sub("< ", text.encode("utf-8", "replace").decode("utf-8"))
+    return _foreign_tag_like(tuple(TOOLS)).sub("< ", text.encode("utf-8", "replace").decode("utf-8"))
 
 
 def render_result(output: str, max_chars: int) -> str:

@@ -213,7 +213,7 @@ class Conversation:
             self._messages.append({"role": "user", "content": f"{self._result.strip()}\n{CONTINUE}"})
             self._result = None
         completion = await self._endpoint.complete(
-            self._messages, max_tokens=max_tokens, temperature=self._temperature, stop=markup.STOP_STRINGS
+            self._messages, max_tokens=max_tokens, temperature=self._temperature, stop=markup.stop_strings()
         )
         text, stopped = as_stopped(markup.quote(completion.text), closed_by_stop=completion.finish_reason == "stop")
         ids = encode(self._tokenizer, text)
@@ -240,11 +240,11 @@ def as_stopped(text: str, *, closed_by_stop: bool) -> tuple[str, bool]:
     end at a length) leaves the last tag open, which is then closed. A model that ends by itself within such a tag is taken
     for one that closed it: chat endpoints don't tell.
     """
-    ends = [at + len(stop) for stop in markup.STOP_STRINGS if (at := text.find(stop)) >= 0]
+    ends = [at + len(stop) for stop in markup.stop_strings() if (at := text.find(stop)) >= 0]
     if ends:
         return text[: min(ends)], True
     blocks = markup.parse(text)
-    if closed_by_stop and blocks and not (last := blocks[-1]).closed and f"</{last.tag}>" in markup.STOP_STRINGS:
+    if closed_by_stop and blocks and not (last := blocks[-1]).closed and f"</{last.tag}>" in markup.stop_strings():
         return f"{text}</{last.tag}>", True
     return text, False
 

@@ -24,7 +24,7 @@ from tasks.word_problems.problems import problems
 from tasks.word_problems.types import Tier, WordProblem, evaluate
 from tool_sandbox.search.tool import render_documents
 from trajectory.chat import encode, render_prompt
-from trajectory.markup import STOP_STRINGS, final_answer, render_result, trailing_tool_call, validate
+from trajectory.markup import final_answer, render_result, stop_strings, trailing_tool_call, validate
 from trajectory.types import ToolCall
 
 MAX_TOOL_CALLS = 3
@@ -105,7 +105,7 @@ class Probe:
         self._tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
         self._model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
         self._stop = [
-            *(self._tokenizer.convert_tokens_to_ids(tag) for tag in STOP_STRINGS),
+            *(self._tokenizer.convert_tokens_to_ids(tag) for tag in stop_strings()),
             self._tokenizer.eos_token_id,
         ]
 

@@ -10,6 +10,9 @@ import pytest
 from actors import episode
 from actors.config import EpisodeConfig
 from actors.engine.protocol import EngineDead, Generation
+from trajectory.chat import default_system_prompt
+from trajectory.markup import quote, stop_strings, validate
+from trajectory.tools import TOOLS, ToolSpec
 from trajectory.types import Segment, Task, ToolCall, ToolResult, Trajectory
 
 TASK = Task(id="t", question="2+3?", golds=("5",))
@@ -238,3 +241,31 @@ async def test_cancellation_is_not_data() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def test_a_tool_of_ones_own_is_one_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Added from outside, it is told in the prompt, stopped at, called and checked as the others are."""
+    told, text = "<lookup>a word</lookup> for its meaning.", "<think>a</think><lookup>\nviz.\n</lookup>"
+    ending = "<think>b</think><answer>\\boxed{namely}</answer>"
+    lookup = ToolSpec(tag="lookup", name="dictionary", usage=told, example="", label="Look-up")
+    script = Script(said(text), said(ending))
+    assert (await script.run()).finish_reason == "malformed"  # a stop string of no tool
+    assert script.called == []
+
+    monkeypatch.setitem(TOOLS, lookup.tag, lookup)
+    script = Script(said(text), said(ending), results=[ToolResult(status="ok", output="namely")])
+    trajectory = await script.run()
+    assert script.called == [ToolCall(tool="dictionary", content="viz.")]
+    assert trajectory.finish_reason == "answer"
+    assert validate(trajectory.text) == ()
+    assert stop_strings() == ("</code>", "</search>", "</lookup>", "</answer>")
+    assert EpisodeConfig().system_prompt == default_system_prompt()
+    assert f"\n- {told}\n" in default_system_prompt()
+    assert "after each </code>, </search> or </lookup>, never by you" in default_system_prompt()
+    assert quote("<lookup><other>") == "<lookup>< other>"
+
+
+@pytest.mark.parametrize("tag", ["answer", "", "a b", "a|b"])
+def test_a_tools_tag_is_one_that_the_grammar_can_have(tag: str) -> None:
+    with pytest.raises(ValueError, match="a tool's tag can't be"):
+        ToolSpec(tag=tag, name="n", usage="", example="", label="")

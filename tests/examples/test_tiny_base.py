@@ -16,7 +16,7 @@ from rewards import dimensions
 from tasks.word_problems.problems import generate
 from tasks.word_problems.types import Tier
 from trajectory.chat import check_append_only, encode, render_prompt
-from trajectory.markup import STOP_STRINGS, final_answer, render_result, trailing_tool_call, validate
+from trajectory.markup import final_answer, render_result, stop_strings, trailing_tool_call, validate
 from trajectory.types import ToolCall
 
 BASE = Path(__file__).resolve().parents[2] / "examples" / "tiny" / "base"
@@ -65,7 +65,7 @@ def test_each_tag_is_one_token_that_stays_in_the_text(tag: str, tokenizer: PreTr
 
 
 def test_the_tags_are_all_of_the_grammar() -> None:
-    assert set(STOP_STRINGS) | {"<think>", "<result>"} < set(recipe.TAGS)
+    assert set(stop_strings()) | {"<think>", "<result>"} < set(recipe.TAGS)
     assert len(recipe.TAGS) == 10
 
 
@@ -171,7 +171,7 @@ def test_it_works_with_its_tools(
 ) -> None:
     """Greedy, end to end: the numbers are copied into the code, and the tools' results into the next call."""
     prompt = render_prompt(tokenizer, asked, "")
-    stop = [*(tokenizer.convert_tokens_to_ids(tag) for tag in STOP_STRINGS), tokenizer.eos_token_id]
+    stop = [*(tokenizer.convert_tokens_to_ids(tag) for tag in stop_strings()), tokenizer.eos_token_id]
     ids, made = prompt + encode(tokenizer, opening), []
     for _ in range(3):
         output = model.generate(torch.tensor([ids]), max_new_tokens=80, do_sample=False, eos_token_id=stop)

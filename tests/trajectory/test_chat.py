@@ -4,8 +4,9 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from actors.config import EpisodeConfig
 from trajectory import chat
-from trajectory.markup import render_result, validate
+from trajectory.markup import render_result, stop_strings, validate
 from trajectory.records import check_results, split_response
 
 CHATML = (
@@ -62,20 +63,46 @@ def test_empty_system_prompt_sends_no_system_message(make_tokenizer):
     assert "system" not in tokenizer.decode(chat.render_prompt(tokenizer, "Hi", ""))
 
 
+TODAYS_PROMPT = r"""Solve the question step by step. You can run tools while you reason. Use these tags, never nested:
+- <think>your reasoning</think> before each tool call and before the answer.
+- <code>Python code</code> to run Python (numpy, scipy and sympy are installed). Print what you need to see.
+- <search>a query</search> to look something up.
+- <result>what the tool returned</result>: written by the environment after each </code> or </search>, never by you.
+- <answer>a short conclusion with the final answer in \boxed{}</answer> once, at the end.
+Use at most three tool calls.
+Example:
+<think>I need 17 times 23.</think>
+<code>
+print(17 * 23)
+</code>
+<result>
+391
+</result>
+<think>So it is 391.</think>
+<answer>The product is \boxed{391}.</answer>"""
+
+
+def test_the_default_prompt_is_the_one_that_models_were_trained_on():
+    """Checkpoints, and the embedded base model, know this prompt and stop there: a change of either is a new model."""
+    assert chat.default_system_prompt() == TODAYS_PROMPT
+    assert EpisodeConfig().system_prompt == TODAYS_PROMPT
+    assert stop_strings() == ("</code>", "</search>", "</answer>")
+
+
 def test_the_default_prompt_names_every_tag():
     for tag in ("think", "code", "search", "result", "answer"):
-        assert f"<{tag}>" in chat.SYSTEM_PROMPT
-        assert f"</{tag}>" in chat.SYSTEM_PROMPT
-    assert "\\boxed{" in chat.SYSTEM_PROMPT
+        assert f"<{tag}>" in chat.default_system_prompt()
+        assert f"</{tag}>" in chat.default_system_prompt()
+    assert "\\boxed{" in chat.default_system_prompt()
 
 
 def test_chatml_is_append_only(make_tokenizer):
-    chat.check_append_only(make_tokenizer(CHATML))
+    chat.check_append_only(make_tokenizer(CHATML), chat.default_system_prompt())
 
 
 def test_a_template_that_drops_tool_calls_from_a_reply_is_refused(make_tokenizer):
     with pytest.raises(ValueError, match=r"not append-only: it changes the reply at character .*<code>"):
-        chat.check_append_only(make_tokenizer(KEEPS_ENDS))
+        chat.check_append_only(make_tokenizer(KEEPS_ENDS), chat.default_system_prompt())
 
 
 @pytest.mark.parametrize(
@@ -90,9 +117,9 @@ def test_a_template_that_drops_tool_calls_from_a_reply_is_refused(make_tokenizer
 )
 def test_what_the_prompt_has_already_of_the_reply(make_tokenizer, template, opening):
     tokenizer = make_tokenizer(template)
-    for system_prompt in (chat.SYSTEM_PROMPT, "", "Write <think> first."):
+    for system_prompt in (chat.default_system_prompt(), "", "Write <think> first."):
         assert chat.prompt_opening(tokenizer, system_prompt) == opening
-    chat.check_template(tokenizer)
+    chat.check_template(tokenizer, chat.default_system_prompt())
 
 
 def test_a_reply_behind_an_opening():
@@ -117,11 +144,11 @@ def test_a_reply_behind_an_opening():
 )
 def test_a_template_with_which_no_episode_can_begin_is_refused(make_tokenizer, template, message):
     with pytest.raises(ValueError, match=message):
-        chat.check_template(make_tokenizer(template))
+        chat.check_template(make_tokenizer(template), chat.default_system_prompt())
 
 
 def test_the_prompts_example_is_in_the_grammar_that_records_are_read_by():
-    example = chat.SYSTEM_PROMPT.partition("Example:\n")[2]
+    example = chat.default_system_prompt().partition("Example:\n")[2]
     assert validate(example) == ()
     check_results(example)
     assert [piece for piece, by_model in split_response(example) if not by_model] == [render_result("391\n", 100)]
@@ -130,7 +157,7 @@ def test_the_prompts_example_is_in_the_grammar_that_records_are_read_by():
 def test_a_template_that_strips_earlier_reasoning_is_refused(make_tokenizer):
     template = CHATML.replace("{{ m.content }}", "{{ m.content.split('</think>')[-1] }}")
     with pytest.raises(ValueError, match=r"not append-only: it changes the reply at character .*<think>"):
-        chat.check_append_only(make_tokenizer(template))
+        chat.check_append_only(make_tokenizer(template), chat.default_system_prompt())
 
 
 def test_a_template_whose_generation_prompt_differs_is_refused(make_tokenizer):
@@ -138,10 +165,10 @@ def test_a_template_whose_generation_prompt_differs_is_refused(make_tokenizer):
         "<|im_start|>assistant\n{% endif %}", "<|im_start|>assistant\n<think>\n\n</think>{% endif %}"
     )
     with pytest.raises(ValueError, match="append-only"):
-        chat.check_append_only(make_tokenizer(template))
+        chat.check_append_only(make_tokenizer(template), chat.default_system_prompt())
     template = CHATML.replace("<|im_start|>{{", "{{ loop.length }}<|im_start|>{{")
     with pytest.raises(ValueError, match="changes the prompt at character 0"):
-        chat.check_append_only(make_tokenizer(template))
+        chat.check_append_only(make_tokenizer(template), chat.default_system_prompt())
 
 
 def test_a_token_that_merges_across_the_boundary_is_refused(make_tokenizer):
@@ -153,13 +180,15 @@ def test_a_token_that_merges_across_the_boundary_is_refused(make_tokenizer):
 
 def test_a_missing_template_or_role_is_explained(make_tokenizer):
     with pytest.raises(ValueError, match=r"set tokenizer\.chat_template"):
-        chat.render_prompt(make_tokenizer(None), "Hi")
+        chat.render_prompt(make_tokenizer(None), "Hi", chat.default_system_prompt())
     template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + CHATML
     with pytest.raises(ValueError, match=r'no system role.*system_prompt = ""'):
-        chat.render_prompt(make_tokenizer(template), "Hi")
+        chat.render_prompt(make_tokenizer(template), "Hi", chat.default_system_prompt())
 
 
 def test_load_tokenizer(make_tokenizer, tmp_path):
     make_tokenizer(CHATML).save_pretrained(tmp_path)
     loaded = chat.load_tokenizer(str(tmp_path))
-    assert chat.render_prompt(loaded, "Hi") == chat.render_prompt(make_tokenizer(CHATML), "Hi")
+    assert chat.render_prompt(loaded, "Hi", chat.default_system_prompt()) == chat.render_prompt(
+        make_tokenizer(CHATML), "Hi", chat.default_system_prompt()
+    )
