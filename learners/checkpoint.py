@@ -17,6 +17,7 @@ from torch import Tensor
 from learners import checkpoint_format
 from learners.checkpoint_format import META_FILE
 from learners.config import LearnerConfig
+from storage.whole import replacing, write_whole
 
 TAG = "shards"
 UNIVERSAL_TAG = "universal"
@@ -41,9 +42,7 @@ def save(engine: Any, path: Path, counters: Mapping[str, int], config: LearnerCo
             "world_size": dist.get_world_size(),
             **checkpoint_format.kind(config),
         }
-        temporary = path / f"{META_FILE}.tmp"
-        temporary.write_text(json.dumps(meta))
-        temporary.rename(path / META_FILE)
+        write_whole(path / META_FILE, json.dumps(meta))
     dist.barrier()
 
 
@@ -89,17 +88,13 @@ def write_hf(lm: Any, weights: Mapping[str, Tensor], *, source: str, path: Path)
     """A Hugging Face directory with `weights`; it appears at `path` only when complete."""
     from transformers import AutoTokenizer
 
-    temporary = path.with_name(path.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    lm.save_pretrained(temporary, state_dict=dict(weights))
-    if (
-        any((Path(source) / name).exists() for name in ("tokenizer.json", "tokenizer_config.json"))
-        or not Path(source).exists()
-    ):
-        AutoTokenizer.from_pretrained(source).save_pretrained(temporary)
-    if path.exists():
-        shutil.rmtree(path)
-    temporary.rename(path)
+    with replacing(path) as partial:
+        lm.save_pretrained(partial, state_dict=dict(weights))
+        if (
+            any((Path(source) / name).exists() for name in ("tokenizer.json", "tokenizer_config.json"))
+            or not Path(source).exists()
+        ):
+            AutoTokenizer.from_pretrained(source).save_pretrained(partial)
 
 
 def _has_frozen(engine: Any) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +33,7 @@ from report.text import (
     visible,
     words,
 )
+from storage.whole import write_whole
 
 PAGE = Path(__file__).parent / "assets"
 FILE_NAME = "report.html"
@@ -71,10 +71,7 @@ def write_report(run_dir: str | Path) -> Path:
     Raises FileNotFoundError if there is no such folder. Whatever else is missing is said on the page.
     """
     target = Path(run_dir) / FILE_NAME
-    page = render(load_report(run_dir))
-    partial = target.with_name(f".{FILE_NAME}.partial")
-    partial.write_text(page, encoding="utf-8")
-    os.replace(partial, target)
+    write_whole(target, render(load_report(run_dir)))
     return target
 
 

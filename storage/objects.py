@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from storage.locations import cache, is_uri, join, local_path
+from storage.whole import replacing
 
 T = TypeVar("T")
 
@@ -140,10 +141,12 @@ class Storage:
         def copy(fs: Any, root: str) -> None:
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            partial = target.with_name(f".{target.name}.partial")
-            with fs.open_input_stream(f"{root}/{name}") as source, partial.open("wb") as file:
+            with (
+                replacing(target) as partial,
+                fs.open_input_stream(f"{root}/{name}") as source,
+                partial.open("wb") as file,
+            ):
                 shutil.copyfileobj(source, file, CHUNK_BYTES)
-            partial.replace(target)
 
         self._try(f"download {name}", copy)
 

@@ -18,7 +18,7 @@ ALLOWED = {
     "storage": set(),
     "trajectory": {"storage"},
     "tasks": {"trajectory", "storage"},
-    "report": {"trajectory"},
+    "report": {"trajectory", "storage"},
     "rewards": {"trajectory"},
     "models": {"trajectory"},
     "learners": {*BOTTOM, "models"},

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from storage.whole import replacing
 from trajectory import markup
 from trajectory.chat import Tokenizer, encode, prompt_opening, render_messages, without_opening
 
@@ -207,11 +208,8 @@ def distinct(records: Iterable[dict[str, Any]], fields: Sequence[str]) -> list[d
 
 def write_jsonl(path: str | Path, records: Sequence[Mapping[str, Any]]) -> None:
     """Writes all records, or, if that is interrupted, leaves the file as it was."""
-    target = Path(path)
-    partial = target.with_name(f".{target.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
+    with replacing(Path(path)) as partial, partial.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(record, ensure_ascii=True) + "\n" for record in records)
-    partial.replace(target)
 
 
 def _assistant(content: str) -> Message:

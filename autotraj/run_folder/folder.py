@@ -34,6 +34,7 @@ from autotraj.run_folder.tensorboard import Scalars
 from learners.errors import LearnerDied, LearnerTimeout
 from report.data import NOTES_FILE
 from storage.objects import RETRY_S, Storage, StorageError, files_of
+from storage.whole import partial_of, replacing, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -162,9 +163,7 @@ class RunFolder:
 
     def write_json(self, name: str, content: Any) -> None:
         """Writes the file whole, or leaves it as it was."""
-        partial = self.path / f".{name}.partial"
-        partial.write_text(json.dumps(content, indent=2) + "\n")
-        partial.replace(self.path / name)
+        write_whole(self.path / name, json.dumps(content, indent=2) + "\n")
 
     def push(self) -> None:
         """To the home, what has changed. Raises RunError."""
@@ -182,7 +181,8 @@ class RunFolder:
         were.
         """
         name = f"step-{step:06d}"
-        partial = self.path / CHECKPOINTS / f".{name}.partial"
+        target = self.path / CHECKPOINTS / name
+        partial = partial_of(target)
 
         def save_all(folder: Path, learners: Path | Storage) -> None:
             save(folder, learners)
@@ -194,14 +194,13 @@ class RunFolder:
             if step == self._last_step:  # what a resumed run was restored from: to write it again would put it at risk
                 _prune(self.home, keep)
                 return
-            partial.mkdir(parents=True)
             if self.home.storage:
+                partial.mkdir(parents=True)
                 _upload_checkpoint(self.home, name, partial, save_all)
             else:
-                save_all(partial.resolve(), partial.resolve() / LEARNERS)
-                target = partial.with_name(name)
-                shutil.rmtree(target, ignore_errors=True)
-                partial.rename(target)
+                with replacing(target):
+                    partial.mkdir(parents=True)
+                    save_all(partial.resolve(), partial.resolve() / LEARNERS)
             self._last_step, failed = step, "old checkpoints could not be removed"
             _prune(self.home, keep)
         except (LearnerDied, LearnerTimeout):  # nothing is wrong with the place; whoever trains may have new learners
@@ -296,9 +295,7 @@ def drop_metrics_after(path: Path, step: int) -> None:
     metrics = path / "metrics.jsonl"
     if metrics.is_file():
         kept = [line for line in metrics.read_text().splitlines() if (at := _step_of(line)) is not None and at <= step]
-        partial = path / ".metrics.jsonl.partial"
-        partial.write_text("".join(f"{line}\n" for line in kept))
-        partial.replace(metrics)
+        write_whole(metrics, "".join(f"{line}\n" for line in kept))
 
 
 def _step_of(line: str) -> int | None:

@@ -25,6 +25,7 @@ from ray.experimental import internal_kv
 from autotraj.errors import UserError
 from autotraj.status.rows import STATUS_FILE, Since, StatusRow
 from autotraj.status.sandbox import sandbox_rows
+from storage.whole import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -86,10 +87,8 @@ class StatusBoard:
             ],
         }
         text = json.dumps(status)
-        partial = self._path.with_name(f".{STATUS_FILE}.partial")
         try:
-            partial.write_text(text)
-            partial.replace(self._path)
+            write_whole(self._path, text)
         except OSError as error:  # a full disk ends the run where something is lost by it, not here
             logger.warning("%s can't be written: %s", self._path, error)
         if ray.is_initialized():

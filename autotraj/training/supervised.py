@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +27,7 @@ from autotraj.training.skips import Skips
 from learners.config import LearnerConfig, LoraConfig
 from learners.errors import LearnerDied, LearnerError, LearnerTimeout
 from storage.objects import Storage, StorageError
+from storage.whole import replacing, write_whole
 from trajectory.records import check_preference, check_sft, read_jsonl
 
 if TYPE_CHECKING:
@@ -60,9 +60,7 @@ def read_done(folder: Path) -> dict[str, Any]:
 
 def write_done(folder: Path, done: Mapping[str, Any]) -> None:
     """`read_done` reads it; the file is whole, or as it was."""
-    partial = folder / f".{STAGES_FILE}.partial"
-    partial.write_text(json.dumps(done, indent=2) + "\n")
-    partial.replace(folder / STAGES_FILE)
+    write_whole(folder / STAGES_FILE, json.dumps(done, indent=2) + "\n")
 
 
 def remaining(wanted: Sequence[str], done: Collection[str]) -> str:
@@ -160,11 +158,8 @@ def _export(group: LearnerGroup, path: Path | Storage) -> None:
         check_held(path.uri)
         group.export_hf(path)
         return
-    partial = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    group.export_hf(partial.resolve())
-    shutil.rmtree(path, ignore_errors=True)
-    partial.rename(path)
+    with replacing(path) as partial:
+        group.export_hf(partial.resolve())
 
 
 def supervised(

@@ -236,7 +236,7 @@ def test_a_cluster_that_is_not_there_is_said_at_once(monkeypatch: pytest.MonkeyP
 
 def test_a_disk_that_is_full_does_not_end_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     board = StatusBoard(tmp_path, rows=list, title=lambda: "GRPO")
-    (tmp_path / ".status.json.partial").mkdir()  # root writes everywhere, but not to a folder
+    (tmp_path / "status.json").mkdir()  # root writes everywhere, but not to a folder
     board.write()
     assert "can't be written" in caplog.text
 

@@ -242,7 +242,7 @@ def test_export_loads_in_plain_transformers(tiny_model: Path, samples: list[Samp
     expected = engine.logprobs(samples[1].ids)
     np.testing.assert_allclose(plain_logprobs(tmp_path / "exported", samples[1].ids), expected, atol=1e-5)
     assert np.abs(plain_logprobs(tiny_model, samples[1].ids) - expected).max() > 1e-3
-    assert list(tmp_path.glob("*.tmp")) == []
+    assert list(tmp_path.glob(".*.partial")) == []
 
 
 def test_host_update_is_a_copy(tiny_model: Path, samples: list[Sample]) -> None:

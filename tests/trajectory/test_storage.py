@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from object_store import Proxy, client, environment, free_port, objects, s3_server, set_environment
 
+from storage import whole
 from storage.locations import check_uri, is_uri, join, local_path
 from storage.objects import STAMP, Storage, StorageError, fetch, files_of, scratch
 
@@ -192,3 +193,23 @@ def test_scratch_of_the_dead_is_removed(storage: Storage) -> None:
         with scratch():
             assert mine.is_dir()
     assert not mine.exists()
+
+
+def test_a_file_or_folder_is_replaced_whole_or_stays(tmp_path: Path) -> None:
+    whole.write_whole(tmp_path / "file", "old")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "old").touch()
+    for name in ("file", "folder"):
+        with pytest.raises(OSError, match="full"), whole.replacing(tmp_path / name) as partial:
+            (partial.mkdir if name == "folder" else partial.touch)()
+            raise OSError("the disk is full")
+    assert (tmp_path / "file").read_text() == "old"
+    assert [p.name for p in (tmp_path / "folder").iterdir()] == ["old"]
+
+    whole.write_whole(tmp_path / "file", "new")
+    with whole.replacing(tmp_path / "folder") as partial:
+        partial.mkdir()  # what the attempt before left is gone
+        (partial / "new").touch()
+    assert (tmp_path / "file").read_text() == "new"
+    assert [p.name for p in (tmp_path / "folder").iterdir()] == ["new"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder"]
