@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -199,10 +199,15 @@ def test_a_file_or_folder_is_replaced_whole_or_stays(tmp_path: Path) -> None:
     whole.write_whole(tmp_path / "file", "old")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "old").touch()
-    for name in ("file", "folder"):
-        with pytest.raises(OSError, match="full"), whole.replacing(tmp_path / name) as partial:
-            (partial.mkdir if name == "folder" else partial.touch)()
+
+    def cut_short(name: str, write: Callable[[Path], None]) -> None:
+        with whole.replacing(tmp_path / name) as partial:
+            write(partial)
             raise OSError("the disk is full")
+
+    for name, write in (("file", Path.touch), ("folder", Path.mkdir)):
+        with pytest.raises(OSError, match="full"):
+            cut_short(name, write)
     assert (tmp_path / "file").read_text() == "old"
     assert [p.name for p in (tmp_path / "folder").iterdir()] == ["old"]
 
