@@ -352,8 +352,9 @@ def check_ledger(folder: Path) -> Iterator[str]:
         yield f"the ledger holds {total} prompts of {num_tasks * (ledger['epoch'] + 1)}"
     if ledger["trained"] != NUM_STEPS * GROUPS_PER_STEP or ledger["last_step"] != NUM_STEPS:
         yield f"{ledger['trained']} prompts are trained on in {ledger['last_step']} steps"
-    if dropped:
-        yield f"prompts were dropped: {ledger['drop_reasons']}"
+    # A step whose groups all have equal rewards teaches nothing: its prompts are dropped by that name, whatever is killed.
+    if lost := {reason: count for reason, count in ledger["drop_reasons"].items() if reason != "no_variance"}:
+        yield f"prompts were dropped: {lost}"
 
 
 def check_log(log: Path) -> Iterator[str]:
