@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import re
 import subprocess
 import sys
 import time
@@ -179,3 +180,41 @@ def test_help_needs_no_heavy_package() -> None:
     assert done.returncode == 0, done.stderr
     assert "grpo" in done.stdout
     assert time.monotonic() - start < 20  # a hang, not a speed, is what this catches
+
+
+# --- what the documents name -----------------------------------------------------------------------------------------
+
+DOCUMENTS = [*(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "DECISIONS")), *(ROOT / "docs").glob("*.md")]
+PATH = re.compile(r"(?<![\w/.~:-])(?:[\w.-]+/)+[\w.-]*")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.stem)
+def test_what_a_document_names_is_there(document: Path) -> None:
+    """Relative links; files and folders by their path from the root; modules that are run; the tests that show a promise."""
+    text = document.read_text()
+    links = re.findall(r"\]\((?!https?:|#)([^)#\s]+)", text)
+    missing = [link for link in links if not (document.parent / link).exists()]
+    top = {path.name for path in ROOT.iterdir() if path.is_dir()} - {"runs", "build"}
+    paths = {found.rstrip(".") for found in PATH.findall(text)}
+    named = {path for path in paths if path.split("/")[0] in top or path.endswith(".py")}
+    missing += [path for path in named if not any((start / path).exists() for start in (ROOT, document.parent))]
+    modules = {name.rstrip(".").replace(".", "/") for name in re.findall(r"-m ((?:benchmarks|examples)\.[\w.]+)", text)}
+    missing += [
+        name for name in modules if not ((ROOT / f"{name}.py").exists() or (ROOT / name / "__main__.py").exists())
+    ]
+    tests = set(re.findall(r"(?<![\w/])test_\w+", text))
+    missing += [name for name in tests if not any((ROOT / "tests").rglob(f"{name}.py"))]
+    assert sorted(missing) == []
+
+
+def test_the_functions_that_architecture_names_are_there() -> None:
+    """In the table of a prompt's way: a file, and what it visits there."""
+    rows = re.findall(
+        r"^\| `([\w/]+\.py)` \| ((?:`[\w.]+` ?)+)\|", (ROOT / "docs/architecture.md").read_text(), re.MULTILINE
+    )
+    assert len(rows) > 20
+    missing = []
+    for path, names in rows:
+        defined = {node.name for node in ast.walk(ast.parse((ROOT / path).read_text())) if hasattr(node, "name")}
+        missing += [f"{path}: {name}" for name in re.findall(r"[\w.]+", names) if not set(name.split(".")) <= defined]
+    assert missing == []
