@@ -131,7 +131,7 @@ class RolloutConfig(Section):
     exceed `engine.max_num_seqs`."""
 
 
-class RewardModelConfig(Section):
+class ScorerConfig(Section):
     """The actor that serves a reward model: a sequence classifier with one output, read at the last token."""
 
     num_cpus: PositiveInt = 1

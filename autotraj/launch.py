@@ -116,7 +116,9 @@ def export_policy(algo: GRPO, folder: RunFolder) -> None:
             _replace_learners(algo, folder, error, replacements)
 
 
-def measure(name: str, algo_or_pool: GRPO | RunnerPool, config: RunConfig, tasks: Sequence[Task]) -> EvalResult:
+def evaluate_engines(
+    name: str, algo_or_pool: GRPO | RunnerPool, config: RunConfig, tasks: Sequence[Task]
+) -> EvalResult:
     """Evaluates what the engines hold now; waits until all of them hold the newest weights."""
     pool = algo_or_pool.runners if isinstance(algo_or_pool, GRPO) else algo_or_pool
     pool.wait_ready()
@@ -137,7 +139,7 @@ def measure(name: str, algo_or_pool: GRPO | RunnerPool, config: RunConfig, tasks
 
 
 @contextmanager
-def parts(config: RunConfig, *, sandbox: bool = True) -> Iterator[GatewayAccess]:
+def run_session(config: RunConfig, *, sandbox: bool = True) -> Iterator[GatewayAccess]:
     """The sandbox, if it is needed, and Ray, up for the length of the block.
 
     What ends the run from within Ray is raised as a RunError, in words of our own."""
@@ -175,7 +177,7 @@ def _join(stack: ExitStack, config: RunConfig) -> None:
     announce(config)
 
 
-def build(config: RunConfig, gateway: GatewayAccess, *, trajectory_log: str | None = None) -> GRPO:
+def build_algorithm(config: RunConfig, gateway: GatewayAccess, *, trajectory_log: str | None = None) -> GRPO:
     """The algorithm, its engines and learners up and in agreement."""
     algo = _settings(config, gateway, trajectory_log).build_algo()
     assert isinstance(algo, GRPO)

@@ -29,7 +29,7 @@ from rich.table import Table
 
 from autotraj.config.run import RunConfig, load, with_changes
 from autotraj.interrupt import graceful_interrupt
-from autotraj.launch import parts
+from autotraj.launch import run_session
 from autotraj.stages.pipeline import Pipeline, at_its_largest
 from autotraj.training import supervised
 
@@ -51,7 +51,7 @@ def run_seed(config: RunConfig, out: Path, console: Console) -> dict[str, Any]:
     results: dict[str, Any] = {}
     with (
         graceful_interrupt() as interrupt,
-        parts(at_its_largest(with_changes(config, {"online_repair.enabled": True}))) as gateway,
+        run_session(at_its_largest(with_changes(config, {"online_repair.enabled": True}))) as gateway,
     ):
 
         def pipeline(

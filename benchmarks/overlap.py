@@ -14,7 +14,7 @@ import time
 
 from autotraj.config.run import load
 from autotraj.gateways.session import GatewayAccess
-from autotraj.launch import parts
+from autotraj.launch import run_session
 from autotraj.loop.grpo import GRPOConfig
 from benchmarks.tool_latency import SlowToolActor
 
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     args = parser.parse_args()
     ratios = []
-    with parts(load("examples/tiny/grpo.toml")) as gateway:
+    with run_session(load("examples/tiny/grpo.toml")) as gateway:
         for i in range(args.rounds):
             strict, _ = seconds(gateway, max_staleness=0, steps=args.steps)
             overlapped, staleness = seconds(gateway, max_staleness=1, steps=args.steps)

@@ -19,7 +19,7 @@ from actors.engine.protocol import Sampling
 from actors.engine.vllm import VLLMEngine
 from autotraj.config.run import RunConfig, load, with_changes
 from autotraj.interrupt import Interrupt
-from autotraj.launch import engines, parts
+from autotraj.launch import engines, run_session
 from autotraj.loop.grpo import rollout_timeout_of
 from autotraj.stages.synthesize import Synthesis
 from tasks.load import load_tasks
@@ -31,7 +31,7 @@ def synthesis_speed(config: RunConfig, tasks: list[Task]) -> tuple[float, dict[s
     """Tokens/s that the engine generated while the stage ran, and the stage's counts."""
     with (
         tempfile.TemporaryDirectory() as scratch,
-        parts(config) as gateway,
+        run_session(config) as gateway,
         engines(config, gateway) as pool,
     ):
         stage = Synthesis(

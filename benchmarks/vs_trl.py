@@ -87,7 +87,7 @@ def measure_autotraj(way: str, *, steps: int, warmup: int) -> Measured:
     """Trains `warmup + steps` steps and times the last `steps`."""
     import random
 
-    from autotraj.launch import parts
+    from autotraj.launch import run_session
     from autotraj.loop import grpo
     from autotraj.loop.grpo import GRPOConfig
     from autotraj.sampling.scoring import score_group
@@ -103,7 +103,7 @@ def measure_autotraj(way: str, *, steps: int, warmup: int) -> Measured:
     grpo.score_group = score
     config = run_config(way)
     seconds, metrics = [], []
-    with parts(config) as gateway:
+    with run_session(config) as gateway:
         settings = GRPOConfig().run(config, sandbox_address=gateway.address, sandbox_token=gateway.token)
         algo = settings.env_runners(env_runner_cls=SlowToolActor).build_algo()
         try:

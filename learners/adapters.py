@@ -68,14 +68,14 @@ def switched_off(lm: nn.Module) -> Iterator[None]:
             layer._disable_adapters = False
 
 
-def parts(layer: Any) -> tuple[Any, Any]:
+def lora_matrices(layer: Any) -> tuple[Any, Any]:
     """The parameters A (rank, in) and B (out, rank) of a layer's adapter."""
     return layer.lora_A[NAME].weight, layer.lora_B[NAME].weight
 
 
 def merged(layer: Any) -> Tensor:
     """W + alpha/rank · B·A in W's type, computed in float32; a copy. With ZeRO-3 all three must be gathered."""
-    a, b = parts(layer)
+    a, b = lora_matrices(layer)
     weight = layer.base_layer.weight.detach()
     delta = layer.scaling[NAME] * (b.detach().float() @ a.detach().float())
     result: Tensor = (weight.to(torch.float32, copy=True).add_(delta)).to(weight.dtype)

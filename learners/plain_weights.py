@@ -26,7 +26,7 @@ class PlainWeight:
         """All parameters that must be whole for `tensor`."""
         if not isinstance(self.parameter, nn.Parameter):
             return ()  # a buffer, which ZeRO doesn't partition
-        return (self.parameter, *(() if self.adapted is None else adapters.parts(self.adapted)))
+        return (self.parameter, *(() if self.adapted is None else adapters.lora_matrices(self.adapted)))
 
     def tensor(self) -> Tensor:
         whole: Tensor = self.parameter.detach() if self.adapted is None else adapters.merged(self.adapted)

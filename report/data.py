@@ -1,6 +1,6 @@
 """What a report shows, as types, and how it is read from a run's folder.
 
-    run folder ──load_report──▶ ReportData ──report.render──▶ report.html
+    run folder ──load_report──▶ ReportData ──page.render_page──▶ report.html
 
 A part that isn't there, or that can't be read, is a `Missing` with the sentence that stands in its place on the page: a
 report of half a run is a report.

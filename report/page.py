@@ -71,11 +71,11 @@ def write_report(run_dir: str | Path) -> Path:
     Raises FileNotFoundError if there is no such folder. Whatever else is missing is said on the page.
     """
     target = Path(run_dir) / FILE_NAME
-    write_whole(target, render(load_report(run_dir)))
+    write_whole(target, render_page(load_report(run_dir)))
     return target
 
 
-def render(data: ReportData) -> str:
+def render_page(data: ReportData) -> str:
     """The page as text; a pure function of `data` and the files of `report_page/`."""
     environment = Environment(
         loader=FileSystemLoader(PAGE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True

@@ -54,7 +54,7 @@ def percentile(values: list[float], q: float) -> float:
     return ordered[max(0, -(-int(q * 1000) * len(ordered) // 1000) - 1)]
 
 
-async def measure(name: str, way: Way, code: str, concurrency: int, seconds: float) -> BenchRow:
+async def time_calls(name: str, way: Way, code: str, concurrency: int, seconds: float) -> BenchRow:
     """`concurrency` callers, each one call after another, for `seconds`; RunnerError if one prints the wrong thing."""
     (row,) = await measure_in_turns({name: way}, code, concurrency, seconds, seconds)
     return row
@@ -63,7 +63,7 @@ async def measure(name: str, way: Way, code: str, concurrency: int, seconds: flo
 async def measure_in_turns(
     ways: dict[str, Way], code: str, concurrency: int, seconds: float, turn_s: float = TURN_S
 ) -> list[BenchRow]:
-    """As `measure`, of each way in turn, `turn_s` at a time: a machine that is slower for a while is so for all of them."""
+    """As `time_calls`, of each way in turn, `turn_s` at a time: a machine that is slow for a while is so for all."""
     latencies: dict[str, list[float]] = {name: [] for name in ways}
     spent = dict.fromkeys(ways, 0.0)
 
@@ -92,7 +92,7 @@ def _row(name: str, code: str, concurrency: int, latencies: list[float], seconds
 async def measure_paced(
     name: str, way: Way, code: str, concurrency: int, seconds: float, calls_per_s: float
 ) -> BenchRow:
-    """As `measure`, with callers that think between calls, for times of an exponential distribution, so that all of them
+    """As `time_calls`, with callers that think between calls, for times of an exponential distribution, so that all of them
     together make `calls_per_s`; less if the calls themselves take long."""
     rng = random.Random(0)
     think_s = concurrency / calls_per_s
@@ -180,7 +180,7 @@ async def table(config: SandboxConfig, seconds: float, report: Callable[[BenchRo
     rows: list[BenchRow] = []
 
     async def add(name: str, way: Way, code: str, concurrency: int) -> None:
-        rows.append(await measure(name, way, code, concurrency, seconds))
+        rows.append(await time_calls(name, way, code, concurrency, seconds))
         report(rows[-1])
 
     image = build.resolve_image(config)
@@ -223,7 +223,7 @@ async def table(config: SandboxConfig, seconds: float, report: Callable[[BenchRo
     return rows
 
 
-def render(row: BenchRow) -> str:
+def render_row(row: BenchRow) -> str:
     """A line of a Markdown table."""
     return (
         f"| {row.way} | {row.code} | {row.concurrency} | {row.p50_ms:.1f} | {row.p99_ms:.1f} | "

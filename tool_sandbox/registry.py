@@ -56,7 +56,7 @@ RUNNERS: dict[str, Callable[[SandboxConfig, Metrics], Tool | None]] = {"python":
 """Name of a tool (`trajectory.tools`) → what makes the one that runs its calls; None: it isn't configured."""
 
 
-def build(config: SandboxConfig, metrics: Metrics) -> dict[str, Tool]:
+def build_tools(config: SandboxConfig, metrics: Metrics) -> dict[str, Tool]:
     """Name → tool, of those that are configured. Raises SandboxError for one that a model can call and nothing can run."""
     names = dict.fromkeys(spec.name for spec in TOOLS.values())
     if missing := sorted(names.keys() - RUNNERS.keys()):

@@ -70,7 +70,7 @@ class Gateway:
     def __init__(self, config: SandboxConfig) -> None:
         self._config = config
         self._metrics = Metrics()
-        self._tools = registry.build(config, self._metrics)
+        self._tools = registry.build_tools(config, self._metrics)
         self._credentials: grpc.ServerCredentials | None = None
         self._handlers: grpc.GenericRpcHandler | None = None
         self._server: grpc.aio.Server | None = None

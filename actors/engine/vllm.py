@@ -103,7 +103,7 @@ class VLLMEngine:
     def _load(self) -> None:
         # Assigned here and not returned: an import error that some library keeps would hold this call's frames, and with
         # them the engine, until the interpreter ends, where vLLM's finalizer fails.
-        self._llm = vllm_setup.build(self._config, self._seed)
+        self._llm = vllm_setup.start_engine(self._config, self._seed)
 
     async def shutdown(self) -> None:
         """Stop the engine's processes. Requests in flight fail."""

@@ -38,7 +38,7 @@ def set_environment(config: EngineConfig) -> None:
     warnings.filterwarnings("ignore", message=TORCH_NOISE, category=FutureWarning)
 
 
-def build(config: EngineConfig, seed: int) -> Any:
+def start_engine(config: EngineConfig, seed: int) -> Any:
     """An `AsyncLLM`, its core process up and the model loaded; blocks for half a minute. May run in any thread."""
     from vllm.config import WeightTransferConfig
     from vllm.engine.arg_utils import AsyncEngineArgs

@@ -18,7 +18,7 @@ import numpy as np
 
 from actors.config import EpisodeConfig, RepairConfig
 from actors.episode import Encode
-from actors.repair.render import render
+from actors.repair.render import render_repair_prompt
 from actors.repair.types import OUTAGES, Attempt, AttemptFn, PromptTooLong, Reason, RepairRequest, RepairResult
 from actors.sampler import Sampler
 from rewards import format, outcome, quality
@@ -90,7 +90,7 @@ async def repair(
 
     `encode` is the policy's tokenizer where another model repairs; None: the attempt is in the policy's tokens already.
     """
-    prompt = render(request, config)
+    prompt = render_repair_prompt(request, config)
     attempts: list[Attempt] = []
     try:
         async with asyncio.timeout(config.deadline_s) as limit:

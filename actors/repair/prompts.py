@@ -1,6 +1,6 @@
 """The prompts of a repair: the user's messages that `[repair]` uses unless it has its own (arXiv 2601.23032, stage 1).
 
-`{question}`, `{trajectory}` and `{problems}` are filled in by `render`.
+`{question}`, `{trajectory}` and `{problems}` are filled in by `render_repair_prompt`.
 """
 
 _EARLIER = """Question:

@@ -16,7 +16,7 @@ NO_FLAW = "Nothing stands out, but another attempt was better."
 _PLACE = re.compile(r"\{(question|trajectory|problems)\}")
 
 
-def render(request: RepairRequest, config: RepairConfig) -> str:
+def render_repair_prompt(request: RepairRequest, config: RepairConfig) -> str:
     """The user's message. The bad trajectory can't end it or open another; the gold answers are not in it."""
     if config.problems_as == "names":
         problems = ", ".join(request.problems)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.config import RewardModelConfig
+from actors.config import ScorerConfig
 from storage.objects import fetch
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class RewardModelActor:
     `start` must have returned before anything else is asked.
     """
 
-    def __init__(self, config: RewardModelConfig, index: int = 0) -> None:
+    def __init__(self, config: ScorerConfig, index: int = 0) -> None:
         self._config = config
         self._index = index
         self._scorer: RewardScorer | None = None

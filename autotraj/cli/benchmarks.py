@@ -11,7 +11,7 @@ from rich.console import Console
 from autotraj.config.benchmarks import BenchmarkSuite, load_suite
 from autotraj.config.run import load, with_changes
 from autotraj.errors import UserError
-from autotraj.evaluation.benchmarks import BenchmarkResult, measure
+from autotraj.evaluation.benchmarks import BenchmarkResult, benchmark_result
 from autotraj.evaluation.comparison import comparison_table
 from autotraj.evaluation.endings import explain
 from autotraj.interrupt import graceful_interrupt
@@ -45,26 +45,25 @@ def evaluate_suite(config_path: str | None, overrides: Sequence[str], suite_path
     folder = Path(out)
 
     from autotraj.evaluation.judge import judge
-    from autotraj.launch import engines, parts
-    from autotraj.launch import measure as sample
+    from autotraj.launch import engines, evaluate_engines, run_session
 
     results: list[BenchmarkResult] = []
     with (
         locked(folder, called="--out"),
         graceful_interrupt(),
-        parts(config) as gateway,
+        run_session(config) as gateway,
         engines(config, gateway) as pool,
     ):
         for benchmark in suite.benchmarks:
             changed = with_changes(
                 config, {"eval.num_samples": benchmark.num_samples, "eval.temperature": benchmark.temperature}
             )
-            sampled = sample(benchmark.name, pool, changed, tasks[benchmark.name])
+            sampled = evaluate_engines(benchmark.name, pool, changed, tasks[benchmark.name])
             verdicts = None
             if benchmark.judged:
                 assert suite.judge is not None, "the suite was checked"
                 verdicts = asyncio.run(judge(sampled.groups, suite.judge))
-            result = measure(folder.name, benchmark.name, sampled.groups, verdicts=verdicts, seed=config.seed)
+            result = benchmark_result(folder.name, benchmark.name, sampled.groups, verdicts=verdicts, seed=config.seed)
             (folder / f"{benchmark.name}.json").write_text(result.to_json() + "\n")
             results.append(result)
             console.print(f"{benchmark.name}: done after {sampled.seconds:.0f} s", markup=False)

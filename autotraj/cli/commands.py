@@ -128,11 +128,11 @@ def _grpo(config: RunConfig, folder: RunFolder, checkpoint: Checkpoint | None) -
         require_reward_model(config, checkpoint)
     console.print(f"run folder {folder.home}; sampling and training {config.model}; starting the engines …")
 
-    from autotraj.launch import build, export_policy, parts, train
+    from autotraj.launch import build_algorithm, export_policy, run_session, train
 
     try:
-        with folder, graceful_interrupt() as interrupt, parts(config) as gateway:
-            algo = build(config, gateway, trajectory_log=folder.trajectory_log)
+        with folder, graceful_interrupt() as interrupt, run_session(config) as gateway:
+            algo = build_algorithm(config, gateway, trajectory_log=folder.trajectory_log)
             try:
                 if checkpoint:
                     algo.restore_from_path(checkpoint.folder, learners=checkpoint.learners)
@@ -168,12 +168,12 @@ def evaluate(config_path: str | None, overrides: Sequence[str], benchmarks: str 
     _, tasks = preflight.check(config)
     preflight.check_prompt(config, {"eval.data": tasks})
 
-    from autotraj.launch import engines, measure, parts
+    from autotraj.launch import engines, evaluate_engines, run_session
 
     started = time.monotonic()
-    with graceful_interrupt(), parts(config) as gateway, engines(config, gateway) as pool:
+    with graceful_interrupt(), run_session(config) as gateway, engines(config, gateway) as pool:
         console.print(f"engines up after {time.monotonic() - started:.0f} s; {len(tasks)} problems …")
-        result = measure(config.model, pool, config, tasks)
+        result = evaluate_engines(config.model, pool, config, tasks)
     console.print(
         f"accuracy {result.accuracy:.1%} ± {result.accuracy_ci95:.1%} on {result.num_problems} problems, tool-call rate "
         f"{result.tool_call_rate:.0%}, mean reward {result.mean_reward:.2f}, {result.num_failed} failed, "
@@ -211,7 +211,7 @@ def status(run_dir: str | None) -> int:
 
 def _dry_run(config: RunConfig) -> int:
     """`python -m autotraj run --dry-run`: the resolved plan; nothing is started or written."""
-    from autotraj.planning.plan import plan, render
+    from autotraj.planning.plan import plan, render_plan
 
     scores = "reward-model" in config.stages or bool(config.reward_model.path)
     synthesis, learns = (
@@ -223,7 +223,7 @@ def _dry_run(config: RunConfig) -> int:
         f"stage 1      {synthesis.num_questions} questions × {synthesis.num_candidates} candidates, up to "
         f"{len(config.repair.temperatures)} repairs of each bad one by {config.repair.repairer}; {learns}",
         "GRPO",
-        render(plan(config, reward_model=config.scorer if scores else None)),
+        render_plan(plan(config, reward_model=config.scorer if scores else None)),
     ]
     Console().print("\n".join(lines), soft_wrap=True, markup=False)
     return EXIT_OK

@@ -44,7 +44,7 @@ def bench(config_path: str | None, overrides: Sequence[str], seconds: float) -> 
         image_build.check_ready(config)
         print(sandbox_bench.HEADER, flush=True)
         rows = asyncio.run(
-            sandbox_bench.table(config, seconds, lambda row: print(sandbox_bench.render(row), flush=True))
+            sandbox_bench.table(config, seconds, lambda row: print(sandbox_bench.render_row(row), flush=True))
         )
     except SandboxError as error:
         raise UserError(str(error)) from error

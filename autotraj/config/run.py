@@ -15,8 +15,8 @@ from typing import Any, TypeVar, get_args
 import tomli_w
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from actors.config import EngineConfig, EpisodeConfig, RepairConfig, RewardModelConfig, RolloutConfig, check_rollout
-from autotraj.config.stages import OnlineRepairConfig, RewardModelStageConfig, SFTConfig, StageName, SynthesisConfig
+from actors.config import EngineConfig, EpisodeConfig, RepairConfig, RolloutConfig, ScorerConfig, check_rollout
+from autotraj.config.stages import OnlineRepairConfig, RewardModelConfig, SFTConfig, StageName, SynthesisConfig
 from autotraj.errors import UserError
 from cluster.config import ElasticConfig
 from learners.config import LearnerConfig, LossConfig
@@ -145,8 +145,8 @@ class RunConfig(Section):
     repair: RepairConfig = RepairConfig()
     synthesis: SynthesisConfig = SynthesisConfig()
     sft: SFTConfig = SFTConfig()
-    reward_model: RewardModelStageConfig = RewardModelStageConfig()
-    scorer: RewardModelConfig = RewardModelConfig()
+    reward_model: RewardModelConfig = RewardModelConfig()
+    scorer: ScorerConfig = ScorerConfig()
     """The actor that serves the reward model to GRPO."""
     online_repair: OnlineRepairConfig = OnlineRepairConfig()
 

@@ -51,7 +51,7 @@ class SFTConfig(Section):
     """Steps between checkpoints; an interruption writes one too."""
 
 
-class RewardModelStageConfig(Section):
+class RewardModelConfig(Section):
     """The trajectory reward model: Bradley–Terry on the preference pairs. Defaults: the paper's."""
 
     path: LocalPath = ""

@@ -59,7 +59,7 @@ class BenchmarkResult:
         return found
 
 
-def measure(
+def benchmark_result(
     run: str, benchmark: str, groups: Sequence[Group], *, verdicts: Verdicts | None = None, seed: int = 0
 ) -> BenchmarkResult:
     """The figures of scored `groups`, one a problem, all with the same number n ≥ 1 of samples.

@@ -14,7 +14,7 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from actors.config import RewardModelConfig
+from actors.config import ScorerConfig
 from actors.reward_model.actor import RewardModelActor, RewardModelError, RewardModelTimeout, Scores
 from autotraj.errors import OutOfMemory, RunError, ScoringFailed, UserError
 from autotraj.loop.state import FIRST_VERSION
@@ -47,7 +47,7 @@ class Served:
 class RewardModelService:
     """One `RewardModelActor`. `score` and `replace` may be called from several threads."""
 
-    def __init__(self, config: RewardModelConfig, path: str, *, version: int = FIRST_VERSION) -> None:
+    def __init__(self, config: ScorerConfig, path: str, *, version: int = FIRST_VERSION) -> None:
         self._config = config
         self._served = Served(path, version)
         self._actor: Any = None

@@ -25,7 +25,7 @@ INSTEAD: Mapping[str, str] = {
     "debugging": "set seed in the RunConfig given to run(); messages go to Python's logging",
     "env_runners": "the sections rollout, engine and elastic of the RunConfig given to run() say it",
     "environment": "the sections data and episode of the RunConfig given to run() say it",
-    "evaluation": "the section eval of the RunConfig given to run() says it, and autotraj.launch.measure evaluates",
+    "evaluation": "the section eval of the RunConfig given to run() says it, and autotraj.launch.evaluate_engines evaluates",
     "exploration": "episode.temperature of the RunConfig given to run() says it",
     "experimental": "RLlib's experiments don't reach GRPO",
     "fault_tolerance": "lost actors are always replaced; the section grpo of the RunConfig given to run() says how often "

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from actors.config import RewardModelConfig
+from actors.config import ScorerConfig
 from autotraj.config.run import RunConfig
 from autotraj.errors import UserError
 from autotraj.planning.model_size import Architecture, architecture
@@ -68,7 +68,7 @@ class Plan:
         return sum(a.count * a.num_gpus for a in self.actors)
 
 
-def plan(config: RunConfig, *, reward_model: RewardModelConfig | None = None, gpu_gib: float = 80.0) -> Plan:
+def plan(config: RunConfig, *, reward_model: ScorerConfig | None = None, gpu_gib: float = 80.0) -> Plan:
     """The plan of a GRPO run on GPUs of `gpu_gib`, with a reward model of the policy's own shape if one is to serve.
 
     Reads the checkpoint's `config.json`, or the table of known models; raises UserError if neither knows the model.
@@ -112,7 +112,7 @@ def plan(config: RunConfig, *, reward_model: RewardModelConfig | None = None, gp
 
 
 def actor_plans(
-    config: RunConfig, *, reward_model: RewardModelConfig | None = None, gpu_gib: float = 80.0
+    config: RunConfig, *, reward_model: ScorerConfig | None = None, gpu_gib: float = 80.0
 ) -> list[ActorPlan]:
     """All actors of GRPO, which is a run at its largest, or the engines alone of one that only measures; raises UserError as
     `plan` does. The rollout actors come first.
@@ -162,7 +162,7 @@ def memory_by_part(config: RunConfig) -> str:
     )
 
 
-def render(plan: Plan) -> str:
+def render_plan(plan: Plan) -> str:
     """The plan as text for a terminal."""
     lines = [
         f"model        {plan.model}: {plan.num_parameters / 1e9:.2f} B parameters, "
@@ -266,7 +266,7 @@ def _learner(config: RunConfig, shape: Architecture) -> ActorPlan:
     )
 
 
-def _reward_model(config: RewardModelConfig, shape: Architecture) -> ActorPlan:
+def _reward_model(config: ScorerConfig, shape: Architecture) -> ActorPlan:
     b = 2 if config.num_gpus else 4
     weights = b * (shape.num_parameters + shape.hidden - (0 if shape.tied else shape.vocab_size * shape.hidden))
     activation = shape.block_bytes_per_token(b)

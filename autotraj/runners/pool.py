@@ -292,14 +292,14 @@ class RunnerPool:
             value = ray.get(ref, timeout=30.0)
         except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError, ray.exceptions.NodeDiedError) as error:
             self._check_memory(error)
-            return self._bury(call, f"{who} died: {reason(error)}")
+            return self._record_death(call, f"{who} died: {reason(error)}")
         except ray.exceptions.RayError as error:
             # Rollouts return their failures as data: an exception is a defect of the engine or of ours.
             message = f"{who} failed in {call.what}: {reason(error)}"
             self._check_memory(error)
             if call.kind == "start" and not self._came_up:
                 self._check_start(runner, cause_of(error), message)
-            return self._bury(call, message, kill=True)
+            return self._record_death(call, message, kill=True)
         handler: dict[CallKind, Callable[[Call, Any], list[CallResult] | None]] = {
             "start": self._on_started,
             "join": self._on_joined,
@@ -354,7 +354,7 @@ class RunnerPool:
         runner.state, runner.policy_version = "ready", call.policy_version
         self.sync_seconds = time.monotonic() - self._sync_started.pop(call.runner_id, time.monotonic())
 
-    def _bury(self, call: Call, message: str, *, kill: bool = False) -> list[CallResult]:
+    def _record_death(self, call: Call, message: str, *, kill: bool = False) -> list[CallResult]:
         """Marks a runner down and fails every call it still owed."""
         runner = self._runners[call.runner_id]
         runner.state, runner.deaths = "down", runner.deaths + 1
@@ -390,5 +390,5 @@ class RunnerPool:
             if call.deadline < now and ref in self._calls:
                 del self._calls[ref]
                 who = self._name(call.runner_id)
-                outcomes.extend(self._bury(call, f"{who} did not answer {call.what} in time", kill=True))
+                outcomes.extend(self._record_death(call, f"{who} did not answer {call.what} in time", kill=True))
         return outcomes

@@ -23,7 +23,7 @@ from autotraj.evaluation.endings import explain
 from autotraj.evaluation.evaluate import EvalResult
 from autotraj.gateways.session import GatewayAccess
 from autotraj.interrupt import Interrupt, graceful_interrupt
-from autotraj.launch import build, engines, export_policy, measure, parts, train
+from autotraj.launch import build_algorithm, engines, evaluate_engines, export_policy, run_session, train
 from autotraj.loop.grpo import GRPO, rollout_timeout_of
 from autotraj.loop.refreshed_models import require_reward_model
 from autotraj.planning import preflight
@@ -52,7 +52,7 @@ NUM_SAMPLES = 24
 
 
 class Pipeline:
-    """One run folder's stages. Use within `parts`."""
+    """One run folder's stages. Use within `run_session`."""
 
     def __init__(self, config: RunConfig, gateway: GatewayAccess, console: Console, interrupt: Interrupt) -> None:
         self.config = config
@@ -170,7 +170,7 @@ class Pipeline:
         with folder:
             if checkpoint is not None:
                 require_reward_model(config, checkpoint)
-            algo = build(config, self.gateway, trajectory_log=folder.trajectory_log)
+            algo = build_algorithm(config, self.gateway, trajectory_log=folder.trajectory_log)
             try:
                 if checkpoint is None and "sft" in self.config.stages and "evaluate-sft" not in self.done:
                     self.evaluate("sft", algo)
@@ -194,7 +194,7 @@ class Pipeline:
 
     def evaluate(self, name: str, source: GRPO | RunnerPool, *, seconds: float = 0.0) -> None:
         """`seconds`: of the stage's training, to be shown with the evaluation's own."""
-        result = measure(name, source, self.config, self.eval_tasks)
+        result = evaluate_engines(name, source, self.config, self.eval_tasks)
         self.write_samples(name, result.groups)
         self.record(f"evaluate-{name}", stage_entry(result, seconds))
         self.console.print(
@@ -302,7 +302,7 @@ def execute(config: RunConfig, console: Console) -> int:
         "starting the sandbox, Ray and the engines …",
         soft_wrap=True,
     )
-    with graceful_interrupt() as interrupt, parts(at_its_largest(config)) as gateway:
+    with graceful_interrupt() as interrupt, run_session(at_its_largest(config)) as gateway:
         pipeline = Pipeline(config, gateway, console, interrupt)
         try:
             pipeline.run()
@@ -313,7 +313,7 @@ def execute(config: RunConfig, console: Console) -> int:
 
 def execute_stage(name: str, config: RunConfig, console: Console) -> int:
     """One stage, which isn't done and whose input is there; returns the exit code."""
-    with graceful_interrupt() as interrupt, parts(config, sandbox=name == "synthesize") as gateway:
+    with graceful_interrupt() as interrupt, run_session(config, sandbox=name == "synthesize") as gateway:
         pipeline = Pipeline(config, gateway, console, interrupt)
         try:
             pipeline.only(name)

@@ -50,7 +50,7 @@ def correlation(scores: NDArray[np.float32], correct: Sequence[bool]) -> float |
     return float(np.corrcoef(np.asarray(scores, np.float64), outcome)[0, 1])
 
 
-def measure(group: LearnerGroup, pairs: Sequence[Pair]) -> PairAccuracy:
+def evaluate_pairs(group: LearnerGroup, pairs: Sequence[Pair]) -> PairAccuracy:
     scores = group.scores([pair.chosen for pair in pairs] + [pair.rejected for pair in pairs])
     return pair_accuracy(scores[: len(pairs)], scores[len(pairs) :])
 
@@ -105,7 +105,7 @@ def train_reward_model(
         if not was_applied(metrics):
             skipped.add(number)
         if number % settings.evaluate_every == 0 or number == total:
-            found = measure(group, pairs.held_out)
+            found = evaluate_pairs(group, pairs.held_out)
             folder.write_metrics(
                 number, {"held_out/accuracy": found.accuracy, "held_out/margin_mean": found.margin_mean}
             )

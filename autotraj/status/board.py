@@ -83,7 +83,7 @@ class StatusBoard:
             "doing_s": now - self._doing[1],
             "rows": [
                 {"who": r.who, "does": r.does, "waits_on": r.waits_on, "detail": r.detail, "since_s": since_s}
-                for r, since_s in zip(rows, self._since.measure(rows, now), strict=True)
+                for r, since_s in zip(rows, self._since.seconds(rows, now), strict=True)
             ],
         }
         text = json.dumps(status)

@@ -151,7 +151,7 @@ class Since:
     def __init__(self) -> None:
         self._seen: dict[str, tuple[tuple[str, str], float]] = {}
 
-    def measure(self, rows: Sequence[StatusRow], now: float) -> list[float]:
+    def seconds(self, rows: Sequence[StatusRow], now: float) -> list[float]:
         """Seconds, one a row; a part that is gone is forgotten."""
         seen = {}
         for row in rows:
@@ -162,7 +162,7 @@ class Since:
         return [now - seen[row.who][1] for row in rows]
 
 
-def render(status: Mapping[str, Any], *, now: float | None = None, gone: bool = False) -> str:
+def render_status(status: Mapping[str, Any], *, now: float | None = None, gone: bool = False) -> str:
     """A status as `StatusBoard` writes it, as text. `now` is wall-clock; `gone`: its process is known to have ended."""
     age = max(0.0, (time.time() if now is None else now) - status["time"])
     ended, for_s = status["doing"] == "ended", f"{status['doing_s'] + age:.0f} s"

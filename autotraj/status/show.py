@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 
 from autotraj.errors import UserError
-from autotraj.status.rows import STATUS_FILE, render
+from autotraj.status.rows import STATUS_FILE, render_status
 from storage.locations import local_path
 
 
@@ -20,7 +20,7 @@ def show(run_dir: str | None) -> str:
         return _of_folder(local_path(run_dir))
     from autotraj.status.board import of_cluster
 
-    return "\n\n".join(render(status, gone=_is_gone(status)) for status in of_cluster())
+    return "\n\n".join(render_status(status, gone=_is_gone(status)) for status in of_cluster())
 
 
 def _of_folder(folder: Path) -> str:
@@ -31,7 +31,7 @@ def _of_folder(folder: Path) -> str:
     newest = max(paths, key=lambda path: path.stat().st_mtime)
     try:
         status = json.loads(newest.read_bytes())
-        return render(status, gone=_is_gone(status))
+        return render_status(status, gone=_is_gone(status))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{newest} can't be read as the status of a run ({type(error).__name__}: {error}); a live run writes it again "

@@ -5,7 +5,7 @@ from pathlib import Path
 from ray import tune
 
 from autotraj.config.run import load
-from autotraj.launch import parts
+from autotraj.launch import run_session
 from autotraj.loop.grpo import GRPO, GRPOConfig
 
 
@@ -13,7 +13,7 @@ def main() -> None:
     config = load(
         "examples/tiny/grpo.toml", ["run_dir=runs/tiny-tune", "grpo.num_steps=5"]
     )  # each trial's folder is below it
-    with parts(config) as gateway:  # the sandbox, for all trials, and Ray
+    with run_session(config) as gateway:  # the sandbox, for all trials, and Ray
         settings = GRPOConfig().run(config, sandbox_address=gateway.address, sandbox_token=gateway.token)
         results = tune.Tuner(
             GRPO,

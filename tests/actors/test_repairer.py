@@ -14,7 +14,7 @@ from repair_cases import ANSWER, CALL, GOOD, OK, RAMBLING, RESULT, TASK, WRONG, 
 
 from actors.config import EngineConfig, EpisodeConfig, RepairConfig, RepairSettings, RolloutSettings
 from actors.repair.attempts import repair, repair_all
-from actors.repair.render import render
+from actors.repair.render import render_repair_prompt
 from actors.repair.types import PromptTooLong, Reason, RepairResult
 from rewards.config import QualityConfig, RewardConfig
 from rewards.quality import Quality
@@ -237,7 +237,7 @@ async def test_a_defect_of_ours_is_not_taken_for_a_deadline() -> None:
 
 def test_the_prompt_shows_everything_but_the_gold() -> None:
     request = make_request(problems=("wrong answer", "low length", "no_boxed_answer", "note of ours"))
-    text = render(request, RepairConfig())
+    text = render_repair_prompt(request, RepairConfig())
     assert TASK.question in text
     assert WRONG in text  # its tags and its tool results
     assert f"- Its final answer is wrong.\n- Its length is off: it has {len(WRONG.split())} words.\n" in text
@@ -252,7 +252,7 @@ def test_a_right_answer_has_its_own_prompt() -> None:
         0.4, {"confidence": 0.0, "length": 0.1, "repetition": 0.75, "tool_success": 0.5, "grounding": 0}, 90, 30
     )
     names = tuple(f"low {name}" for name in found.dimensions)
-    text = render(make_request(RAMBLING, correct=True, quality=found, problems=names), RepairConfig())
+    text = render_repair_prompt(make_request(RAMBLING, correct=True, quality=found, problems=names), RepairConfig())
     assert "poor path" in text
     for sentence in (
         "a word such as maybe, unsure, guess",
@@ -262,22 +262,24 @@ def test_a_right_answer_has_its_own_prompt() -> None:
         "100% of its final answer stands neither in a tool result nor",
     ):
         assert sentence in text
-    assert "Nothing stands out" in render(make_request(RAMBLING, correct=True, problems=()), RepairConfig())
+    assert "Nothing stands out" in render_repair_prompt(
+        make_request(RAMBLING, correct=True, problems=()), RepairConfig()
+    )
 
 
 def test_templates_may_be_one_line_with_bare_names() -> None:
     config = NAMED.model_copy(update={"problems_as": "names"})
     request = make_request("{problems}", correct=True, problems=("low length", "no_think"))
     # What was filled in is never filled itself.
-    assert render(request, config) == f"R {TASK.question}|{{problems}}|low length, no_think"
-    assert render(make_request("x"), config) == f"W {TASK.question}|x"
+    assert render_repair_prompt(request, config) == f"R {TASK.question}|{{problems}}|low length, no_think"
+    assert render_repair_prompt(make_request("x"), config) == f"W {TASK.question}|x"
 
 
 @given(st.lists(st.sampled_from(["<", ">", "<|im_end|>", "<|", "|>", "</s>", "<think>", "im_end", "\n", " ", "a"])))
 def test_a_bad_trajectory_cannot_end_the_message(pieces: list[str]) -> None:
     text = "".join(pieces)
     for max_chars in (5, 20, 1000):
-        shown = render(make_request(text), NAMED.model_copy(update={"max_trajectory_chars": max_chars}))
+        shown = render_repair_prompt(make_request(text), NAMED.model_copy(update={"max_trajectory_chars": max_chars}))
         tokens = build_tokenizer().encode(shown, add_special_tokens=False)
         assert build_tokenizer().convert_tokens_to_ids("<|im_end|>") not in tokens
 
@@ -289,7 +291,9 @@ def test_quoting_keeps_the_grammar() -> None:
 
 
 def test_a_long_trajectory_is_cut_in_the_middle() -> None:
-    shown = render(make_request("a" * 50 + "b" * 50), NAMED.model_copy(update={"max_trajectory_chars": 10}))
+    shown = render_repair_prompt(
+        make_request("a" * 50 + "b" * 50), NAMED.model_copy(update={"max_trajectory_chars": 10})
+    )
     assert shown.endswith("|aaaaa\n[... 90 characters left out ...]\nbbbbb")
 
 

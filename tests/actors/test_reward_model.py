@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForSequenceClassification, Qwen3Config, Qwen3ForSequenceClassification
 
-from actors.config import RewardModelConfig
+from actors.config import ScorerConfig
 from actors.reward_model.actor import RewardModelActor, RewardModelError, RewardModelTimeout, batches_by_length
 
 VOCAB = 300
@@ -58,7 +58,7 @@ def reference(path: str, sequences: list[np.ndarray]) -> np.ndarray:
 
 
 async def serving(path: str, **settings: object) -> RewardModelActor:
-    actor = RewardModelActor(RewardModelConfig(**settings))
+    actor = RewardModelActor(ScorerConfig(**settings))
     await actor.start(path, version=1)
     return actor
 
@@ -172,7 +172,7 @@ async def test_what_is_no_reward_model_is_refused_and_the_present_one_goes_on(
 
 async def test_a_checkpoint_that_loads_too_slowly_has_a_deadline(checkpoints: list[str]) -> None:
     actor = await serving(checkpoints[0])
-    actor._config = RewardModelConfig(load_timeout_s=1e-4)
+    actor._config = ScorerConfig(load_timeout_s=1e-4)
     with pytest.raises(
         RewardModelTimeout, match=r"RewardModelActor\(0\) did not load .* within load_timeout_s = 0\.0001 s"
     ):
@@ -194,7 +194,7 @@ async def test_a_broken_checkpoint_is_named_and_never_a_score(tmp_path: Path) ->
 
 
 async def test_before_the_start_and_after_the_end(checkpoints: list[str]) -> None:
-    actor = RewardModelActor(RewardModelConfig(), index=3)
+    actor = RewardModelActor(ScorerConfig(), index=3)
     with pytest.raises(RewardModelError, match=r"RewardModelActor\(3\) was asked before start"):
         await actor.score(make_sequences(1))
     await actor.start(checkpoints[0], version=1)
@@ -213,7 +213,7 @@ def test_as_a_ray_actor(checkpoints: list[str]) -> None:
         address="local", num_cpus=1, include_dashboard=False, object_store_memory=100 * 1024**2, log_to_driver=False
     )
     try:
-        actor = ray.remote(RewardModelActor).options(num_cpus=1).remote(RewardModelConfig())
+        actor = ray.remote(RewardModelActor).options(num_cpus=1).remote(ScorerConfig())
         ray.get(actor.start.remote(checkpoints[0], 1), timeout=120)
         sequences = make_sequences(10)
         answers = [actor.score.remote(sequences[i : i + 5]) for i in (0, 5)]

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from autotraj.config.benchmarks import load_suite
 from autotraj.errors import UserError
-from autotraj.evaluation.benchmarks import BenchmarkResult, exact_match, measure, token_f1
+from autotraj.evaluation.benchmarks import BenchmarkResult, benchmark_result, exact_match, token_f1
 from autotraj.evaluation.comparison import comparison_table, difference
 from autotraj.evaluation.intervals import wilson
 from rewards import combine
@@ -60,7 +60,7 @@ def test_one_sample_a_problem() -> None:
         group(task, trajectory(0, answer, num_tokens=10 * (i + 1), num_calls=i % 2))
         for i, (task, answer) in enumerate(zip(tasks, answers, strict=True))
     ]
-    result = measure("base", "toy", groups)
+    result = benchmark_result("base", "toy", groups)
     assert (result.num_problems, result.num_samples, result.num_failed) == (4, 1, 0)
     assert set(result.metrics) == {"accuracy", "exact_match", "tool_calls", "generated_tokens"}
     assert result.metrics["accuracy"] == wilson(3, 4)
@@ -77,7 +77,7 @@ def test_several_samples() -> None:
         group(zero, *(trajectory(i, a) for i, a in enumerate(["0", "5", "5", "5"]))),
         group(one, *(trajectory(i, a) for i, a in enumerate(["1", "1", "1", "5"]))),
     ]
-    result = measure("base", "toy", groups)
+    result = benchmark_result("base", "toy", groups)
     assert result.per_problem["accuracy"] == (0.25, 0.75)
     values = {name: estimate.value for name, estimate in result.metrics.items()}
     assert values["accuracy"] == values["avg@4"] == values["pass@1"] == 0.5
@@ -90,7 +90,9 @@ def test_several_samples() -> None:
 def test_questions() -> None:
     lowy = Task(id="a", question="Who?", golds=("Frank Lowy", "Lowy"), kind="qa")
     yes = Task(id="b", question="Is it?", golds=("yes",), kind="qa")
-    result = measure("base", "qa", [group(lowy, trajectory(0, "the Frank P. Lowy")), group(yes, trajectory(0, "Yes!"))])
+    result = benchmark_result(
+        "base", "qa", [group(lowy, trajectory(0, "the Frank P. Lowy")), group(yes, trajectory(0, "Yes!"))]
+    )
     # "frank p lowy" and "frank lowy" share 2 of 3 + 2 words: 4/5.
     assert result.per_problem["f1"] == (pytest.approx(0.8), 1.0)
     assert result.per_problem["exact_match"] == (0.0, 1.0)
@@ -116,7 +118,7 @@ def test_exact_match_and_f1(answer: str | None, task: Task, exact: bool, f1: flo
 def test_what_failed_counts_as_wrong_and_is_counted() -> None:
     zero, one = maths(2)
     groups = [group(zero, trajectory(0, "0")), group(one, trajectory(0, "1", reason="error"))]
-    result = measure("base", "toy", groups)
+    result = benchmark_result("base", "toy", groups)
     assert result.num_failed == 1
     assert result.metrics["accuracy"] == result.metrics["exact_match"] == wilson(1, 2)
 
@@ -132,20 +134,20 @@ def test_judged() -> None:
         ("m2", 0): "timeout",
         ("m2", 1): "http_500",
     }
-    result = measure("base", "toy", groups, verdicts=verdicts)
+    result = benchmark_result("base", "toy", groups, verdicts=verdicts)
     assert result.per_problem["judged"] == (1.0, 0.5, None)
     assert result.metrics["judged"].value == 0.75
     assert result.judge_failures == {"http_500": 1, "timeout": 2}
     with pytest.raises(ValueError, match="task m2, trajectory 1: there is no verdict"):
-        measure("base", "toy", groups, verdicts={k: v for k, v in verdicts.items() if k != ("m2", 1)})
-    silent = measure("base", "toy", groups, verdicts=dict.fromkeys(verdicts, "connection"))
+        benchmark_result("base", "toy", groups, verdicts={k: v for k, v in verdicts.items() if k != ("m2", 1)})
+    silent = benchmark_result("base", "toy", groups, verdicts=dict.fromkeys(verdicts, "connection"))
     assert "judged" not in silent.metrics
     assert silent.judge_failures == {"connection": 6}
 
 
 def test_a_result_goes_through_json() -> None:
     zero, one = maths(2)
-    result = measure(
+    result = benchmark_result(
         "base",
         "toy",
         [group(zero, trajectory(0, "0")), group(one, trajectory(0, "1"))],
@@ -160,20 +162,20 @@ def test_what_cannot_be_measured_is_named() -> None:
     zero, one = maths(2)
     scored = group(zero, trajectory(0, "0"))
     with pytest.raises(ValueError, match="no problems"):
-        measure("r", "toy", [])
+        benchmark_result("r", "toy", [])
     with pytest.raises(ValueError, match="task m0 isn't scored"):
-        measure("r", "toy", [Group(lease_id="", task=zero, trajectories=scored.trajectories)])
+        benchmark_result("r", "toy", [Group(lease_id="", task=zero, trajectories=scored.trajectories)])
     with pytest.raises(ValueError, match="task m1 has 2 samples, the first task 1"):
-        measure("r", "toy", [scored, group(one, trajectory(0, "0"), trajectory(1, "0"))])
+        benchmark_result("r", "toy", [scored, group(one, trajectory(0, "0"), trajectory(1, "0"))])
     with pytest.raises(ValueError, match="m0 occurs twice"):
-        measure("r", "toy", [scored, scored])
+        benchmark_result("r", "toy", [scored, scored])
 
 
 def result_of(run: str, correct: list[int], benchmark: str = "toy") -> BenchmarkResult:
     groups = [
         group(task, trajectory(0, task.golds[0] if i in correct else "wrong")) for i, task in enumerate(maths(20))
     ]
-    return measure(run, benchmark, groups)
+    return benchmark_result(run, benchmark, groups)
 
 
 def test_difference_is_paired_whatever_the_order() -> None:
@@ -212,7 +214,7 @@ def test_the_real_files_are_measured_in_their_formats() -> None:
     for name, kind in (("gsm8k_train.jsonl", "math"), ("hotpotqa_200.jsonl", "qa")):
         tasks = load_tasks(TaskConfig(source=str(DATA / name), kind=kind, limit=100))
         groups = [group(task, trajectory(0, task.golds[0])) for task in tasks]
-        result = measure("gold", name, groups)
+        result = benchmark_result("gold", name, groups)
         assert result.metrics["accuracy"] == wilson(100, 100)
 
 

@@ -11,7 +11,7 @@ from test_grpo import assert_nothing_lost, runner_pids
 
 from autotraj.config.run import ConfigError
 from autotraj.gateways.session import GatewayAccess
-from autotraj.launch import build
+from autotraj.launch import build_algorithm
 
 
 @pytest.mark.ray
@@ -27,7 +27,7 @@ def test_an_engine_joins_works_and_leaves_and_nothing_is_lost(gateway: GatewayAc
         "elastic.shrink_above=0.99",
         "elastic.window_steps=1",
     )
-    algo = build(config, gateway)
+    algo = build_algorithm(config, gateway)
     try:
         workers: set[str] = set()
         submit = algo.runners.submit

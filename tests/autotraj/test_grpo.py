@@ -19,7 +19,7 @@ from actors.work import Work
 from autotraj.errors import GateError, GroupsFail, NotFinite, NothingToLearn
 from autotraj.gateways.session import GatewayAccess
 from autotraj.interrupt import Interrupt
-from autotraj.launch import build, measure, train
+from autotraj.launch import build_algorithm, evaluate_engines, train
 from autotraj.loop.grpo import GRPO
 from autotraj.run_folder.folder import RunFolder, latest_checkpoint
 from autotraj.runners.calls import Finished
@@ -93,7 +93,7 @@ def test_train_die_checkpoint_resume(gateway: GatewayAccess, tmp_path: Path) -> 
     taken again from the checkpoint of the second; then a resume, on one rank, that goes on."""
     config = tiny(tmp_path, "learner.num_learners=2", "learner.zero_stage=2", "grpo.checkpoint_every=2")
     with RunFolder.create(config) as folder, prometheus(tmp_path / "prometheus") as server:
-        algo = build(config, gateway, trajectory_log=folder.trajectory_log)
+        algo = build_algorithm(config, gateway, trajectory_log=folder.trajectory_log)
         try:
             seen: list[dict[str, float]] = []
 
@@ -112,7 +112,7 @@ def test_train_die_checkpoint_resume(gateway: GatewayAccess, tmp_path: Path) -> 
             assert_status_is_told(config.run_dir, gateway)
             assert all(m["gate_max_delta"] <= 1e-4 for m in seen)
             assert all(m["staleness_max"] <= config.grpo.max_staleness for m in seen)
-            result = measure("after", algo, config, load_tasks(config.eval.data))
+            result = evaluate_engines("after", algo, config, load_tasks(config.eval.data))
             assert (result.num_problems, result.num_failed) == (16, 0)
             assert result.accuracy > 0.2  # the base is far above that: broken weights would not be
             assert result.tool_call_rate > 0.3
@@ -126,7 +126,7 @@ def test_train_die_checkpoint_resume(gateway: GatewayAccess, tmp_path: Path) -> 
     checkpoint = latest_checkpoint(Path(config.run_dir))
     assert checkpoint is not None
     assert checkpoint.name == "step-000004"
-    resumed = build(tiny(tmp_path, "learner.num_learners=1", "learner.zero_stage=2"), gateway)
+    resumed = build_algorithm(tiny(tmp_path, "learner.num_learners=1", "learner.zero_stage=2"), gateway)
     try:
         resumed.restore_from_path(str(checkpoint))
         assert resumed.policy_version == 4
@@ -142,7 +142,7 @@ def test_a_policy_that_is_not_finite_is_no_checkpoint(gateway: GatewayAccess, tm
     """One step at an absurd learning rate: the gradient was finite, and what came of it is no policy."""
     config = tiny(tmp_path, "learner.lr=1e30", "grpo.checkpoint_every=1")
     with RunFolder.create(config) as folder:
-        algo = build(config, gateway)
+        algo = build_algorithm(config, gateway)
         try:
             with pytest.raises(GateError, match=r"weights of policy version 1 .* training has broken the policy"):
                 train(algo, folder, num_steps=2, on_step=lambda step, metrics: None)
@@ -162,7 +162,7 @@ def test_steps_that_are_not_finite_hand_their_prompts_back_and_end_the_run_by_na
         "grpo.checkpoint_every=1",
     )
     with RunFolder.create(config) as folder:
-        algo = build(config, gateway)
+        algo = build_algorithm(config, gateway)
         try:
             with pytest.raises(NotFinite, match=r"3 training steps in a row .* nonfinite_gradient"):
                 train(algo, folder, num_steps=4, on_step=lambda step, metrics: None)
@@ -203,7 +203,7 @@ def test_without_variance_no_step_is_waited_for_and_none_is_called_complete(
         "grpo.groups_per_step=2",
     )
     with RunFolder.create(config) as folder:
-        algo = build(config, gateway)
+        algo = build_algorithm(config, gateway)
         try:
             pressed = OnceLost("no_variance")
             pressed.algo = algo
@@ -242,7 +242,7 @@ def test_episodes_that_all_fail_end_the_run_with_the_first_reason(
     """Prompts that are all too long, which preflight would have refused; and Ctrl-C while they are."""
     config = tiny(tmp_path, "episode.max_prompt_tokens=4", "grpo.groups_per_step=2")
     with RunFolder.create(config) as folder:
-        algo = build(config, gateway)
+        algo = build_algorithm(config, gateway)
         try:
             pressed = OnceLost("episode_error")
             pressed.algo = algo
@@ -274,7 +274,7 @@ def test_real_questions_go_through_the_whole_loop(gateway: GatewayAccess, tmp_pa
         "grpo.max_staleness=0",
         "reward.wrong_but_well_formed=0.5",  # something to tell siblings apart by
     )
-    algo = build(config, gateway)
+    algo = build_algorithm(config, gateway)
     try:
         for _ in range(2):
             metrics = algo.train()["grpo"]

@@ -21,7 +21,7 @@ from autotraj.loop.inspection import announce
 from autotraj.runners.calls import Call, Runner, views
 from autotraj.status import prometheus, sandbox
 from autotraj.status.board import StatusBoard
-from autotraj.status.rows import LoopState, RunnerView, Since, StatusRow, loop_rows, render, runner_rows
+from autotraj.status.rows import LoopState, RunnerView, Since, StatusRow, loop_rows, render_status, runner_rows
 from autotraj.status.show import show
 from tool_sandbox.stats import PoolState, Stats
 
@@ -163,12 +163,12 @@ def test_a_view_counts_a_runner_s_own_calls() -> None:
 def test_since_counts_from_the_last_change() -> None:
     since = Since()
     waits, trains = StatusRow(who="learners", does="wait", waits_on="scoring"), StatusRow(who="learners", does="train")
-    assert since.measure([waits], 10.0) == [0.0]
-    assert since.measure([replace(waits, detail="6 of 16")], 13.0) == [3.0]  # the detail may change
-    assert since.measure([trains], 14.0) == [0.0]
-    assert since.measure([trains], 15.5) == [1.5]
-    assert since.measure([], 16.0) == []
-    assert since.measure([trains], 17.0) == [0.0]  # it had been gone
+    assert since.seconds([waits], 10.0) == [0.0]
+    assert since.seconds([replace(waits, detail="6 of 16")], 13.0) == [3.0]  # the detail may change
+    assert since.seconds([trains], 14.0) == [0.0]
+    assert since.seconds([trains], 15.5) == [1.5]
+    assert since.seconds([], 16.0) == []
+    assert since.seconds([trains], 17.0) == [0.0]  # it had been gone
 
 
 def test_a_status_says_how_old_it_is() -> None:
@@ -176,13 +176,15 @@ def test_a_status_says_how_old_it_is() -> None:
         "time": 1000.0, "pid": 7, "host": "head", "run_dir": "runs/x", "title": "GRPO", "doing": "trains", "doing_s": 5.0,
         "rows": [{"who": "learners", "does": "wait", "waits_on": "scoring", "detail": "5 of 16", "since_s": 2.0}],
     }  # fmt: skip
-    lines = render(status, now=1003.0).splitlines()
+    lines = render_status(status, now=1003.0).splitlines()
     assert lines[0] == "runs/x: GRPO; trains for 8 s"
     assert lines[-1].split() == ["learners", "wait", "5", "s", "scoring", "5", "of", "16"]
-    assert "NO WORD" not in render(status, now=1003.0)
-    assert "NO WORD SINCE: the controller does one thing and tells more after it (trains)" in render(status, now=1060.0)
-    assert "THE RUN IS GONE" in render(status, now=1003.0, gone=True)
-    ended = render(status | {"doing": "ended", "rows": []}, now=1060.0)
+    assert "NO WORD" not in render_status(status, now=1003.0)
+    assert "NO WORD SINCE: the controller does one thing and tells more after it (trains)" in render_status(
+        status, now=1060.0
+    )
+    assert "THE RUN IS GONE" in render_status(status, now=1003.0, gone=True)
+    ended = render_status(status | {"doing": "ended", "rows": []}, now=1060.0)
     assert ended.splitlines()[0] == "runs/x: GRPO; ended 65 s ago"
     assert "NO WORD" not in ended
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from actors.config import RewardModelConfig
+from actors.config import ScorerConfig
 from autotraj.config.run import RunConfig, load
 from autotraj.errors import UserError
 from autotraj.planning.model_size import KNOWN, architecture
-from autotraj.planning.plan import GIB, plan, render
+from autotraj.planning.plan import GIB, plan, render_plan
 from models.on_disk import tensor_shapes
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -132,7 +132,7 @@ def test_zero_shards_by_stage() -> None:
 
 def test_a_reference_and_a_reward_model_are_in_the_plan() -> None:
     config = recipe("qwen2.5-7b", "loss.kl_coef=0.01", "loss.kl_estimator=k3")
-    planned = plan(config, reward_model=RewardModelConfig(num_gpus=1))
+    planned = plan(config, reward_model=ScorerConfig(num_gpus=1))
     assert "reference" not in planned.actors[1].memory, "it is the policy without its adapters"
     full = config.model_copy(update={"learner": config.learner.model_copy(update={"lora": None})})
     assert plan(full).actors[1].memory["reference"] == 2 * 7_615_616_512
@@ -163,9 +163,9 @@ def test_the_plan_of_a_run_on_cpus() -> None:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_text(name: str) -> None:
-    text = render(plan(recipe(name)))
+    text = render_plan(plan(recipe(name)))
     assert "200 steps, 51,200 trajectories" in text
     assert "LoRA of rank 16" in text
     assert "problem" not in text
     assert max(map(len, text.splitlines())) <= 160
-    assert "problem      learner: needs about" in render(plan(recipe(name), gpu_gib=8))
+    assert "problem      learner: needs about" in render_plan(plan(recipe(name), gpu_gib=8))

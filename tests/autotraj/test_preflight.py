@@ -262,7 +262,7 @@ def test_port_in_use(tmp_path: Path) -> None:
 async def test_a_gateway_that_will_never_answer_is_told_before_anything_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tool_sandbox.registry.build", lambda config, metrics: {})
+    monkeypatch.setattr("tool_sandbox.registry.build_tools", lambda config, metrics: {})
     gateway = server.Gateway(SandboxConfig(token="ours", metrics_address="127.0.0.1:0"))
     gateway.open()
     await gateway.start()

@@ -14,7 +14,7 @@ from rich.console import Console
 from autotraj.config.run import RunConfig, load, with_changes
 from autotraj.errors import UserError
 from autotraj.interrupt import Interrupt
-from autotraj.launch import parts
+from autotraj.launch import run_session
 from autotraj.stages import pipeline as runs
 from autotraj.stages.journal import read_journal
 from autotraj.stages.start import open_folder
@@ -76,7 +76,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunConf
         set_environment(environment(address, tmp_path_factory.mktemp("one")), patch.setenv)
         open_folder(config)
         folder = config.folder
-        with parts(runs.at_its_largest(config)) as gateway:
+        with run_session(runs.at_its_largest(config)) as gateway:
             first = runs.Pipeline(config, gateway, Console(), AfterSome(folder / "synthesis"))
             with pytest.raises(Interrupted):
                 first.run()

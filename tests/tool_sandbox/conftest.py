@@ -118,7 +118,7 @@ async def start_gateway(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[StartG
 
         async def start(tool: StandIn | None = None, **settings: Any) -> Gateway:
             tools = {"echo": tool or StandIn()}
-            monkeypatch.setattr("tool_sandbox.registry.build", lambda config, metrics: tools)
+            monkeypatch.setattr("tool_sandbox.registry.build_tools", lambda config, metrics: tools)
             gateway = Gateway(SandboxConfig(**settings))
             gateway.open()
             await gateway.start()
@@ -137,7 +137,7 @@ class Slow(StandIn):
     async def run(self, content, **others):
         await asyncio.sleep(60 if content == "slow" else 0)
         return await super().run(content * 2**19 if content == "x" else content, **others)
-registry.build = lambda config, metrics: {"echo": Slow()}
+registry.build_tools = lambda config, metrics: {"echo": Slow()}
 sys.exit(server.main())
 """
 

@@ -10,12 +10,12 @@ from tool_sandbox.bench import (
     BenchRow,
     Way,
     bare,
-    measure,
     measure_in_turns,
     measure_paced,
     percentile,
     ratios,
-    render,
+    render_row,
+    time_calls,
 )
 
 
@@ -43,11 +43,11 @@ def test_ratios_are_those_of_the_rows() -> None:
         "a session's cell: 1.12 ms p50",
         "print at 32 callers and 50 calls/s: p99 2.5 times p50",
     ]
-    assert render(rows[3]) == "| gateway, gRPC | print | 1 | 6.2 | 9.0 | 1.0 | 1 |"
+    assert render_row(rows[3]) == "| gateway, gRPC | print | 1 | 6.2 | 9.0 | 1.0 | 1 |"
 
 
 async def test_a_real_subprocess_is_measured_and_its_output_checked() -> None:
-    row = await measure("bare", bare, PRINT, 2, 0.01)
+    row = await time_calls("bare", bare, PRINT, 2, 0.01)
     assert (row.code, row.concurrency, row.num_calls) == ("print", 2, 2)
     assert 0 < row.p50_ms <= row.p99_ms
     assert EXPECTED[SYMPY] == "[2, 3]\n"
