@@ -26,11 +26,11 @@ class Dictionary:
 
 def test_a_gateway_has_the_tools_of_the_records_that_are_configured(monkeypatch: pytest.MonkeyPatch) -> None:
     config = SandboxConfig()
-    assert list(registry.build(config, Metrics())) == ["python"]  # no search index is set
+    assert list(registry.build_tools(config, Metrics())) == ["python"]  # no search index is set
     spec = ToolSpec(tag="lookup", name="dictionary", usage="", example="", label="")
     monkeypatch.setitem(TOOLS, spec.tag, spec)
     with pytest.raises(SandboxError, match="nothing runs the tool 'dictionary'"):
-        registry.build(config, Metrics())
+        registry.build_tools(config, Metrics())
     dictionary = Dictionary()
     monkeypatch.setitem(registry.RUNNERS, "dictionary", lambda config, metrics: dictionary)
-    assert registry.build(config, Metrics())["dictionary"] is dictionary
+    assert registry.build_tools(config, Metrics())["dictionary"] is dictionary
