@@ -1,7 +1,7 @@
 """A run's folder: the resolved configuration, metrics, trajectories and checkpoints, in one place.
 
 config.toml          what ran, every default spelled out
-metrics.jsonl        one line a step
+metrics.jsonl        one line a step (`trackers`)
 tensorboard/         the same for TensorBoard
 trajectories.log     every scored group (`trajectory.log`)
 notes.json           what the learners said of how the model is computed, if there is something
@@ -17,7 +17,6 @@ import logging
 import os
 import re
 import shutil
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from autotraj.errors import UserError
 from autotraj.run_folder.changes import check_learners, damaged, refused
 from autotraj.run_folder.home import CHECKPOINTS, Home, named
 from autotraj.run_folder.lock import clear
-from autotraj.run_folder.tensorboard import Scalars
+from autotraj.run_folder.trackers import TRACKERS
 from learners.errors import LearnerDied, LearnerTimeout
 from report.data import NOTES_FILE
 from storage.objects import RETRY_S, Storage, StorageError, files_of
@@ -64,9 +63,8 @@ class RunFolder:
         self.path = home.path
         self.go_on = go_on
         self._last_step = saved.step if saved else None
-        self._metrics = (self.path / "metrics.jsonl").open("a", buffering=1)
-        self._board = Scalars(self.path / "tensorboard")
-        self._board.forget_after(saved.step if saved else 0)
+        self._trackers = [make(self.path) for make in TRACKERS.values()]
+        self._forget_after(saved)
 
     @classmethod
     def create(cls, config: RunConfig) -> RunFolder:
@@ -84,7 +82,7 @@ class RunFolder:
                 "run_dir"
             )
         home.path.mkdir(parents=True, exist_ok=True)
-        _undo_after(home.path, None)  # of a run that ended before its first checkpoint
+        _shorten_logs(home.path, None)  # of a run that ended before its first checkpoint
         (home.path / "config.toml").write_text(to_toml(config), encoding="utf-8")
         home.push()
         return cls(home, go_on=_resume_command(home))
@@ -110,7 +108,7 @@ class RunFolder:
             )
         check_learners(checkpoint.learners, config.learner)
         (home.path / "config.toml").write_text(to_toml(config), encoding="utf-8")
-        _undo_after(home.path, checkpoint)
+        _shorten_logs(home.path, checkpoint)
         home = Home.of(config)
         return cls(home, saved=checkpoint, go_on=_resume_command(home)), config, checkpoint
 
@@ -121,13 +119,11 @@ class RunFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is None:
-            self._metrics.close()
-            self._board.close()
+            self._close()
             self.push()
             return
         try:
-            self._metrics.close()
-            self._board.close()
+            self._close()
             self.home.push()  # so that what led to the error can be read elsewhere
         except (StorageError, OSError) as second:
             logger.warning("%s: not everything is written (%s); what there is is in %s", self.home, second, self.path)
@@ -138,7 +134,7 @@ class RunFolder:
         home = Home.of(config, name)
         home.path.mkdir(parents=True, exist_ok=True)
         checkpoint = newest(home)
-        _undo_after(home.path, checkpoint)
+        _shorten_logs(home.path, checkpoint)
         return cls(home, saved=checkpoint), checkpoint
 
     @property
@@ -147,14 +143,20 @@ class RunFolder:
 
     def set_back(self, checkpoint: Checkpoint | None) -> None:
         """Forgets the metrics and logs of steps after the checkpoint (None: of all), which will be taken again."""
-        self._metrics.close()
-        self._board.forget_after(checkpoint.step if checkpoint else 0)
-        _undo_after(self.path, checkpoint)
-        self._metrics = (self.path / "metrics.jsonl").open("a", buffering=1)
+        self._forget_after(checkpoint)
+        _shorten_logs(self.path, checkpoint)
 
     def write_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._metrics.write(json.dumps({"time": time.time(), "step": step, **metrics}) + "\n")
-        self._board.write(step, metrics)
+        for tracker in self._trackers:
+            tracker.write(step, metrics)
+
+    def _forget_after(self, checkpoint: Checkpoint | None) -> None:
+        for tracker in self._trackers:
+            tracker.forget_after(checkpoint.step if checkpoint else 0)
+
+    def _close(self) -> None:
+        for tracker in self._trackers:
+            tracker.close()
 
     def note(self, sentences: Sequence[str]) -> None:
         """Keeps for the report what whoever trains should know, if there is something."""
@@ -269,10 +271,9 @@ def _prune(home: Home, keep: int) -> None:
             checkpoints.at(torn).clear()
 
 
-def _undo_after(path: Path, checkpoint: Checkpoint | None) -> None:
-    """Metrics and logs as they were at the checkpoint, or none. One of an earlier version doesn't know how long the logs
+def _shorten_logs(path: Path, checkpoint: Checkpoint | None) -> None:
+    """The logs as they were at the checkpoint, or empty. One of an earlier version doesn't know how long the logs
     were, and leaves them."""
-    drop_metrics_after(path, checkpoint.step if checkpoint else 0)
     sizes: dict[str, int] = {}
     if checkpoint is not None:
         saved = checkpoint.folder / LOG_SIZES
@@ -288,21 +289,6 @@ def _undo_after(path: Path, checkpoint: Checkpoint | None) -> None:
 
 def _log_sizes(path: Path) -> dict[str, int]:
     return {name: (path / name).stat().st_size for name in LOGS if (path / name).is_file()}
-
-
-def drop_metrics_after(path: Path, step: int) -> None:
-    """Forgets the metrics of steps that will be taken again, and a line that a full disk cut short."""
-    metrics = path / "metrics.jsonl"
-    if metrics.is_file():
-        kept = [line for line in metrics.read_text().splitlines() if (at := _step_of(line)) is not None and at <= step]
-        write_whole(metrics, "".join(f"{line}\n" for line in kept))
-
-
-def _step_of(line: str) -> int | None:
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return None
 
 
 def newest(home: Home) -> Checkpoint | None:

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 
-class Scalars:
-    """One event file in `folder`.
+class TensorBoard:
+    """A `Tracker`: one event file in `<folder>/tensorboard`.
 
     Not tensorboardX's `SummaryWriter`: its thread dies of a full disk, and then `add_scalar` waits forever for room in
     its queue (2.6.5). OSError comes to the caller here.
@@ -17,8 +17,9 @@ class Scalars:
     def __init__(self, folder: Path) -> None:
         from tensorboardX.event_file_writer import EventsWriter  # imports torch: seconds
 
-        folder.mkdir(parents=True, exist_ok=True)
-        self._events = EventsWriter(str(folder / "events"))
+        events = folder / "tensorboard" / "events"
+        events.parent.mkdir(parents=True, exist_ok=True)
+        self._events = EventsWriter(str(events))
 
     def forget_after(self, step: int) -> None:
         """Has TensorBoard leave out what was written of later steps, here or in another file of the folder."""

@@ -4,7 +4,7 @@ import errno
 import json
 import os
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -15,8 +15,9 @@ from object_store import Proxy, environment, objects, proxied, set_environment
 from autotraj.__main__ import main
 from autotraj.cli import commands
 from autotraj.errors import RunError, UserError
-from autotraj.run_folder.folder import RunFolder, drop_metrics_after, newest
+from autotraj.run_folder.folder import RunFolder, newest
 from autotraj.run_folder.home import Home
+from autotraj.run_folder.trackers import TRACKERS, JSONLines
 from autotraj.stages.start import open_folder
 from cluster.exit_codes import EXIT_FAILED
 from learners.checkpoint_format import META_FILE
@@ -217,5 +218,41 @@ def test_the_command_line_names_a_full_disk(
 
 def test_a_line_that_was_cut_short_is_forgotten(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"st')
-    drop_metrics_after(tmp_path, 2)
+    lines = JSONLines(tmp_path)
+    lines.forget_after(2)
+    lines.close()
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+class Remembered:
+    """A tracker of one's own: it keeps what it is told of a folder."""
+
+    def __init__(self, told: list[tuple[object, ...]]) -> None:
+        self._told = told
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._told.append(("write", step, dict(metrics)))
+
+    def forget_after(self, step: int) -> None:
+        self._told.append(("forget", step))
+
+    def close(self) -> None:
+        self._told.append(("close",))
+
+
+def test_a_tracker_of_ones_own_is_told_what_the_others_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From outside: a run writes to it, sets it back with the others, and closes it, also when it fails."""
+    told: list[tuple[object, ...]] = []
+    monkeypatch.setitem(TRACKERS, "remembered", lambda folder: Remembered(told))
+    with RunFolder.create(tiny(tmp_path)) as folder:
+        folder.write_metrics(1, {"x": 1.0})
+        folder.checkpoint(1, save, keep=1)
+        folder.write_metrics(2, {"x": 2.0})
+        folder.set_back(newest(folder.home))
+    assert told == [("forget", 0), ("write", 1, {"x": 1.0}), ("write", 2, {"x": 2.0}), ("forget", 1), ("close",)]
+    assert len((folder.path / "metrics.jsonl").read_text().splitlines()) == 1
+    told.clear()
+    resumed, _, _ = RunFolder.resume(str(folder.path))
+    with pytest.raises(RunError, match="as asked"), resumed:
+        raise RunError("as asked")
+    assert told == [("forget", 1), ("close",)]

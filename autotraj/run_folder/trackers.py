@@ -1,0 +1,59 @@
+"""Where the figures of every step go.
+
+A further place is a class with the methods of `Tracker` and its line in `TRACKERS`.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+from autotraj.run_folder.tensorboard import TensorBoard
+from storage.whole import write_whole
+
+
+class Tracker(Protocol):
+    """Takes a run's or a stage's figures, step by step. What can't be written is an OSError."""
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None: ...
+
+    def forget_after(self, step: int) -> None:
+        """Forgets what was written of later steps, which will be taken again: now, or by a run before in the same folder."""
+
+    def close(self) -> None: ...
+
+
+class JSONLines:
+    """`metrics.jsonl`: one object a step, with the time."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "metrics.jsonl"
+        self._file = self._path.open("a", buffering=1)
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._file.write(json.dumps({"time": time.time(), "step": step, **metrics}) + "\n")
+
+    def forget_after(self, step: int) -> None:
+        """Drops a line that a full disk cut short, too."""
+        self._file.close()
+        lines = self._path.read_text().splitlines() if self._path.is_file() else []
+        kept = [line for line in lines if (at := _step_of(line)) is not None and at <= step]
+        write_whole(self._path, "".join(f"{line}\n" for line in kept))
+        self._file = self._path.open("a", buffering=1)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _step_of(line: str) -> int | None:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+TRACKERS: dict[str, Callable[[Path], Tracker]] = {"jsonl": JSONLines, "tensorboard": TensorBoard}
+"""Name → what makes the tracker of a folder. A run writes to each."""
