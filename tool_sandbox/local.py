@@ -57,6 +57,7 @@ class LocalGateway:
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            start_new_session=True,  # a terminal's Ctrl-C is for us: a step that is finished after it still calls tools
         )
         try:
             assert self._process.stdin is not None

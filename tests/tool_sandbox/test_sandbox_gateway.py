@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from tool_sandbox.client import AsyncSandboxClient, SandboxClient
 from tool_sandbox.config import SandboxConfig
 from tool_sandbox.errors import AddressError
 from tool_sandbox.left_behind import LABEL, remove_left_behind
-from tool_sandbox.local import LocalGateway
+from tool_sandbox.local import ROOT, LocalGateway
 from trajectory.types import ToolResult
 
 pytestmark = pytest.mark.docker
@@ -68,6 +69,25 @@ def test_containers_end_with_a_killed_gateway(doomed: LocalGateway) -> None:
     assert len(containers(doomed)) == 1
     os.kill(doomed.pid, signal.SIGKILL)
     wait_for(lambda: containers(doomed) == [])
+
+
+def test_a_terminals_ctrl_c_leaves_the_gateway_to_its_owner() -> None:
+    """The terminal sends it to all processes in the foreground; the owner may want to finish a step that calls tools."""
+    code = (
+        "import os, signal, subprocess\nfrom tool_sandbox.client import SandboxClient\n"
+        "from tool_sandbox.config import SandboxConfig\nfrom tool_sandbox.local import LocalGateway\n"
+        "signal.signal(signal.SIGINT, lambda *_: None)\n"
+        "with LocalGateway(SandboxConfig(num_containers=1)) as gateway, SandboxClient(gateway.address) as client:\n"
+        "    os.killpg(0, signal.SIGINT)\n"
+        "    try:\n"
+        "        gateway.wait(3)\n"
+        "    except subprocess.TimeoutExpired:\n"
+        "        print(client.call('python', 'print(3)', timeout_s=20).output, end='')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=60, process_group=0
+    )
+    assert done.stdout == "3\n"
 
 
 def test_containers_of_a_dead_owner_are_removed() -> None:
