@@ -129,6 +129,7 @@ class Pool:
             session.last_used = time.monotonic()
             if session.slot is None and session.num_cells == 0:
                 self._sessions.pop(session_id, None)
+            self._slots.dispatch()  # it may make room now for those who wait
 
     @staticmethod
     async def _call_session(
@@ -142,7 +143,8 @@ class Pool:
             return reply
         except asyncio.CancelledError:
             # Also if the cell had just ended: its answer won't reach the caller, who can't know what state is there.
-            container.end_session(slot)
+            if session.slot == where:  # else its process ended, and the slot may be another call's already
+                container.end_session(slot)
             raise
         finally:
             if ended and session.slot == where:

@@ -215,3 +215,39 @@ async def test_one_idle_session_makes_room_for_one_that_waits(pool: Pool) -> Non
     assert [frame["slot"] for frame in cancels] == [container.sent[0]["slot"]]
     assert pool._sessions["young"].slot is not None
     task.cancel()
+
+
+async def test_a_session_that_becomes_idle_makes_room_for_one_that_waits_already(pool: Pool) -> None:
+    """Nothing else may happen for a long time: whoever waits can't depend on the next call that comes."""
+    (container,) = FakeContainer.made
+    cells = [call(pool, "a"), call(pool, "b")]
+    await settle()
+    task = call(pool)
+    await settle()
+    for cell in cells:
+        container.answer(DONE)
+        await cell
+    assert [frame["slot"] for frame in container.sent if frame["op"] == "cancel"] == [container.sent[0]["slot"]]
+    container.release(container.sent[0]["slot"])
+    await settle()
+    container.answer(DONE)
+    assert (await task).status == "ok"
+    assert pool._sessions["b"].slot is not None
+
+
+async def test_a_cell_that_is_cancelled_as_it_ends_leaves_its_slots_next_call_alone(pool: Pool) -> None:
+    """Its session's process had ended, and the slot was clean and given to another before the cell's caller vanished."""
+    (container,) = FakeContainer.made
+    cell = call(pool, "s")
+    await settle()
+    call(pool, "other")
+    await settle()
+    following = call(pool)
+    await settle()
+    container.answer(Reply("ok", "", "", 0.0, True))
+    container.release(container.sent[0]["slot"])
+    cell.cancel()
+    await settle()
+    assert [f for f in container.sent if f["op"] == "cancel" and f["id"] is None] == []
+    assert container.sent[0]["slot"] not in container.closing
+    following.cancel()
