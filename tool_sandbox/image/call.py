@@ -67,7 +67,7 @@ def run(slot: int, session: bool, fds: list[int], limits: dict[str, int]) -> int
     sys.path[0] = home  # as for a script of one's own; it was this file's directory
     # A line at a time, so that what was printed is there when the call is killed at its deadline.
     # Opened anew, as those of the zygote believe that they write to a file.
-    sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", closefd=False)  # type: ignore[misc]  # noqa: SIM115
+    open_stdin()
     sys.stdout = sys.__stdout__ = stream(1)  # type: ignore[misc]
     sys.stderr = sys.__stderr__ = stream(2)  # type: ignore[misc]
     module = types.ModuleType("__main__")
@@ -85,6 +85,8 @@ def run(slot: int, session: bool, fds: list[int], limits: dict[str, int]) -> int
     cell = 0
     while True:
         cell += 1
+        if getattr(sys.stdin, "closed", False):
+            open_stdin()  # `exit()` closes it, and a later cell may ask for input
         path = os.path.join(home, f"cell_{cell}.py")
         status = execute(take(code_fd), path, module.__dict__)
         with contextlib.suppress(OSError):  # or the cells of a long session would fill the scratch
@@ -99,6 +101,10 @@ def run(slot: int, session: bool, fds: list[int], limits: dict[str, int]) -> int
 
 def on_interrupt(number: int, frame: types.FrameType | None) -> None:
     raise DeadlineInterrupt
+
+
+def open_stdin() -> None:
+    sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", closefd=False)  # type: ignore[misc]  # noqa: SIM115
 
 
 def stream(fd: int) -> io.TextIOWrapper:

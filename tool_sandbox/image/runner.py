@@ -223,7 +223,7 @@ class Runner:
         slot.oom_kills = oom_kills()
         slot.peak_bytes = 0
         slot.output.clear()
-        if not frame["fresh"] and (slot.control is None or slot.verdict):
+        if not frame["fresh"] and (slot.control is None or slot.verdict or slot.exited):
             # The session's process ended, or is being killed. The caller must hear that its state is gone.
             self.answer(slot, "gone", "")
             if slot.kind:
