@@ -110,7 +110,7 @@ def export_policy(algo: GRPO, folder: RunFolder) -> None:
     replacements = Replacements(algo.config.run_config, folder)
     while True:
         try:
-            supervised.export(algo.learner_group, folder.home.place("policy"))
+            supervised.export(algo.learner_group, folder.location.place("policy"))
             return
         except LearnerError as error:
             _replace_learners(algo, folder, error, replacements)

@@ -35,7 +35,7 @@ import msgpack
 import psutil
 
 from autotraj.config.run import load
-from autotraj.loop.state import STATE_FILE
+from autotraj.loop.saved_loop import STATE_FILE
 from autotraj.run_folder.folder import latest_checkpoint
 from autotraj.stages.synthesize import read_journal
 from tasks.load import load_tasks

@@ -19,8 +19,8 @@ from autotraj.loop.refreshed_models import require_reward_model
 from autotraj.planning import preflight
 from autotraj.run_folder.claim import held
 from autotraj.run_folder.folder import Checkpoint, RunFolder
-from autotraj.run_folder.home import Home
-from autotraj.stages.start import is_complete, open_folder
+from autotraj.run_folder.location import RunLocation
+from autotraj.stages.resume import is_complete, open_folder
 from autotraj.status.progress import ProgressView
 from autotraj.training import supervised
 from cluster.exit_codes import EXIT_INTERRUPTED, EXIT_OK
@@ -40,7 +40,7 @@ def run_all(config: RunConfig, console: Console) -> int:
     if is_complete(config):
         return _complete(config, console)
     train, held_out = preflight.check(config)
-    with held(Home.of(config)):
+    with held(RunLocation.of(config)):
         if open_folder(config):
             return _complete(config, console)
         preflight.check_prompt(config, {"data": train, "eval.data": held_out})
@@ -53,11 +53,11 @@ def run_all(config: RunConfig, console: Console) -> int:
 
 
 def _complete(config: RunConfig, console: Console) -> int:
-    home = Home.of(config)
+    location = RunLocation.of(config)
     more = " For more steps give a larger grpo.num_steps with the same command" if "grpo" in config.stages else ""
     console.print(
-        f"already complete: {', '.join(config.stages) or 'base'} are done in {home}. Figures: {home.place('summary.json')}. "
-        f"Report: {home.place('report.html')}.{more}",
+        f"already complete: {', '.join(config.stages) or 'base'} are done in {location}. "
+        f"Figures: {location.place('summary.json')}. Report: {location.place('report.html')}.{more}",
         soft_wrap=True,
     )
     return EXIT_OK
@@ -70,7 +70,7 @@ def stage(name: str, config_path: str | None, overrides: Sequence[str]) -> int:
         raise UserError(f"stages = {list(config.stages)} leaves {name!r} out; add it")
     tasks, _ = preflight.check(config, sandbox=name == "synthesize")
     console = Console()
-    with held(Home.of(config)):
+    with held(RunLocation.of(config)):
         open_folder(config)
         if name in supervised.read_done(config.folder):
             raise UserError(
@@ -98,16 +98,16 @@ def grpo(config_path: str | None, overrides: Sequence[str], resume: str | None) 
             raise UserError(
                 "--resume takes the run's own config.toml: leave --config out, and give what changes as key=value"
             )
-        home = Home(resume, retry_s=RETRY_S)
-        if not home.storage and not home.path.is_dir():
+        location = RunLocation(resume, retry_s=RETRY_S)
+        if not location.storage and not location.path.is_dir():
             raise UserError(f"--resume {resume}: there is no such folder; start a run with --config")
-        with held(home):
+        with held(location):
             folder, config, checkpoint = RunFolder.resume(resume, overrides)
             return _grpo(config, folder, checkpoint)
     config = with_changes(load(config_path, overrides), preflight.GRPO_ALONE)
     tasks, _ = preflight.check(config)
     preflight.check_prompt(config, {"data": tasks})
-    with held(Home.of(config)):
+    with held(RunLocation.of(config)):
         return _grpo(config, RunFolder.create(config), None)
 
 
@@ -116,17 +116,18 @@ def _grpo(config: RunConfig, folder: RunFolder, checkpoint: Checkpoint | None) -
     console = Console()
     config = with_changes(config, preflight.GRPO_ALONE)
     if checkpoint:
-        if checkpoint.step >= config.grpo.num_steps and folder.home.has_model("policy"):
+        if checkpoint.step >= config.grpo.num_steps and folder.location.has_model("policy"):
             console.print(
-                f"already complete: step {checkpoint.step} of grpo.num_steps = {config.grpo.num_steps}; the trained policy "
-                f"is {folder.home.place('policy')}. For more steps, give a larger number: {folder.go_on} grpo.num_steps=N",
+                f"already complete: step {checkpoint.step} of grpo.num_steps = {config.grpo.num_steps}; the trained "
+                f"policy is {folder.location.place('policy')}. For more steps, give a larger number: "
+                f"{folder.go_on} grpo.num_steps=N",
                 soft_wrap=True,
             )
             return EXIT_OK
         tasks, _ = preflight.check(config)
         preflight.check_prompt(config, {"data": tasks})
         require_reward_model(config, checkpoint)
-    console.print(f"run folder {folder.home}; sampling and training {config.model}; starting the engines …")
+    console.print(f"run folder {folder.location}; sampling and training {config.model}; starting the engines …")
 
     from autotraj.launch import build_algorithm, export_policy, run_session, train
 
@@ -136,7 +137,7 @@ def _grpo(config: RunConfig, folder: RunFolder, checkpoint: Checkpoint | None) -
             try:
                 if checkpoint:
                     algo.restore_from_path(checkpoint.folder, learners=checkpoint.learners)
-                    console.print(f"resumed at step {algo.policy_version} from {folder.home}")
+                    console.print(f"resumed at step {algo.policy_version} from {folder.location}")
                 with ProgressView(config.grpo.num_steps, console=console) as view:
                     complete = train(
                         algo, folder, num_steps=config.grpo.num_steps, on_step=view.step, interrupt=interrupt
@@ -152,7 +153,7 @@ def _grpo(config: RunConfig, folder: RunFolder, checkpoint: Checkpoint | None) -
             f"interrupted, with a checkpoint; policy/ is written when all steps are done. Continue with: {folder.go_on}"
         )
         return EXIT_INTERRUPTED
-    console.print(f"trained policy: {folder.home.place('policy')}")
+    console.print(f"trained policy: {folder.location.place('policy')}")
     return EXIT_OK
 
 
@@ -190,10 +191,10 @@ def report(run_dir: str) -> int:
 
     if is_uri(run_dir):
         with scratch() as copy:  # the run may be at work in its own
-            home = Home(run_dir, retry_s=RETRY_S, path=copy / "run")
-            home.pull()
-            Console().print(f"report: {home.place(write_report(home.path).name)}", soft_wrap=True)
-            home.push()
+            location = RunLocation(run_dir, retry_s=RETRY_S, path=copy / "run")
+            location.pull()
+            Console().print(f"report: {location.place(write_report(location.path).name)}", soft_wrap=True)
+            location.push()
         return EXIT_OK
     if not Path(run_dir).is_dir():
         raise UserError(f"{run_dir}: there is no run folder")

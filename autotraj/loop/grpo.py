@@ -43,8 +43,8 @@ from autotraj.loop.online_repair import OnlineRepair
 from autotraj.loop.refreshed_models import RefreshedModels
 from autotraj.loop.reward_service import RewardModelService
 from autotraj.loop.rllib_setters import CALLBACKS, refusal, refuses_setters
+from autotraj.loop.saved_loop import FIRST_VERSION, STATE_FILE, SavedLoop
 from autotraj.loop.scoring import Scorer
-from autotraj.loop.state import FIRST_VERSION, STATE_FILE, SavedLoop
 from autotraj.loop.training_batch import TrainingBatch, assemble
 from autotraj.planning import preflight
 from autotraj.run_folder.folder import LEARNERS, Checkpoint

@@ -29,7 +29,7 @@ from autotraj.loop.refreshed_models import RefreshedModels
 from autotraj.loop.reward_service import RewardModelService
 from autotraj.preferences import requests as repair_requests
 from autotraj.preferences.pairs import pair_accuracy
-from autotraj.run_folder.home import Home
+from autotraj.run_folder.location import RunLocation
 from autotraj.runners.calls import CallResult, Failed
 from autotraj.runners.pool import RunnerPool
 from autotraj.training.skips import Skips
@@ -84,7 +84,7 @@ class OnlineRepair:
         self._lock = threading.Lock()  # of the two below, and of who may give the service a model
         self._num_set_backs = 0
         self._trainer: LearnerGroup | None = None
-        folder = Home.of(config, "online_repair").path
+        folder = RunLocation.of(config, "online_repair").path
         folder.mkdir(parents=True, exist_ok=True)
         self._file = (folder / "pairs.jsonl").open("a", buffering=1)
 

@@ -18,10 +18,10 @@ import msgpack
 
 from autotraj.config.run import RunConfig
 from autotraj.errors import UserError
-from autotraj.loop.state import FIRST_VERSION, STATE_FILE, reward_model
+from autotraj.loop.saved_loop import FIRST_VERSION, STATE_FILE, reward_model
 from autotraj.run_folder.changes import damaged
 from autotraj.run_folder.folder import Checkpoint, files_of_checkpoints
-from autotraj.run_folder.home import CHECKPOINTS, Home
+from autotraj.run_folder.location import CHECKPOINTS, RunLocation
 from storage.locations import is_uri
 from storage.objects import Storage
 
@@ -33,28 +33,28 @@ class RefreshedModels:
 
     def __init__(self, config: RunConfig) -> None:
         self._configured = config.reward_model.path
-        self._run = Home.of(config)
-        self._home = Home.of(config, "online_repair")
+        self._run = RunLocation.of(config)
+        self._location = RunLocation.of(config, "online_repair")
 
     def place(self, version: int) -> Path | Storage:
         """Where to write it."""
-        return self._home.place(_name(version))
+        return self._location.place(_name(version))
 
     def location(self, version: int) -> str:
         """Where actors on any node find it."""
-        return self._configured if version == FIRST_VERSION else self._home.model(_name(version))
+        return self._configured if version == FIRST_VERSION else self._location.model(_name(version))
 
     def find(self, version: int, saved_path: str = "") -> str:
         """`location`, or the path where a checkpoint says that it was, which may be of another run's folder.
 
         Raises UserError if it is at neither."""
-        if version == FIRST_VERSION or self._home.has_model(_name(version)):
+        if version == FIRST_VERSION or self._location.has_model(_name(version)):
             return self.location(version)
         if saved_path and not is_uri(saved_path) and Path(saved_path, "config.json").is_file():
             return saved_path
         raise UserError(
             f"the newest checkpoint of {self._run} was scored by version {version} of the reward model, and "
-            f"{self._home}/{_name(version)} isn't there: put it back, or remove that checkpoint from "
+            f"{self._location}/{_name(version)} isn't there: put it back, or remove that checkpoint from "
             f"{self._run}/checkpoints to go on from the one before it"
         )
 
@@ -68,14 +68,14 @@ class RefreshedModels:
         Raises OSError or StorageError; what wasn't removed goes the next time."""
         named = {reward_model(data)[0] for data in files_of_checkpoints(self._run, STATE_FILE)}
         keep = {serving, *pinned, *named}
-        for old in sorted(self._home.path.glob("reward-model-*")):
+        for old in sorted(self._location.path.glob("reward-model-*")):
             if (version := _version(old.name)) is not None and version not in keep:
                 shutil.rmtree(old)
-        if self._home.storage:
-            names = {name.partition("/")[0] for name in self._home.storage.entries() if "/" in name}
+        if self._location.storage:
+            names = {name.partition("/")[0] for name in self._location.storage.entries() if "/" in name}
             for name in sorted(names):
                 if (version := _version(name)) is not None and version not in keep:
-                    self._home.storage.at(name).clear()
+                    self._location.storage.at(name).clear()
 
 
 def require_reward_model(config: RunConfig, checkpoint: Checkpoint) -> None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from actors.config import ScorerConfig
 from actors.reward_model.actor import RewardModelActor, RewardModelError, RewardModelTimeout, Scores
 from autotraj.errors import OutOfMemory, RunError, ScoringFailed, UserError
-from autotraj.loop.state import FIRST_VERSION
+from autotraj.loop.saved_loop import FIRST_VERSION
 from autotraj.memory import MemoryDeaths
 from autotraj.runners.calls import cause_of, reason
 from cluster.roles import ROLLOUT, role

@@ -8,7 +8,7 @@ from typing import Any
 
 from actors.reward_model.actor import Scores
 from autotraj.loop.reward_service import RewardModelService, RewardModelUnavailable
-from autotraj.loop.state import FIRST_VERSION
+from autotraj.loop.saved_loop import FIRST_VERSION
 from autotraj.sampling.scoring import checked, score_group
 from rewards import combine
 from rewards.config import RewardConfig

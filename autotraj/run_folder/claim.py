@@ -1,4 +1,4 @@
-"""One machine at a time works on a run whose home is a URI.
+"""One machine at a time works on a run whose `run_dir` is a URI.
 
 `run_lock` guards a folder of this machine. Between machines there is only the storage, so each driver writes a claim of its
 own beside the run, `.claims/HOST-ID.json`, and then lists: whoever sees another living claim takes its own back and is
@@ -8,7 +8,7 @@ two through; two that start in the same second may both be refused. No condition
 A claim lives as long as it is written again: every `BEAT_S`. Its age is the difference of two times of the storage, that of
 the claim that was just written and its own, so no machine's clock matters. After `SILENCE_S` it is taken for dead and
 removed, and the one who does so writes a higher term into its own. A driver that was only paused finds that before it next
-writes to the run's home, and ends. What it may have begun to write at that very moment isn't undone.
+writes to the run's URI, and ends. What it may have begun to write at that very moment isn't undone.
 """
 
 from __future__ import annotations
@@ -42,41 +42,41 @@ _held: dict[str, Claim] = {}
 
 
 class Place(Protocol):
-    """Where a run lives, as `home.Home` is."""
+    """Where a run is kept, as `location.RunLocation` is."""
 
     path: Path
-    location: str
+    run_dir: str
     storage: Storage | None
 
 
 @contextmanager
-def held(home: Place, *, beat_s: float = BEAT_S, silence_s: float = SILENCE_S) -> Iterator[None]:
-    """Within it this process alone works on the run at `home`, on this machine and, at a URI, on any.
+def held(location: Place, *, beat_s: float = BEAT_S, silence_s: float = SILENCE_S) -> Iterator[None]:
+    """Within it this process alone works on the run at `location`, on this machine and, at a URI, on any.
 
     Raises UserError, with who does, if another one works on it."""
-    with locked(home.path):
-        if home.storage is None:
+    with locked(location.path):
+        if location.storage is None:
             yield
             return
-        claim = Claim(home.storage, _own_id(home.path), silence_s=silence_s)
+        claim = Claim(location.storage, _own_id(location.path), silence_s=silence_s)
         claim.take()
         stop = threading.Event()
         thread = threading.Thread(target=claim.beat, args=(stop, beat_s), name="claim", daemon=True)
         thread.start()
-        _held[home.location] = claim
+        _held[location.run_dir] = claim
         try:
             yield
         finally:
-            del _held[home.location]
+            del _held[location.run_dir]
             stop.set()
             thread.join(2 * beat_s)
             claim.give_back()
 
 
-def check_held(location: str) -> None:
-    """Raises StorageError if this process claimed the run of which `location` is a part, and another one has it now."""
+def check_held(run_dir: str) -> None:
+    """Raises StorageError if this process claimed the run of which `run_dir` is a part, and another one has it now."""
     for run, claim in _held.items():
-        if f"{location.partition('?')[0]}/".startswith(f"{run.partition('?')[0].rstrip('/')}/"):
+        if f"{run_dir.partition('?')[0]}/".startswith(f"{run.partition('?')[0].rstrip('/')}/"):
             claim.check()
 
 
@@ -100,7 +100,7 @@ class Claim:
 
     def take(self) -> None:
         """Raises UserError if another living claim is there, or nothing can be written."""
-        once = Storage(self._claims.uri, 0.0)  # what is wrong is told before anything starts, as by `Home.check`
+        once = Storage(self._claims.uri, 0.0)  # what is wrong is told before anything starts, as by `RunLocation.check`
         try:
             self._write(once)
             entries = once.entries()

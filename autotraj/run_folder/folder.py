@@ -5,7 +5,7 @@ metrics.jsonl        one line a step (`trackers`)
 tensorboard/         the same for TensorBoard
 trajectories.log     every scored group (`trajectory.log`)
 notes.json           what the learners said of how the model is computed, if there is something
-checkpoints/step-N   complete or absent: written beside and renamed; at a URI with a marker, see `home`
+checkpoints/step-N   complete or absent: written beside and renamed; at a URI with a marker, see `location`
   …/log_sizes.json   how long the logs were then: what was written after it is undone when a run goes on from it
 policy/              the trained model, Hugging Face format
 """
@@ -27,7 +27,7 @@ from typing import Any
 from autotraj.config.run import RunConfig, load, to_toml, with_changes
 from autotraj.errors import UserError
 from autotraj.run_folder.changes import check_learners, damaged, refused
-from autotraj.run_folder.home import CHECKPOINTS, Home, named
+from autotraj.run_folder.location import CHECKPOINTS, RunLocation, write_error
 from autotraj.run_folder.lock import clear
 from autotraj.run_folder.trackers import TRACKERS
 from learners.errors import LearnerDied, LearnerTimeout
@@ -58,9 +58,9 @@ class Checkpoint:
 class RunFolder:
     """Owns the files of one run, or of one of its stages. `go_on` is the command that resumes it."""
 
-    def __init__(self, home: Home, *, saved: Checkpoint | None = None, go_on: str = SAME_COMMAND) -> None:
-        self.home = home
-        self.path = home.path
+    def __init__(self, location: RunLocation, *, saved: Checkpoint | None = None, go_on: str = SAME_COMMAND) -> None:
+        self.location = location
+        self.path = location.path
         self.go_on = go_on
         self._last_step = saved.step if saved else None
         self._trackers = [make(self.path) for make in TRACKERS.values()]
@@ -69,48 +69,48 @@ class RunFolder:
     @classmethod
     def create(cls, config: RunConfig) -> RunFolder:
         """A new run; refuses a folder that already holds checkpoints."""
-        home = Home.of(config)
-        home.check()
-        if home.storage:
-            held = bool(_sealed(home.storage))
-            clear(home.path)
+        location = RunLocation.of(config)
+        location.check()
+        if location.storage:
+            held = bool(_sealed(location.storage))
+            clear(location.path)
         else:
-            held = latest_checkpoint(home.path) is not None
+            held = latest_checkpoint(location.path) is not None
         if held:
             raise UserError(
-                f"run_dir: {home} already holds checkpoints; continue it with --resume {home.location}, or choose another "
-                "run_dir"
+                f"run_dir: {location} already holds checkpoints; continue it with --resume {location.run_dir}, or choose "
+                "another run_dir"
             )
-        home.path.mkdir(parents=True, exist_ok=True)
-        _shorten_logs(home.path, None)  # of a run that ended before its first checkpoint
-        (home.path / "config.toml").write_text(to_toml(config), encoding="utf-8")
-        home.push()
-        return cls(home, go_on=_resume_command(home))
+        location.path.mkdir(parents=True, exist_ok=True)
+        _shorten_logs(location.path, None)  # of a run that ended before its first checkpoint
+        (location.path / "config.toml").write_text(to_toml(config), encoding="utf-8")
+        location.push()
+        return cls(location, go_on=_resume_command(location))
 
     @classmethod
-    def resume(cls, location: str, overrides: Sequence[str] = ()) -> tuple[RunFolder, RunConfig, Checkpoint]:
+    def resume(cls, run_dir: str, overrides: Sequence[str] = ()) -> tuple[RunFolder, RunConfig, Checkpoint]:
         """An earlier run, its configuration with `overrides`, and its newest checkpoint.
 
         What changes is written to the run's config.toml. Raises UserError, among others for a setting that the checkpoint
         depends on."""
-        home = Home(location, retry_s=RETRY_S)
-        home.check()
-        home.pull()
-        checkpoint = newest(home)
-        if checkpoint is None or not (home.path / "config.toml").is_file():
-            raise UserError(f"--resume {location}: no run with a checkpoint there; start one with --config")
-        saved = with_changes(load(home.path / "config.toml"), {"run_dir": location})
-        config = load(home.path / "config.toml", [f"run_dir={json.dumps(location)}", *overrides])
+        location = RunLocation(run_dir, retry_s=RETRY_S)
+        location.check()
+        location.pull()
+        checkpoint = newest(location)
+        if checkpoint is None or not (location.path / "config.toml").is_file():
+            raise UserError(f"--resume {run_dir}: no run with a checkpoint there; start one with --config")
+        saved = with_changes(load(location.path / "config.toml"), {"run_dir": run_dir})
+        config = load(location.path / "config.toml", [f"run_dir={json.dumps(run_dir)}", *overrides])
         if fixed := refused(saved, config, ["grpo"]):
             raise UserError(
-                f"--resume {location}: the checkpoint was made with {'; '.join(fixed[:4])}. These settings can't change "
+                f"--resume {run_dir}: the checkpoint was made with {'; '.join(fixed[:4])}. These settings can't change "
                 "within a run: leave them out, or start a new run"
             )
         check_learners(checkpoint.learners, config.learner)
-        (home.path / "config.toml").write_text(to_toml(config), encoding="utf-8")
-        _shorten_logs(home.path, checkpoint)
-        home = Home.of(config)
-        return cls(home, saved=checkpoint, go_on=_resume_command(home)), config, checkpoint
+        (location.path / "config.toml").write_text(to_toml(config), encoding="utf-8")
+        _shorten_logs(location.path, checkpoint)
+        location = RunLocation.of(config)
+        return cls(location, saved=checkpoint, go_on=_resume_command(location)), config, checkpoint
 
     def __enter__(self) -> RunFolder:
         return self
@@ -124,18 +124,20 @@ class RunFolder:
             return
         try:
             self._close()
-            self.home.push()  # so that what led to the error can be read elsewhere
+            self.location.push()  # so that what led to the error can be read elsewhere
         except (StorageError, OSError) as second:
-            logger.warning("%s: not everything is written (%s); what there is is in %s", self.home, second, self.path)
+            logger.warning(
+                "%s: not everything is written (%s); what there is is in %s", self.location, second, self.path
+            )
 
     @classmethod
     def stage(cls, config: RunConfig, name: str) -> tuple[RunFolder, Checkpoint | None]:
         """One stage's folder within a run, and its newest checkpoint if it was interrupted."""
-        home = Home.of(config, name)
-        home.path.mkdir(parents=True, exist_ok=True)
-        checkpoint = newest(home)
-        _shorten_logs(home.path, checkpoint)
-        return cls(home, saved=checkpoint), checkpoint
+        location = RunLocation.of(config, name)
+        location.path.mkdir(parents=True, exist_ok=True)
+        checkpoint = newest(location)
+        _shorten_logs(location.path, checkpoint)
+        return cls(location, saved=checkpoint), checkpoint
 
     @property
     def trajectory_log(self) -> str:
@@ -168,12 +170,12 @@ class RunFolder:
         write_whole(self.path / name, json.dumps(content, indent=2) + "\n")
 
     def push(self) -> None:
-        """To the home, what has changed. Raises RunError."""
+        """Uploads what has changed, if the run is kept at a URI. Raises RunError."""
         try:
-            self.home.push()
+            self.location.push()
         except (StorageError, OSError) as error:
-            raise named(
-                self.home, "the run's files could not be written", error, kept=self.kept, go_on=self.go_on
+            raise write_error(
+                self.location, "the run's files could not be written", error, kept=self.kept, go_on=self.go_on
             ) from error
 
     def checkpoint(self, step: int, save: Callable[[Path, Path | Storage], Any], *, keep: int) -> None:
@@ -194,22 +196,22 @@ class RunFolder:
         failed = f"the checkpoint of step {step} could not be written"
         try:
             if step == self._last_step:  # what a resumed run was restored from: to write it again would put it at risk
-                _prune(self.home, keep)
+                _prune(self.location, keep)
                 return
-            if self.home.storage:
+            if self.location.storage:
                 partial.mkdir(parents=True)
-                _upload_checkpoint(self.home, name, partial, save_all)
+                _upload_checkpoint(self.location, name, partial, save_all)
             else:
                 with replacing(target):
                     partial.mkdir(parents=True)
                     save_all(partial.resolve(), partial.resolve() / LEARNERS)
             self._last_step, failed = step, "old checkpoints could not be removed"
-            _prune(self.home, keep)
+            _prune(self.location, keep)
         except (LearnerDied, LearnerTimeout):  # nothing is wrong with the place; whoever trains may have new learners
             shutil.rmtree(partial, ignore_errors=True)
             raise
         except (OSError, RuntimeError) as error:  # RuntimeError: StorageError, LearnerFailed, torch's of a full disk
-            found = named(self.home, failed, error, kept=self.kept, go_on=self.go_on)
+            found = write_error(self.location, failed, error, kept=self.kept, go_on=self.go_on)
             shutil.rmtree(partial, ignore_errors=True)
             raise found from error
 
@@ -233,8 +235,8 @@ class RunFolder:
         return f"{self.kept}; go on with {self.go_on}"
 
 
-def _resume_command(home: Home) -> str:
-    return f"python -m autotraj grpo --resume {home.location}"
+def _resume_command(location: RunLocation) -> str:
+    return f"python -m autotraj grpo --resume {location.run_dir}"
 
 
 def _sealed(storage: Storage) -> list[str]:
@@ -245,10 +247,12 @@ def _sealed(storage: Storage) -> list[str]:
         raise UserError(f"run_dir: {error}") from error
 
 
-def _upload_checkpoint(home: Home, name: str, partial: Path, save: Callable[[Path, Path | Storage], Any]) -> None:
-    assert home.storage
-    home.push()  # the metrics and trajectories of the steps that the checkpoint is of
-    checkpoints = home.storage.at(CHECKPOINTS)
+def _upload_checkpoint(
+    location: RunLocation, name: str, partial: Path, save: Callable[[Path, Path | Storage], Any]
+) -> None:
+    assert location.storage
+    location.push()  # the metrics and trajectories of the steps that the checkpoint is of
+    checkpoints = location.storage.at(CHECKPOINTS)
     checkpoints.unseal(name)  # of a run that got here before
     save(partial.resolve(), checkpoints.at(name, LEARNERS))
     checkpoints.at(name).upload(partial, files_of(partial))
@@ -256,12 +260,12 @@ def _upload_checkpoint(home: Home, name: str, partial: Path, save: Callable[[Pat
     shutil.rmtree(partial)
 
 
-def _prune(home: Home, keep: int) -> None:
+def _prune(location: RunLocation, keep: int) -> None:
     """All but the newest `keep` checkpoints go, and what attempts that failed have left."""
-    for old in _complete(home.path)[:-keep]:
+    for old in _complete(location.path)[:-keep]:
         shutil.rmtree(old)
-    if home.storage:
-        checkpoints = home.storage.at(CHECKPOINTS)
+    if location.storage:
+        checkpoints = location.storage.at(CHECKPOINTS)
         whole = _in_order(checkpoints.sealed())
         for old_name in whole[:-keep]:
             checkpoints.unseal(old_name)
@@ -291,15 +295,15 @@ def _log_sizes(path: Path) -> dict[str, int]:
     return {name: (path / name).stat().st_size for name in LOGS if (path / name).is_file()}
 
 
-def newest(home: Home) -> Checkpoint | None:
+def newest(location: RunLocation) -> Checkpoint | None:
     """The newest complete checkpoint of a run or stage, with the driver's part of it here."""
-    if home.storage is None:
-        folder = latest_checkpoint(home.path)
+    if location.storage is None:
+        folder = latest_checkpoint(location.path)
         return Checkpoint(_checkpoint_step(folder.name), folder, folder / LEARNERS) if folder else None
-    names = _sealed(home.storage)
+    names = _sealed(location.storage)
     if not names:
         return None
-    checkpoints, folder = home.storage.at(CHECKPOINTS), home.path / CHECKPOINTS / names[-1]
+    checkpoints, folder = location.storage.at(CHECKPOINTS), location.path / CHECKPOINTS / names[-1]
     try:
         files = checkpoints.sealed_files(names[-1])
         shutil.rmtree(folder, ignore_errors=True)
@@ -310,14 +314,14 @@ def newest(home: Home) -> Checkpoint | None:
     return Checkpoint(_checkpoint_step(names[-1]), folder, checkpoints.at(names[-1], LEARNERS))
 
 
-def files_of_checkpoints(home: Home, name: str) -> Iterator[bytes]:
+def files_of_checkpoints(location: RunLocation, name: str) -> Iterator[bytes]:
     """That file of the driver's part of every complete checkpoint of a run, where it is. Raises StorageError."""
-    if home.storage is None:
-        for folder in _complete(home.path):
+    if location.storage is None:
+        for folder in _complete(location.path):
             if (folder / name).is_file():
                 yield (folder / name).read_bytes()
         return
-    checkpoints = home.storage.at(CHECKPOINTS)
+    checkpoints = location.storage.at(CHECKPOINTS)
     for folder_name in _in_order(checkpoints.sealed()):
         with suppress(FileNotFoundError):
             yield checkpoints.at(folder_name).read(name)

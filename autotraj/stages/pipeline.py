@@ -28,13 +28,13 @@ from autotraj.loop.grpo import GRPO, rollout_timeout_of
 from autotraj.loop.refreshed_models import require_reward_model
 from autotraj.planning import preflight
 from autotraj.run_folder.folder import SAME_COMMAND, RunFolder
-from autotraj.run_folder.home import Home, named
+from autotraj.run_folder.location import RunLocation, write_error
 from autotraj.runners.pool import RunnerPool
 from autotraj.runners.repairers import repairer_pool
 from autotraj.sampling.metrics import reward_parts
+from autotraj.stages.resume import at_its_largest
 from autotraj.stages.reward_model import train_reward_model
 from autotraj.stages.sft import sft
-from autotraj.stages.start import at_its_largest
 from autotraj.stages.synthesize import Progress, Synthesis
 from autotraj.status.progress import ProgressView
 from autotraj.status.stage_progress import StageView
@@ -56,8 +56,8 @@ class Pipeline:
 
     def __init__(self, config: RunConfig, gateway: GatewayAccess, console: Console, interrupt: Interrupt) -> None:
         self.config = config
-        self.home = Home.of(config)
-        self.path = self.home.path
+        self.location = RunLocation.of(config)
+        self.path = self.location.path
         self.gateway = gateway
         self.console = console
         self.interrupt = interrupt
@@ -225,12 +225,12 @@ class Pipeline:
     def model(self, after: StageName) -> str:
         """The policy as it is after a stage, or the base if that stage isn't part of this run."""
         if after == "sft" and "sft" in self.config.stages:
-            return supervised.require_model(self.home, supervised.SFT, "policy", made_by="sft")
+            return supervised.require_model(self.location, supervised.SFT, "policy", made_by="sft")
         return self.config.model
 
     def reward_model_path(self) -> str:
         if "reward-model" in self.config.stages:
-            return supervised.require_model(self.home, supervised.REWARD_MODEL, "model", made_by="reward-model")
+            return supervised.require_model(self.location, supervised.REWARD_MODEL, "model", made_by="reward-model")
         return self.config.reward_model.path
 
     def once(self, name: str, work: Callable[[], dict[str, Any]]) -> None:
@@ -246,13 +246,13 @@ class Pipeline:
         self.push()
 
     def push(self, *, only_if_due: bool = False) -> None:
-        """To the run's home, what has changed. Raises RunError."""
+        """Uploads what has changed, if the run is kept at a URI. Raises RunError."""
         try:
-            self.home.push(only_if_due=only_if_due)
+            self.location.push(only_if_due=only_if_due)
         except (StorageError, OSError) as error:
             kept = f"These are done: {', '.join(self.done) or 'none'}"
-            raise named(
-                self.home, "the run's files could not be written", error, kept=kept, go_on=SAME_COMMAND
+            raise write_error(
+                self.location, "the run's files could not be written", error, kept=kept, go_on=SAME_COMMAND
             ) from error
 
     def write_summary(self) -> None:
@@ -276,8 +276,8 @@ class Pipeline:
         report = write_report(self.path)
         self.push()
         self.console.print(f"{total:.0f} s in all. Figures: {self.path / 'summary.json'}. Report: {report}")
-        if self.home.storage:
-            self.console.print(f"All of it is at {self.home}", soft_wrap=True)
+        if self.location.storage:
+            self.console.print(f"All of it is at {self.location}", soft_wrap=True)
 
 
 def stage_entry(result: EvalResult, seconds: float) -> dict[str, Any]:
@@ -325,7 +325,9 @@ def execute_stage(name: str, config: RunConfig, console: Console) -> int:
 def _interrupted(pipeline: Pipeline) -> int:
     pipeline.push()
     remaining = supervised.remaining(pipeline.config.stages, pipeline.done)
-    pipeline.console.print(f"interrupted; the same command goes on with {pipeline.home}. {remaining}", soft_wrap=True)
+    pipeline.console.print(
+        f"interrupted; the same command goes on with {pipeline.location}. {remaining}", soft_wrap=True
+    )
     return EXIT_INTERRUPTED
 
 

@@ -92,10 +92,10 @@ def train_reward_model(
         head="scalar",
     )
     folder, checkpoint = RunFolder.stage(config, supervised.REWARD_MODEL)
-    model = folder.home.place("model")
+    model = folder.location.place("model")
     group = LearnerGroup(learner)
     sequences, correct = judged(source.parent, held_out=settings.held_out, mask_results=config.scorer.mask_results)
-    if not folder.home.has_model("model"):  # killed while the model was exchanged at a URI
+    if not folder.location.has_model("model"):  # killed while the model was exchanged at a URI
         (folder.path / "best.json").unlink(missing_ok=True)
     best = Best(folder.path / "best.json")
 

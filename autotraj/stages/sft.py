@@ -91,7 +91,7 @@ def sft(
                 interrupt=interrupt,
                 checkpoint_every=settings.checkpoint_every,
                 on_step=after,
-                finish=lambda: supervised.export(group, folder.home.place("policy")),
+                finish=lambda: supervised.export(group, folder.location.place("policy")),
             )
         finally:
             group.shutdown()

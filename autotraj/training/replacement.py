@@ -40,7 +40,7 @@ class Replacements:
         if not lost or not replaceable or self.count >= self._limit:
             raise RunError(f"{error}. {go_on}") from error
         self.count += 1
-        checkpoint = newest(self._folder.home)
+        checkpoint = newest(self._folder.location)
         logger.warning(
             "%s; new learners go on from %s (%d of grpo.max_learner_restarts = %d)",
             error, f"step {checkpoint.step}" if checkpoint else "the start", self.count, self._limit,

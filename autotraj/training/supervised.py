@@ -21,7 +21,7 @@ from autotraj.errors import RunError, UserError
 from autotraj.interrupt import Interrupt
 from autotraj.run_folder.claim import check_held
 from autotraj.run_folder.folder import Checkpoint, RunFolder
-from autotraj.run_folder.home import Home
+from autotraj.run_folder.location import RunLocation
 from autotraj.training.replacement import Replacements
 from autotraj.training.skips import Skips
 from learners.config import LearnerConfig, LoraConfig
@@ -88,7 +88,7 @@ def check_inputs(name: str, config: RunConfig) -> None:
         if not records:
             raise UserError(f"{path} is empty: there is nothing to learn from; synthesise with more questions")
     if name == "reward-model" and "sft" in config.stages:
-        require_model(Home.of(config), SFT, "policy", made_by="sft")
+        require_model(RunLocation.of(config), SFT, "policy", made_by="sft")
 
 
 def require(path: Path, made_by: str) -> Path:
@@ -98,11 +98,11 @@ def require(path: Path, made_by: str) -> Path:
     return path
 
 
-def require_model(home: Home, *names: str, made_by: str) -> str:
+def require_model(location: RunLocation, *names: str, made_by: str) -> str:
     """Where actors find a model of this run's, or UserError with the command that makes it."""
-    if not home.has_model(*names):
-        require(home.path.joinpath(*names, "config.json"), made_by)
-    return home.model(*names)
+    if not location.has_model(*names):
+        require(location.path.joinpath(*names, "config.json"), made_by)
+    return location.model(*names)
 
 
 def num_steps(num_items: int, batch_size: int, epochs: int) -> int:

@@ -11,7 +11,7 @@ from object_store import Proxy, environment, proxied, set_environment
 from autotraj.config.run import RunConfig
 from autotraj.errors import UserError
 from autotraj.loop.refreshed_models import RefreshedModels, require_reward_model
-from autotraj.loop.state import STATE_FILE
+from autotraj.loop.saved_loop import STATE_FILE
 from autotraj.run_folder.folder import RunFolder, files_of_checkpoints, newest
 from learners.checkpoint_format import META_FILE
 from storage.locations import is_uri
@@ -59,14 +59,15 @@ class Run:
 
     def named(self) -> list[int]:
         return [
-            msgpack.unpackb(data)["scorer"]["version"] for data in files_of_checkpoints(self.folder.home, STATE_FILE)
+            msgpack.unpackb(data)["scorer"]["version"]
+            for data in files_of_checkpoints(self.folder.location, STATE_FILE)
         ]
 
     def on_disk(self) -> set[str]:
-        home = self.folder.home
-        if home.storage:
-            return {name.partition("/")[0] for name in home.storage.at("online_repair").entries() if "/" in name}
-        return {path.name for path in (home.path / "online_repair").glob("reward-model-*")}
+        location = self.folder.location
+        if location.storage:
+            return {name.partition("/")[0] for name in location.storage.at("online_repair").entries() if "/" in name}
+        return {path.name for path in (location.path / "online_repair").glob("reward-model-*")}
 
 
 def config_of(tmp_path: Path, run_dir: str, *overrides: str) -> RunConfig:
@@ -106,7 +107,7 @@ def test_every_kept_checkpoint_resolves_at_every_step_at_the_defaults(
             run.models.find(version)
         # Those of two checkpoints, the one served, and those of checkpoints that went since the last refresh.
         assert len(run.on_disk()) <= 4
-    found = newest(run.folder.home)
+    found = newest(run.folder.location)
     assert found is not None
     require_reward_model(run.config, found)
     assert run.serving >= 15

@@ -17,7 +17,7 @@ from autotraj.interrupt import Interrupt
 from autotraj.launch import run_session
 from autotraj.stages import pipeline as runs
 from autotraj.stages.journal import read_journal
-from autotraj.stages.start import open_folder
+from autotraj.stages.resume import open_folder
 from autotraj.training.supervised import Interrupted
 from storage.objects import fetch
 from trajectory.log import read_log

@@ -1,4 +1,4 @@
-"""A run whose home is S3 (moto's API over HTTP): trained, out of credentials, resumed on another machine. Real parts."""
+"""A run that is kept on S3 (moto's API over HTTP): trained, out of credentials, resumed on another machine. Real parts."""
 
 import json
 import os

@@ -16,21 +16,21 @@ from object_store import Proxy, client, environment, objects, proxied, set_envir
 from autotraj.config.run import to_toml
 from autotraj.errors import UserError
 from autotraj.run_folder.claim import CLAIMS, held
-from autotraj.run_folder.home import Home
+from autotraj.run_folder.location import RunLocation
 from storage.objects import StorageError
 
 BUCKET = "runs"
 HOLDER = """
 import sys
 from autotraj.errors import UserError
-from autotraj.run_folder.home import Home
+from autotraj.run_folder.location import RunLocation
 from autotraj.run_folder.claim import held
 try:
-    with held(Home(sys.argv[1], retry_s=5), beat_s=0.2, silence_s=float(sys.argv[2])) as claim:
+    with held(RunLocation(sys.argv[1], retry_s=5), beat_s=0.2, silence_s=float(sys.argv[2])) as claim:
         print("held", flush=True)
         for word in sys.stdin:
-            (home := Home(sys.argv[1], retry_s=5)).path.joinpath(word.strip()).write_text("x")
-            home.push()
+            (location := RunLocation(sys.argv[1], retry_s=5)).path.joinpath(word.strip()).write_text("x")
+            location.push()
             print("written", flush=True)
 except UserError as error:
     print(f"refused: {error}", flush=True)
@@ -127,7 +127,7 @@ def test_a_second_machine_is_refused_and_told_who_holds_the_run(
 def test_a_claim_ends_with_its_block(proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: str) -> None:
     for name in ("one", "two"):
         here(proxy, tmp_path, monkeypatch, name)
-        with suppress(KeyboardInterrupt), held(Home(run, retry_s=5)):
+        with suppress(KeyboardInterrupt), held(RunLocation(run, retry_s=5)):
             assert len(claims(proxy, run)) == 1
             raise KeyboardInterrupt
     assert not claims(proxy, run)
@@ -147,7 +147,7 @@ def test_a_dead_holder_is_taken_over_at_once_on_its_machine_and_after_its_silenc
         first.wait(30)
         assert len(claims(proxy, run)) == 1
     here(proxy, tmp_path, monkeypatch, "two")
-    with pytest.raises(UserError, match=f"is in use by process {first.pid} on"), held(Home(run, retry_s=5)):
+    with pytest.raises(UserError, match=f"is in use by process {first.pid} on"), held(RunLocation(run, retry_s=5)):
         pytest.fail("it was silent for a moment only")
     deadline = time.monotonic() + 60
     while (said := line(second := machine("two", 3.0))) != "held":
@@ -170,7 +170,7 @@ def test_beats_keep_a_claim_alive(
     here(proxy, tmp_path, monkeypatch, "two")
     until = time.monotonic() + 12
     while time.monotonic() < until:
-        with pytest.raises(UserError, match="is in use by"), held(Home(run, retry_s=5), silence_s=4.0):
+        with pytest.raises(UserError, match="is in use by"), held(RunLocation(run, retry_s=5), silence_s=4.0):
             pytest.fail("two hold it")
         time.sleep(0.5)
 
@@ -213,7 +213,7 @@ def test_what_is_no_claim_of_ours_counts_as_one(
     here(proxy, tmp_path, monkeypatch, "one")
     key = f"{run.rpartition('/')[2]}/{CLAIMS}/other.json"
     client(proxy.address).put_object(Bucket=BUCKET, Key=key, Body=b"[]")
-    with pytest.raises(UserError, match="is in use by process None on None"), held(Home(run, retry_s=5)):
+    with pytest.raises(UserError, match="is in use by process None on None"), held(RunLocation(run, retry_s=5)):
         pytest.fail("two hold it")
 
 
@@ -223,7 +223,10 @@ def test_storage_that_refuses_is_told_before_anything_is_started(
     here(proxy, tmp_path, monkeypatch, "one")
     proxy.refuses = lambda method, path, key: True
     try:
-        with pytest.raises(UserError, match=r"^run_dir: .*the credentials have expired"), held(Home(run, retry_s=5)):
+        with (
+            pytest.raises(UserError, match=r"^run_dir: .*the credentials have expired"),
+            held(RunLocation(run, retry_s=5)),
+        ):
             pytest.fail("nothing can be written there")
     finally:
         proxy.refuses = lambda method, path, key: False
@@ -234,15 +237,15 @@ def test_a_claim_of_another_run_does_not_count(
 ) -> None:
     """Its name may begin with this one's."""
     here(proxy, tmp_path, monkeypatch, "one")
-    with held(Home(run, retry_s=5)):
+    with held(RunLocation(run, retry_s=5)):
         client(proxy.address).delete_object(
             Bucket=BUCKET, Key=f"{run.rpartition('/')[2]}/{CLAIMS}/{next(iter(claims(proxy, run)))}"
         )
-        other = Home(f"{run}-2", retry_s=5)
+        other = RunLocation(f"{run}-2", retry_s=5)
         other.path.mkdir(parents=True)
         (other.path / "file").write_text("x")
         other.push()
-        stage = Home(f"{run}/sft", retry_s=5)
+        stage = RunLocation(f"{run}/sft", retry_s=5)
         stage.path.mkdir(parents=True)
         (stage.path / "file").write_text("x")
         with pytest.raises(StorageError, match="was taken over"):

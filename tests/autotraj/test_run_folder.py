@@ -16,9 +16,9 @@ from autotraj.__main__ import main
 from autotraj.cli import commands
 from autotraj.errors import RunError, UserError
 from autotraj.run_folder.folder import RunFolder, newest
-from autotraj.run_folder.home import Home
+from autotraj.run_folder.location import RunLocation
 from autotraj.run_folder.trackers import TRACKERS, JSONLines
-from autotraj.stages.start import open_folder
+from autotraj.stages.resume import open_folder
 from cluster.exit_codes import EXIT_FAILED
 from learners.checkpoint_format import META_FILE
 from storage.objects import Storage, files_of, scratch
@@ -89,7 +89,7 @@ def test_a_checkpoint_that_fails_at_any_request_leaves_the_one_before(
     config = tiny(tmp_path, f"run_dir=s3://{BUCKET}/cut", "storage_retry_s=0")
     folder = RunFolder.create(config)
     folder.checkpoint(1, save, keep=1)
-    home, errors = Home.of(config), []
+    location, errors = RunLocation.of(config), []
     for allowed in range(40):
         count = iter(range(1000))
         proxy.refuses = lambda method, path, key, c=count, n=allowed: method not in ("GET", "HEAD") and next(c) >= n
@@ -101,7 +101,7 @@ def test_a_checkpoint_that_fails_at_any_request_leaves_the_one_before(
             errors.append(str(error))
         finally:
             proxy.refuses = lambda method, path, key: False
-        found = newest(home)
+        found = newest(location)
         assert found is not None
         # Pruning comes after the marker: there may be two whole ones, never none.
         assert found.step in (1, 2)
@@ -110,7 +110,7 @@ def test_a_checkpoint_that_fails_at_any_request_leaves_the_one_before(
         assert isinstance(found.learners, Storage)
         assert set(found.learners.entries()) == {"shard", META_FILE}
     assert len(errors) >= 5
-    found = newest(home)
+    found = newest(location)
     assert found is not None
     assert found.step == 2
     assert {name.split("/")[0] for name in objects(proxy.address, BUCKET, "cut/checkpoints")} == {
@@ -175,7 +175,7 @@ def test_a_full_disk(small_disk: Path, tmp_path: Path) -> None:
         "The last complete checkpoint is of step 2. Then free some space and go on with python -m autotraj grpo" in said
     )
     assert sorted(path.name for path in (folder.path / "checkpoints").iterdir()) == ["step-000001", "step-000002"]
-    found = newest(folder.home)
+    found = newest(folder.location)
     assert found is not None
     assert isinstance(found.learners, Path)
     assert torch.load(found.learners / "shard")["weights"].numel() == PART_BYTES // 4
@@ -248,7 +248,7 @@ def test_a_tracker_of_ones_own_is_told_what_the_others_are(tmp_path: Path, monke
         folder.write_metrics(1, {"x": 1.0})
         folder.checkpoint(1, save, keep=1)
         folder.write_metrics(2, {"x": 2.0})
-        folder.set_back(newest(folder.home))
+        folder.set_back(newest(folder.location))
     assert told == [("forget", 0), ("write", 1, {"x": 1.0}), ("write", 2, {"x": 2.0}), ("forget", 1), ("close",)]
     assert len((folder.path / "metrics.jsonl").read_text().splitlines()) == 1
     told.clear()

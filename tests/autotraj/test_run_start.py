@@ -14,7 +14,7 @@ from autotraj.errors import UserError
 from autotraj.run_folder.changes import SHAPED_BY, SHAPES_NOTHING
 from autotraj.run_folder.folder import RunFolder
 from autotraj.stages.journal import JOURNAL
-from autotraj.stages.start import is_complete, open_folder
+from autotraj.stages.resume import is_complete, open_folder
 from autotraj.training import supervised
 from learners.checkpoint_format import META_FILE, kind
 from storage.objects import Storage

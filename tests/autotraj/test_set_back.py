@@ -59,14 +59,14 @@ def test_the_newest_checkpoint_is_the_one_of_the_highest_step(place: str, tmp_pa
         own.mkdir(parents=True)
         for step in (999_900, 999_950, 1_000_000):
             folder.checkpoint(step, save, keep=2)
-            found = newest(folder.home)
+            found = newest(folder.location)
             assert found is not None
             assert found.step == step
     resumed, _, checkpoint = RunFolder.resume(config.run_dir)
     with resumed:
         assert checkpoint.step == 1_000_000
         resumed.checkpoint(1_000_050, save, keep=2)
-        found = newest(resumed.home)
+        found = newest(resumed.location)
         assert found is not None
         assert found.step == 1_000_050
     if not is_uri(place):
@@ -92,7 +92,7 @@ def test_undone_groups_leave_the_logs(place: str, tmp_path: Path, monkeypatch: p
         log.append(group("0-5-1"))
         with pairs.open("a", buffering=1) as file:
             file.write("undone\n")
-            checkpoint = newest(folder.home)
+            checkpoint = newest(folder.location)
             folder.set_back(checkpoint)
             file.write("second\n")
         assert leases(folder) == ["0-3-1"]
@@ -124,7 +124,7 @@ def test_tensorboard_is_told_which_steps_are_taken_again(tmp_path: Path) -> None
         folder.write_metrics(1, {"x": 1.0})
         folder.checkpoint(1, save, keep=1)
         folder.write_metrics(2, {"x": 2.0})
-        folder.set_back(newest(folder.home))
+        folder.set_back(newest(folder.location))
         folder.write_metrics(2, {"x": 3.0})
     (written,) = (folder.path / "tensorboard").iterdir()
     events = list(events_of(written.read_bytes()))

@@ -1,12 +1,12 @@
-"""Where a run lives. A local `run_dir` is the run's folder itself. With a URI the run works in a folder on the driver's
-disk, and the URI is its home:
+"""Where a run is kept. A local `run_dir` is the run's folder itself. With a URI the run works in a folder on the driver's
+disk, and what is at the URI is what counts:
 
-    start         home ──▶ working folder     all but checkpoints and models, which are fetched when they are needed
-    checkpoint    working folder ──▶ home     what changed; then driver and learner ranks, each from its node, their parts of
-                                              checkpoints/step-N/; then the marker checkpoints/step-N.json
-    stage's end   working folder ──▶ home     what changed, stages.json last
+    start         URI ──▶ working folder     all but checkpoints and models, which are fetched when they are needed
+    checkpoint    working folder ──▶ URI     what changed; then driver and learner ranks, each from its node, their parts of
+                                             checkpoints/step-N/; then the marker checkpoints/step-N.json
+    stage's end   working folder ──▶ URI     what changed, stages.json last
 
-So another machine, whose working folder is empty, can go on from the home alone.
+So another machine, whose working folder is empty, can go on from the URI alone.
 """
 
 from __future__ import annotations
@@ -32,19 +32,21 @@ LAST = ("stages.json", "summary.json")
 """Files that say that others are done."""
 
 
-class Home:
-    """Of a run or of one of its stages. `storage` is None for a local one, which has nothing to pull or push."""
+class RunLocation:
+    """The place of a run or of one of its stages: `run_dir`, a path or a URI, and `path`, the folder that is worked in.
 
-    def __init__(self, location: str, *, retry_s: float, path: Path | None = None) -> None:
+    `storage` is None for a local run, which has nothing to pull or push."""
+
+    def __init__(self, run_dir: str, *, retry_s: float, path: Path | None = None) -> None:
         """`path`: another working folder than the run's own."""
-        self.location = location
-        self.path = path or local_path(location)
-        self.storage = Storage(location, retry_s) if is_uri(location) else None
+        self.run_dir = run_dir
+        self.path = path or local_path(run_dir)
+        self.storage = Storage(run_dir, retry_s) if is_uri(run_dir) else None
         self._pushed: dict[str, tuple[int, int]] = {}
         self._pushed_at = time.monotonic()
 
     @classmethod
-    def of(cls, config: RunConfig, *names: str) -> Home:
+    def of(cls, config: RunConfig, *names: str) -> RunLocation:
         return cls(join(config.run_dir, *names), retry_s=config.storage_retry_s)
 
     def __str__(self) -> str:
@@ -56,7 +58,7 @@ class Home:
 
     def model(self, *names: str) -> str:
         """A model of this run's, for actors on any node."""
-        return join(self.location, *names) if self.storage else str(self.path.joinpath(*names).resolve())
+        return join(self.run_dir, *names) if self.storage else str(self.path.joinpath(*names).resolve())
 
     def has_model(self, *names: str) -> bool:
         """Raises UserError if that can't be told."""
@@ -76,7 +78,7 @@ class Home:
                 raise UserError(f"run_dir: {error}") from error
 
     def pull(self) -> None:
-        """Makes the working folder what the home says; what else is in it goes. Raises UserError."""
+        """Makes the working folder what is at the URI; what else is in it is removed. Raises UserError."""
         if not self.storage:
             return
         try:
@@ -96,7 +98,7 @@ class Home:
         files = self._files()
         changed = [name for name, stat in files.items() if self._pushed.get(name) != stat]
         last = [name for name in changed if PurePosixPath(name).name in LAST]
-        check_held(self.location)
+        check_held(self.run_dir)
         self.storage.upload(self.path, changed, last=last)
         if gone := self._pushed.keys() - files.keys():
             self.storage.remove(*sorted(gone))
@@ -135,13 +137,13 @@ def disk_is_full(error: BaseException) -> bool:
     return False
 
 
-def named(home: Home, failed: str, error: BaseException, *, kept: str, go_on: str) -> RunError:
+def write_error(location: RunLocation, failed: str, error: BaseException, *, kept: str, go_on: str) -> RunError:
     """The error that ends a run whose files can't be written: where, what, why, what there is, what to do."""
-    place = Path(home.path if home.path.exists() else home.path.parent)
+    place = Path(location.path if location.path.exists() else location.path.parent)
     free_mib = shutil.disk_usage(place).free >> 20
     full = disk_is_full(error) or free_mib == 0  # torch's error doesn't say so
     cause = f"the disk of {place} is full ({free_mib} MiB free): {error}" if full else str(error)
     remedy = "free some space" if full else "mend that"
-    if home.storage:
-        kept += f"; what isn't uploaded is in {home.path} until the run goes on"
-    return RunError(f"run_dir {home}: {failed}: {cause}. {kept}. Then {remedy} and go on with {go_on}")
+    if location.storage:
+        kept += f"; what isn't uploaded is in {location.path} until the run goes on"
+    return RunError(f"run_dir {location}: {failed}: {cause}. {kept}. Then {remedy} and go on with {go_on}")

@@ -10,7 +10,7 @@ from autotraj.config.run import RunConfig, load, to_toml, with_changes
 from autotraj.errors import UserError
 from autotraj.run_folder.changes import check_learners, refused
 from autotraj.run_folder.folder import newest
-from autotraj.run_folder.home import Home
+from autotraj.run_folder.location import RunLocation
 from autotraj.training import supervised
 from learners.config import LearnerConfig
 
@@ -23,21 +23,23 @@ def open_folder(config: RunConfig) -> bool:
     that is done is opened again if `config` asks for more steps of GRPO.
 
     Raises UserError if it holds a run that these settings don't fit."""
-    home = Home.of(config)
-    home.check()
-    home.pull()
-    home.path.mkdir(parents=True, exist_ok=True)
-    saved = _fitting(home, config)
-    done = supervised.read_done(home.path)
+    location = RunLocation.of(config)
+    location.check()
+    location.pull()
+    location.path.mkdir(parents=True, exist_ok=True)
+    saved = _fitting(location, config)
+    done = supervised.read_done(location.path)
     if saved is None:
-        if newest(home):
-            raise UserError(f"run_dir: {home} holds a run of the command `grpo`; choose another run_dir")
-    elif _is_complete(home.path, done, saved, config):
+        if newest(location):
+            raise UserError(f"run_dir: {location} holds a run of the command `grpo`; choose another run_dir")
+    elif _is_complete(location.path, done, saved, config):
         return True
     if "grpo" in done and not _has_its_steps(done, saved or config, config):
         # Before the configuration: with the new one the run would be taken for done.
-        supervised.write_done(home.path, {name: done[name] for name in done if name not in ("grpo", "evaluate-grpo")})
-    (home.path / "config.toml").write_text(to_toml(config), encoding="utf-8")
+        supervised.write_done(
+            location.path, {name: done[name] for name in done if name not in ("grpo", "evaluate-grpo")}
+        )
+    (location.path / "config.toml").write_text(to_toml(config), encoding="utf-8")
     return False
 
 
@@ -45,9 +47,9 @@ def is_complete(config: RunConfig) -> bool:
     """Whether a local run folder has all that `config` asks for; of one at a URI that isn't known before `open_folder`.
 
     Reads only. Raises UserError as `open_folder` does."""
-    home = Home.of(config)
-    saved = None if home.storage else _fitting(home, config)
-    return saved is not None and _is_complete(home.path, supervised.read_done(home.path), saved, config)
+    location = RunLocation.of(config)
+    saved = None if location.storage else _fitting(location, config)
+    return saved is not None and _is_complete(location.path, supervised.read_done(location.path), saved, config)
 
 
 def _is_complete(path: Path, done: Mapping[str, Any], saved: RunConfig, config: RunConfig) -> bool:
@@ -65,29 +67,29 @@ def _has_its_steps(done: Mapping[str, Any], saved: RunConfig, config: RunConfig)
     return steps >= config.grpo.num_steps
 
 
-def _fitting(home: Home, config: RunConfig) -> RunConfig | None:
+def _fitting(location: RunLocation, config: RunConfig) -> RunConfig | None:
     """The settings that a run's folder was last worked on with, or None for a new one. UserError if `config` can't go on
     with what is there."""
-    saved_file = home.path / "config.toml"
+    saved_file = location.path / "config.toml"
     if not saved_file.is_file():
         return None
     saved = with_changes(load(saved_file), {"run_dir": config.run_dir})  # the folder may have been moved
-    done = supervised.read_done(home.path)
-    checkpoints = {name: newest(Home.of(config, folder)) for name, folder in FOLDERS.items()}
+    done = supervised.read_done(location.path)
+    checkpoints = {name: newest(RunLocation.of(config, folder)) for name, folder in FOLDERS.items()}
     if "synthesize" not in done:
         from autotraj.stages.journal import read_journal
 
-        read_journal(home.path / supervised.SYNTHESIS)  # for its errors
+        read_journal(location.path / supervised.SYNTHESIS)  # for its errors
     there = {
         "base": bool(done.keys() & {"base", "evaluate-base", "evaluate-sft"}),
-        "synthesize": "synthesize" in done or (home.path / supervised.SYNTHESIS).is_dir(),
+        "synthesize": "synthesize" in done or (location.path / supervised.SYNTHESIS).is_dir(),
         **{name: name in done or checkpoints[name] is not None for name in FOLDERS},
     }
     begun = [name for name in there if there[name]]
     if changes := refused(saved, config, begun):
         raise UserError(
-            f"run_dir: {home} holds a run with other settings ({'; '.join(changes[:4])}), by which its {', '.join(begun)} "
-            "came about; give the same settings to go on with it, or choose another run_dir"
+            f"run_dir: {location} holds a run with other settings ({'; '.join(changes[:4])}), by which its "
+            f"{', '.join(begun)} came about; give the same settings to go on with it, or choose another run_dir"
         )
     for name, checkpoint in checkpoints.items():
         if checkpoint and (name == "grpo" or name not in done):
@@ -105,4 +107,4 @@ def at_its_largest(config: RunConfig) -> RunConfig:
     """What Ray must have room for: GRPO with the reward model that an earlier stage will have made."""
     if "reward-model" not in config.stages or "grpo" not in config.stages:
         return config
-    return with_changes(config, {"reward_model.path": Home.of(config).model(supervised.REWARD_MODEL, "model")})
+    return with_changes(config, {"reward_model.path": RunLocation.of(config).model(supervised.REWARD_MODEL, "model")})
