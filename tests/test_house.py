@@ -218,3 +218,16 @@ def test_the_functions_that_architecture_names_are_there() -> None:
         defined = {node.name for node in ast.walk(ast.parse((ROOT / path).read_text())) if hasattr(node, "name")}
         missing += [f"{path}: {name}" for name in re.findall(r"[\w.]+", names) if not set(name.split(".")) <= defined]
     assert missing == []
+
+
+def test_architecture_shows_the_rooms_as_they_are() -> None:
+    """Its first table has every ground room with what it may import, its second one the roof in its order."""
+    text = (ROOT / "docs/architecture.md").read_text()
+    shown = dict(re.findall(r"^\| `(\w+)/` \|.*\| ([^|]*) \|$", text, re.MULTILINE))
+    ground = {room for room in ALLOWED if "." not in room}
+    assert shown.keys() == {*ground, "autotraj"}
+    for room in ground:
+        assert set(re.findall(r"`(\w+)`", shown[room])) == {other for other in ALLOWED[room] if "." not in other}
+    files = ("errors", "memory", "interrupt", "__main__")  # of the roof, that need no row
+    roof = [name for room in ROOF if (name := room.removeprefix("autotraj.")) not in files]
+    assert re.findall(r"^\| `autotraj/(\w+)(?:/|\.py)` \| [^`|]* \|$", text, re.MULTILINE) == roof
