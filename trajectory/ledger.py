@@ -13,8 +13,6 @@ plain state machine for one thread; it neither waits nor knows the time.
 from __future__ import annotations
 
 import hashlib
-import heapq
-import math
 from collections import Counter, deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -28,7 +26,7 @@ State = Literal["leased", "finished", "scored"]
 
 
 class LedgerError(RuntimeError):
-    """A transition that the ledger doesn't allow, such as a result for a lease that expired before it came."""
+    """A transition that the ledger doesn't allow, such as a result for a lease that was handed back before it came."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,9 +37,6 @@ class Lease:
     task: Task
     epoch: int
     attempt: int  # 1 for the first lease of this task in this epoch
-    policy_version: int  # at the time of leasing
-    owner: str  # who works on it: an actor's name
-    deadline_s: float  # on the caller's clock
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,8 +76,6 @@ class Ledger:
         self._returned: deque[tuple[int, int, int]] = deque()  # (epoch, index, attempts so far)
         self._entries: dict[str, _Entry] = {}
         self._num_in: Counter[State] = Counter()
-        self._leased_by: dict[str, dict[str, None]] = {}  # owner → lease ids in order
-        self._deadlines: list[tuple[float, str]] = []  # a heap; entries of leases that ended are skipped
         self._num_trained = 0
         self._last_step = -1
         self.drop_reasons: Counter[str] = Counter()
@@ -90,7 +83,7 @@ class Ledger:
 
     # What an actor's work goes through
 
-    def lease(self, policy_version: int, owner: str, now_s: float, timeout_s: float) -> Lease:
+    def lease(self) -> Lease:
         """Hand out the next task: what was handed back first, then this epoch's rest, then the next epoch."""
         if self._returned:
             epoch, index, attempts = self._returned.popleft()
@@ -106,18 +99,13 @@ class Ledger:
             task=self._tasks[index],
             epoch=epoch,
             attempt=attempts + 1,
-            policy_version=policy_version,
-            owner=owner,
-            deadline_s=now_s + timeout_s,
         )
         self._entries[lease.lease_id] = _Entry(lease, index, "leased")
         self._num_in["leased"] += 1
-        self._leased_by.setdefault(owner, {})[lease.lease_id] = None
-        heapq.heappush(self._deadlines, (lease.deadline_s, lease.lease_id))
         return lease
 
     def finish(self, lease_id: str) -> None:
-        """The group came back; from here on it no longer depends on its owner or its deadline."""
+        """The group came back."""
         self._move(lease_id, "leased", "finished")
 
     def score(self, lease_id: str) -> None:
@@ -158,33 +146,12 @@ class Ledger:
         self._returned.appendleft((entry.lease.epoch, entry.index, entry.lease.attempt))
         return True
 
-    def expire(self, now_s: float) -> list[Lease]:
-        """Hand back every lease whose deadline is past, and return them: their owners' results are no longer wanted."""
-        expired = []
-        while self._deadlines and self._deadlines[0][0] < now_s:
-            _, lease_id = heapq.heappop(self._deadlines)
-            if self.state_of(lease_id) == "leased":
-                expired.append(self._entries[lease_id].lease)
-                self.hand_back(lease_id, "lease_expired")
-        return expired
-
-    def release_owner(self, owner: str) -> list[Lease]:
-        """Hand back all that a dead actor was working on, and return it. Groups that it finished are kept."""
-        released = [self._entries[lease_id].lease for lease_id in self._leased_by.get(owner, ())]
-        for lease in reversed(released):  # so that the oldest is in front again
-            self.hand_back(lease.lease_id, "owner_died")
-        return released
-
     # What can be asked
 
     def state_of(self, lease_id: str) -> State | None:
         """The state of a lease; None if it ended (trained, dropped, handed back) or never was."""
         entry = self._entries.get(lease_id)
         return entry.state if entry else None
-
-    def leases(self, state: State) -> list[Lease]:
-        """The leases in a state, oldest first."""
-        return [entry.lease for entry in self._entries.values() if entry.state == state]
 
     def counts(self) -> Counts:
         return Counts(
@@ -212,8 +179,7 @@ class Ledger:
             "order": self._order[self._cursor :].astype("<i4").tobytes(),
             "returned": [list(item) for item in self._returned],
             "in_flight": [
-                [entry.lease.epoch, entry.index, entry.lease.attempt, entry.lease.policy_version, entry.state]
-                for entry in self._entries.values()
+                [entry.lease.epoch, entry.index, entry.lease.attempt, entry.state] for entry in self._entries.values()
             ],
             "trained": self._num_trained,
             "last_step": self._last_step,
@@ -234,33 +200,25 @@ class Ledger:
                 "the checkpoint was made with other tasks: "
                 "resume with the same data, or start a new run without the checkpoint"
             )
-        fresh = Ledger(self._tasks, seed=self._seed, max_attempts=self._max_attempts)
-        fresh._epoch = state["epoch"]
-        fresh._order = np.frombuffer(state["order"], dtype="<i4").astype(np.int32)
-        for epoch, index, attempt, policy_version, entry_state in state["in_flight"]:
+        entries: dict[str, _Entry] = {}
+        returned: deque[tuple[int, int, int]] = deque()
+        for epoch, index, attempt, *_, entry_state in state["in_flight"]:  # earlier versions kept a policy version, too
             lease_id = f"{epoch}-{index}-{attempt}"
             if entry_state == "scored" and lease_id in held:
-                lease = Lease(
-                    lease_id=lease_id,
-                    task=self._tasks[index],
-                    epoch=epoch,
-                    attempt=attempt,
-                    policy_version=policy_version,
-                    owner="",
-                    deadline_s=math.inf,
-                )
-                fresh._entries[lease_id] = _Entry(lease, index, "scored")
-                fresh._num_in["scored"] += 1
+                lease = Lease(lease_id=lease_id, task=self._tasks[index], epoch=epoch, attempt=attempt)
+                entries[lease_id] = _Entry(lease, index, "scored")
             else:
-                fresh._returned.append((epoch, index, attempt - 1))
-        if unknown := set(held) - fresh._entries.keys():
+                returned.append((epoch, index, attempt - 1))
+        if unknown := set(held) - entries.keys():
             raise ValueError(f"held groups that the checkpoint's ledger doesn't know as scored: {sorted(unknown)[:5]}")
-        fresh._returned.extend((epoch, index, attempts) for epoch, index, attempts in state["returned"])
-        fresh._num_trained = state["trained"]
-        fresh._last_step = state["last_step"]
-        fresh.drop_reasons = Counter(state["drop_reasons"])
-        fresh.hand_back_reasons = Counter(state["hand_back_reasons"])
-        self.__dict__ = fresh.__dict__
+        returned.extend((epoch, index, attempts) for epoch, index, attempts in state["returned"])
+        self._epoch, self._cursor = state["epoch"], 0
+        self._order = np.frombuffer(state["order"], dtype="<i4").astype(np.int32)
+        self._returned, self._entries, self._num_in = returned, entries, Counter()
+        self._num_in["scored"] = len(entries)
+        self._num_trained, self._last_step = state["trained"], state["last_step"]
+        self.drop_reasons = Counter(state["drop_reasons"])
+        self.hand_back_reasons = Counter(state["hand_back_reasons"])
 
     # Inside
 
@@ -276,8 +234,6 @@ class Ledger:
 
     def _move(self, lease_id: str, source: State, target: State) -> None:
         entry = self._expect(lease_id, source)
-        if source == "leased":
-            self._forget_owner(entry.lease)
         entry.state = target
         self._num_in[source] -= 1
         self._num_in[target] += 1
@@ -286,17 +242,9 @@ class Ledger:
         entry = self._entries.get(lease_id)
         if entry is None:
             raise LedgerError(f"lease {lease_id} is not held: it was trained, dropped or handed back, or never leased")
-        if entry.state == "leased":
-            self._forget_owner(entry.lease)
         self._num_in[entry.state] -= 1
         del self._entries[lease_id]
         return entry
-
-    def _forget_owner(self, lease: Lease) -> None:
-        owned = self._leased_by[lease.owner]
-        del owned[lease.lease_id]
-        if not owned:
-            del self._leased_by[lease.owner]
 
 
 def admissible(

@@ -395,7 +395,7 @@ class GRPO(Algorithm):
     def training_step(self) -> None:
         if self._elastic:
             self._elastic.watch(learners_wait=self._pending is None)
-        self._source.admit(self.num_admissible(), policy_version=self.policy_version)
+        self._source.admit(self.num_admissible())
         self._begin_step()
         self._stop_if_asked()
         outcomes = self.runners.poll(POLL_S, self._pending[0].refs if self._pending else [])

@@ -9,7 +9,6 @@ Stage 1 and the GRPO loop both sample in this way; how many groups may be out, a
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from typing import Generic, TypeVar
@@ -58,7 +57,7 @@ class GroupSource(Generic[T]):
         """Groups that wait for their rewards."""
         return len(self._scoring)
 
-    def admit(self, at_most: int, *, policy_version: int = 0) -> None:
+    def admit(self, at_most: int) -> None:
         """Starts up to `at_most` further groups, each on the ready runner with the least work."""
         if self._failures.too_many:
             return
@@ -66,9 +65,7 @@ class GroupSource(Generic[T]):
             runner_id = self._runners.idle_slot()
             if runner_id is None:
                 return
-            lease = self.ledger.lease(
-                policy_version=policy_version, owner=str(runner_id), now_s=time.monotonic(), timeout_s=self._timeout_s
-            )
+            lease = self.ledger.lease()
             self._runners.submit(
                 runner_id,
                 lease.lease_id,

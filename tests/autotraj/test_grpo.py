@@ -212,7 +212,7 @@ def test_without_variance_no_step_is_waited_for_and_none_is_called_complete(
             assert 0 < algo.ledger.drop_reasons["no_variance"] < 38
             assert latest_checkpoint(Path(config.run_dir)) == Path(config.run_dir) / "checkpoints/step-000000"
 
-            broken = algo.ledger.lease(policy_version=0, owner="1", now_s=time.monotonic(), timeout_s=600.0)
+            broken = algo.ledger.lease()
             trajectory = Trajectory(
                 task_id=broken.task.id, index=0, prompt_ids=np.ones(1, np.int32), response_ids=np.ones(1, np.int32),
                 loss_mask=np.ones(1, np.bool_), logprobs=np.full(1, np.nan, np.float32), segments=(), turns=(), text="x",

@@ -141,7 +141,7 @@ def test_a_reward_that_is_no_number_is_told_with_its_term(number: float) -> None
     with pytest.raises(RewardNotFinite, match=r"^the reward of trajectory \d of task a is "):
         Scorer(broken, Service([0.0, 1.0, 2.0, 3.0]), mask_results=True, required=True).score(GROUP)
     ledger = Ledger([GROUP.task], seed=0, max_attempts=3)
-    lease = ledger.lease(policy_version=0, owner="1", now_s=0.0, timeout_s=60.0)
+    lease = ledger.lease()
     source = GroupSource(
         ledger,
         cast(RunnerPool, None),  # nothing is admitted

@@ -22,12 +22,8 @@ def make_ledger(num_tasks=4, **kwargs):
     return Ledger(make_tasks(num_tasks), seed=7, **kwargs)
 
 
-def lease(ledger, owner="a", now_s=0.0, timeout_s=10.0):
-    return ledger.lease(policy_version=0, owner=owner, now_s=now_s, timeout_s=timeout_s)
-
-
 def scored(ledger):
-    item = lease(ledger)
+    item = ledger.lease()
     ledger.finish(item.lease_id)
     ledger.score(item.lease_id)
     return item
@@ -35,21 +31,20 @@ def scored(ledger):
 
 def test_every_epoch_has_all_tasks_once_in_an_order_of_its_own():
     ledger = make_ledger(50)
-    epochs = [[lease(ledger).task.id for _ in range(50)] for _ in range(3)]
+    epochs = [[ledger.lease().task.id for _ in range(50)] for _ in range(3)]
     assert all(sorted(ids) == sorted(t.id for t in make_tasks(50)) for ids in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
     assert ledger.epoch == 2
     again = make_ledger(50)
-    assert [lease(again).task.id for _ in range(50)] == epochs[0]
+    assert [again.lease().task.id for _ in range(50)] == epochs[0]
 
 
 def test_the_way_of_a_group():
     ledger = make_ledger(4)
-    item = lease(ledger)
-    assert (item.epoch, item.attempt, item.deadline_s) == (0, 1, 10.0)
+    item = ledger.lease()
+    assert (item.epoch, item.attempt) == (0, 1)
     ledger.finish(item.lease_id)
     ledger.score(item.lease_id)
-    assert ledger.leases("scored") == [item]
     ledger.train([item.lease_id], step=1)
     assert ledger.state_of(item.lease_id) is None
     counts = ledger.counts()
@@ -59,7 +54,7 @@ def test_the_way_of_a_group():
 
 def test_wrong_transitions_are_named():
     ledger = make_ledger()
-    item = lease(ledger)
+    item = ledger.lease()
     with pytest.raises(LedgerError, match="should be finished, but is leased"):
         ledger.score(item.lease_id)
     ledger.finish(item.lease_id)
@@ -77,7 +72,7 @@ def test_wrong_transitions_are_named():
 def test_a_step_trains_all_or_nothing_and_only_once():
     ledger = make_ledger()
     first, second = scored(ledger), scored(ledger)
-    unscored = lease(ledger)
+    unscored = ledger.lease()
     with pytest.raises(LedgerError, match="should be scored, but is leased"):
         ledger.train([first.lease_id, unscored.lease_id], step=1)
     with pytest.raises(LedgerError, match="names a lease twice"):
@@ -91,72 +86,51 @@ def test_a_step_trains_all_or_nothing_and_only_once():
 
 def test_a_handed_back_task_comes_first_and_is_dropped_in_the_end():
     ledger = make_ledger(4, max_attempts=2)
-    item = lease(ledger)
-    lease(ledger)
+    item = ledger.lease()
+    ledger.lease()
     assert ledger.hand_back(item.lease_id, "stale")
-    again = lease(ledger)
+    again = ledger.lease()
     assert again.task == item.task
     assert again.attempt == 2
     assert again.lease_id != item.lease_id
     assert not ledger.hand_back(again.lease_id, "stale")
     assert ledger.drop_reasons == {"stale": 1}
     assert ledger.hand_back_reasons == {"stale": 1}
-    assert {lease(ledger).task.id for _ in range(2)}.isdisjoint({item.task.id})
-
-
-def test_expired_leases_are_handed_back_but_finished_ones_are_not():
-    ledger = make_ledger(4)
-    slow, fast, later = lease(ledger, timeout_s=5), lease(ledger, timeout_s=5), lease(ledger, timeout_s=50)
-    ledger.finish(fast.lease_id)
-    assert ledger.expire(5.0) == []  # the deadline itself is still in time
-    assert ledger.expire(5.1) == [slow]
-    assert ledger.expire(5.1) == []
-    assert ledger.state_of(later.lease_id) == "leased"
-    with pytest.raises(LedgerError):
-        ledger.finish(slow.lease_id)  # its result comes too late
-    assert lease(ledger).task == slow.task
-
-
-def test_a_dead_owner_loses_its_leases_only():
-    ledger = make_ledger(5)
-    mine = [lease(ledger, owner="a") for _ in range(3)]
-    other = lease(ledger, owner="b")
-    ledger.finish(mine[0].lease_id)
-    assert ledger.release_owner("a") == mine[1:]
-    assert ledger.release_owner("a") == []
-    assert ledger.state_of(mine[0].lease_id) == "finished"
-    assert ledger.state_of(other.lease_id) == "leased"
-    assert [lease(ledger).task for _ in range(2)] == [m.task for m in mine[1:]]
+    assert {ledger.lease().task.id for _ in range(2)}.isdisjoint({item.task.id})
 
 
 def test_restore_keeps_what_is_held_and_leases_the_rest_again():
     ledger = make_ledger(6)
     held, lost = scored(ledger), scored(ledger)
-    finished = lease(ledger)
+    finished = ledger.lease()
     ledger.finish(finished.lease_id)
-    in_flight = lease(ledger)
+    in_flight = ledger.lease()
     rest = {t.id for t in make_tasks(6)} - {i.task.id for i in (held, lost, finished, in_flight)}
     state = msgpack.unpackb(msgpack.packb(ledger.state()))
 
     restored = make_ledger(6)
     restored.restore(state, held=[held.lease_id])
+    earlier = {**state, "in_flight": [[*row[:3], 0, row[3]] for row in state["in_flight"]]}  # of an earlier version
+    also = make_ledger(6)
+    also.restore(earlier, held=[held.lease_id])
+    assert also.state() == restored.state()
     assert restored.state_of(held.lease_id) == "scored"
-    assert [lease(restored).task for _ in range(3)] == [lost.task, finished.task, in_flight.task]
-    assert {lease(restored).task.id for _ in range(2)} == rest
+    assert [restored.lease().task for _ in range(3)] == [lost.task, finished.task, in_flight.task]
+    assert {restored.lease().task.id for _ in range(2)} == rest
     assert restored.epoch == 0
     restored.train([held.lease_id], step=1)
     # The epochs after it are those of an uninterrupted run.
     assert restored.counts().pending == 0
     fresh = make_ledger(6)
     for _ in range(6):
-        lease(fresh)
-    assert [lease(restored).task for _ in range(6)] == [lease(fresh).task for _ in range(6)]
+        fresh.lease()
+    assert [restored.lease().task for _ in range(6)] == [fresh.lease().task for _ in range(6)]
 
 
 def test_a_restore_is_not_an_attempt():
     ledger = make_ledger(2, max_attempts=1)
     for _ in range(3):
-        item = lease(ledger)
+        item = ledger.lease()
         assert item.attempt == 1
         ledger.restore(ledger.state())
     assert ledger.counts().pending == 2
@@ -181,11 +155,10 @@ def test_thousands_of_operations_a_second():
     ledger = make_ledger(20_000)
     start = time.process_time()
     for step in range(200):
-        items = [lease(ledger, now_s=step) for _ in range(100)]
+        items = [ledger.lease() for _ in range(100)]
         for item in items:
             ledger.finish(item.lease_id)
             ledger.score(item.lease_id)
-        ledger.expire(step)
         ledger.counts()
         ledger.train([item.lease_id for item in items], step)
     assert time.process_time() - start < 4.0  # 20,000 groups; about 0.2 s
@@ -218,7 +191,6 @@ class LedgerMachine(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         self.ledger = Ledger(make_tasks(3), seed=1, max_attempts=MAX_ATTEMPTS)
-        self.now_s = 0.0
         self.step = 0
         self.place = {}  # (epoch, task id) → state; absent while it was never leased
         self.live = {}  # lease id → Lease
@@ -239,10 +211,10 @@ class LedgerMachine(RuleBasedStateMachine):
     def any_in(self, *states):
         return any(self.place[self.uid(i)] in states for i in self.live.values())
 
-    @rule(owner=st.sampled_from("ab"), timeout_s=st.integers(1, 5))
-    def lease(self, owner, timeout_s):
+    @rule()
+    def lease(self):
         returned = {u for u, p in self.place.items() if p == "pending"}
-        item = self.ledger.lease(policy_version=self.step, owner=owner, now_s=self.now_s, timeout_s=timeout_s)
+        item = self.ledger.lease()
         uid = self.uid(item)
         assert uid in returned if returned else uid not in self.place
         assert item.lease_id not in self.live
@@ -291,22 +263,6 @@ class LedgerMachine(RuleBasedStateMachine):
         waits = self.ledger.hand_back(item.lease_id, "reason")
         self.give_back(item)
         assert waits == (self.place[self.uid(item)] == "pending")
-
-    @rule(passed_s=st.integers(1, 4))
-    def expire(self, passed_s):
-        self.now_s += passed_s
-        due = [i for i in self.live.values() if self.place[self.uid(i)] == "leased" and i.deadline_s < self.now_s]
-        expired = self.ledger.expire(self.now_s)
-        assert {i.lease_id for i in expired} == {i.lease_id for i in due}
-        for item in due:
-            self.give_back(item)
-
-    @rule(owner=st.sampled_from("ab"))
-    def owner_dies(self, owner):
-        due = [i for i in self.live.values() if self.place[self.uid(i)] == "leased" and i.owner == owner]
-        assert self.ledger.release_owner(owner) == due
-        for item in due:
-            self.give_back(item)
 
     @rule(data=st.data())
     def crash_and_restore(self, data):
