@@ -67,6 +67,11 @@ class EngineConfig(Section):
         """GPUs that the engine takes."""
         return self.tensor_parallel_size if self.device == "gpu" else 0
 
+    @property
+    def weights_dtype(self) -> str:
+        """What `dtype` comes to; "auto": the checkpoint's own."""
+        return "float32" if self.device == "cpu" and self.dtype == "auto" else self.dtype
+
     @model_validator(mode="after")
     def _no_contradictions(self) -> "EngineConfig":
         if self.device == "cpu" and self.weight_transfer == "nccl":

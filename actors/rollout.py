@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import logging
-import os
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import ray
@@ -21,7 +19,8 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.env.env_runner import EnvRunner
 
 from actors.config import RolloutSettings
-from actors.engine.protocol import EngineDead, UpdateReport
+from actors.engine.follow import EngineFollower
+from actors.engine.protocol import UpdateReport
 from actors.engine.vllm import VLLMEngine
 from actors.metrics import EngineMetrics
 from actors.repair.attempts import on_engine, repair_all
@@ -32,15 +31,8 @@ from models.weight_update import WeightUpdate
 from trajectory.chat import load_tokenizer
 from trajectory.types import Group, Task, ToolCall, ToolResult
 
-logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
-
 REPORT_EVERY_S = 2.0
 """Between two looks of the metrics at what was sampled; Ray sends them on every ten seconds."""
-
-EXIT_DELAY_S = 1.0
-"""From the engine's death to the actor's: long enough for every call in flight to be answered with its cause."""
 
 
 class RolloutActor(EnvRunner):
@@ -54,11 +46,11 @@ class RolloutActor(EnvRunner):
         super().__init__(config=config, **kwargs)
         self._settings: RolloutSettings = config.rollout_settings
         self._engine = VLLMEngine(self._settings.engine, seed=(config.seed or 0) + self.worker_index)
+        self._follower = EngineFollower(self._engine, repr(self))
         self._tools: Tools | None = None
         self._sampler: Sampler | None = None
         self._attempt_repair: AttemptFn | None = None
         self._starting: asyncio.Task[None] | None = None
-        self._ending = False
         self._metrics = EngineMetrics(str(self.worker_index))
         self._reporting: asyncio.Task[None] | None = None
 
@@ -75,7 +67,7 @@ class RolloutActor(EnvRunner):
 
     async def rollout_group(self, lease_id: str, task: Task, seed: int) -> Group:
         """`rollout.group_size` siblings for `task`. Raises EngineDead."""
-        return await self._on_engine(
+        return await self._follower.result(
             self._running().sample_group(
                 task, lease_id=lease_id, group_size=self._settings.rollout.group_size, seed=seed
             )
@@ -83,7 +75,7 @@ class RolloutActor(EnvRunner):
 
     async def evaluate(self, tasks: Sequence[Task], num_samples: int, temperature: float, seed: int) -> list[Group]:
         """One group of `num_samples` a task, in the order of `tasks`; temperature 0 is greedy. Raises EngineDead."""
-        return await self._on_engine(
+        return await self._follower.result(
             self._running().evaluate(tasks, num_samples=num_samples, temperature=temperature, seed=seed)
         )
 
@@ -99,7 +91,7 @@ class RolloutActor(EnvRunner):
             )
         settings = self._settings
         assert settings.repair is not None
-        return await self._on_engine(
+        return await self._follower.result(
             repair_all(
                 requests,
                 seed,
@@ -129,7 +121,7 @@ class RolloutActor(EnvRunner):
             self._metrics.weights_taken(report, fetched - begun)
             return report
         finally:
-            self._follow_engine()
+            self._follower.look()
 
     async def init_weight_transfer(self, init_info: dict[str, Any]) -> None:
         """Join the learner's NCCL group; `init_info` as vLLM's `NCCLWeightTransferInitInfo`.
@@ -159,7 +151,7 @@ class RolloutActor(EnvRunner):
 
     async def shutdown(self) -> None:
         """Stop the engine and hang up on the sandbox."""
-        self._ending = True
+        self._follower.stop()
         if self._reporting is not None:
             self._reporting.cancel()
         await self._engine.shutdown()
@@ -228,23 +220,3 @@ class RolloutActor(EnvRunner):
         if self._sampler is None:
             raise RuntimeError(f"{self!r} was asked before start() returned")
         return self._sampler
-
-    async def _on_engine(self, work: Awaitable[T]) -> T:
-        """What `work` gives. Raises EngineDead if the engine is dead by then.
-
-        The episodes of a dead engine end at once, each with an error as data. Handed over, those would count as failures
-        of their tasks, and the actor would get the next tasks for as long as it lives."""
-        try:
-            result = await work
-        finally:
-            self._follow_engine()
-        if cause := self._engine.cause_of_death:
-            raise EngineDead(f"the vLLM engine is dead: {cause}")
-        return result
-
-    def _follow_engine(self) -> None:
-        """End this process soon if its engine is dead."""
-        if self._engine.cause_of_death and not self._ending:
-            self._ending = True
-            logger.error("%r ends: the engine is dead: %s", self, self._engine.cause_of_death)
-            asyncio.get_running_loop().call_later(EXIT_DELAY_S, os._exit, 1)

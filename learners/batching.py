@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.layout import Layout, lay_out, score_positions
+from models.packing import assign
 from trajectory.types import Trajectory
 
 
@@ -128,74 +129,6 @@ def pack(
     shortest = min(samples, key=len)
     filler = replace(shortest, mask=np.zeros_like(shortest.mask), advantage=0.0)
     return [[tuple(samples[i] for i in bin_) or (filler,) for bin_ in bins] for bins in shares]
-
-
-def assign(
-    sizes: Sequence[int], token_budget: int, world_size: int = 1, *, padded: bool = True
-) -> list[list[tuple[int, ...]]]:
-    """Which items go together into a micro-batch, and on which rank.
-
-    Args:
-        sizes: tokens of each item of the batch, in an order all ranks agree on.
-        token_budget: most tokens in a micro-batch. With `padded`, items × longest counts (right-padded rectangles, so
-            neighbours in length go together); otherwise the sum of sizes (first-fit decreasing).
-        world_size: number of ranks.
-
-    Returns:
-        One list of micro-batches (tuples of indices) a rank, all of the same length ≥ 1 (ZeRO's collectives need that),
-        each item exactly once. An empty micro-batch is a place to fill with something that doesn't count. Ranks' token
-        counts differ by at most the longest item's.
-
-    Raises:
-        ValueError: no items, or one is larger than the budget.
-    """
-    if not sizes:
-        raise ValueError("no samples to pack")
-    if max(sizes) > token_budget:
-        raise ValueError(
-            f"a sample of {max(sizes)} tokens exceeds micro_batch_tokens={token_budget}; raise that setting"
-        )
-    shares: list[list[int]] = [[] for _ in range(world_size)]
-    loads = [0] * world_size
-    for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):  # longest first to the least loaded rank
-        rank = loads.index(min(loads))
-        shares[rank].append(i)
-        loads[rank] += sizes[i]
-    fit = _fit_padded if padded else _fit_packed
-    ranks = [fit(share, sizes, token_budget) for share in shares]
-    count = max(map(len, ranks))
-    for bins in ranks:
-        while len(bins) < count:
-            widest = max(bins, key=len, default=[])
-            if len(widest) > 1:
-                bins.remove(widest)
-                bins += [widest[::2], widest[1::2]]
-            else:
-                bins.append([])
-    return [[tuple(b) for b in bins] for bins in ranks]
-
-
-def _fit_padded(by_size: Sequence[int], sizes: Sequence[int], token_budget: int) -> list[list[int]]:
-    bins: list[list[int]] = []
-    for i in by_size:
-        if bins and (len(bins[-1]) + 1) * sizes[bins[-1][0]] <= token_budget:
-            bins[-1].append(i)
-        else:
-            bins.append([i])
-    return bins
-
-
-def _fit_packed(by_size: Sequence[int], sizes: Sequence[int], token_budget: int) -> list[list[int]]:
-    bins: list[list[int]] = []
-    room: list[int] = []
-    for i in by_size:
-        place = next((k for k, free in enumerate(room) if free >= sizes[i]), len(bins))
-        if place == len(bins):
-            bins.append([])
-            room.append(token_budget)
-        bins[place].append(i)
-        room[place] -= sizes[i]
-    return bins
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

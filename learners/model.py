@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoConfig
 
 from learners import adapters
 from learners.config import LearnerConfig
 from models import attention, scalar, separation
 from models.forward import hidden_at
+from models.load import load
 
 logger = logging.getLogger(__name__)
 
@@ -48,24 +49,18 @@ def load_model(path: str, config: LearnerConfig, device: torch.device) -> TokenL
     attention.register()
     if config.head == "scalar":
         hf_config.num_labels = 1
-        hf_config.get_text_config().pad_token_id = scalar.padding_token(path, hf_config.get_text_config())
-    kind = AutoModelForCausalLM if config.head == "lm" else AutoModelForSequenceClassification
-    lm = kind.from_pretrained(
-        path,
-        config=hf_config,
-        dtype=training_dtype(config, device),
-        attn_implementation="eager",
-    ).to(device)
+    loaded = load(path, head=config.head, dtype=_dtype(config), device=device, config=hf_config)
+    lm = loaded.model
     notes = []
-    if plain := attention.use_sdpa(lm):
+    if loaded.plain:
         if config.attention != "auto":
             raise ValueError(
-                f"{path}: attention={config.attention!r} isn't there for {type(lm).__name__}: {plain}; set 'auto'"
+                f"{path}: attention={config.attention!r} isn't there for {type(lm).__name__}: {loaded.plain}; set 'auto'"
             )
         varlen = False
         notes.append(
             f"{path}: attention is computed by transformers' own code, which takes time and memory for each pair of tokens, "
-            f"as this is a {type(lm).__name__}: {plain}"
+            f"as this is a {type(lm).__name__}: {loaded.plain}"
         )
     elif varlen and (fault := _packing_fault(lm, path, config)):
         varlen = False
@@ -74,8 +69,6 @@ def load_model(path: str, config: LearnerConfig, device: torch.device) -> TokenL
         )
     if not varlen and (fault := separation.fault(lm, packed=False)):
         raise ValueError(f"{path}: {type(lm).__name__} can't be trained on batches of padded sequences: {fault}")
-    if config.head == "scalar":
-        scalar.use_float32_head(lm)
     if config.lora is not None:
         adapters.inject(lm, config.lora)
     model: TokenLogprobs | SequenceScores
@@ -91,11 +84,8 @@ def load_model(path: str, config: LearnerConfig, device: torch.device) -> TokenL
     return model.to(device).train()
 
 
-def training_dtype(config: LearnerConfig, device: torch.device) -> torch.dtype:
-    """`config.dtype` with `auto` resolved for `device`."""
-    if config.dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+def _dtype(config: LearnerConfig) -> torch.dtype:
+    return torch.bfloat16 if config.in_bfloat16 else torch.float32
 
 
 def _use_varlen(config: LearnerConfig, hf_config: Any, device: torch.device) -> bool:
@@ -106,7 +96,7 @@ def _use_varlen(config: LearnerConfig, hf_config: Any, device: torch.device) -> 
         return config.attention == "varlen"
     available = attention.is_available(
         device,
-        training_dtype(config, device),
+        _dtype(config),
         num_heads=hf_config.num_attention_heads,
         num_kv_heads=getattr(hf_config, "num_key_value_heads", None) or hf_config.num_attention_heads,
         head_dim=getattr(hf_config, "head_dim", None) or hf_config.hidden_size // hf_config.num_attention_heads,

@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from learners.config import LearnerConfig
-from learners.model import training_dtype
 
 BUCKET_ELEMENTS = 500_000_000
 """Gradients are reduced in buckets of at most this many elements: DeepSpeed's own default."""
@@ -57,7 +56,7 @@ def wrap(model: nn.Module, config: LearnerConfig, device: torch.device, *, froze
 
     # On CPU this op would be compiled (102 s, and a failure without a compiler); gloo does the same work.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    bf16 = training_dtype(config, device) == torch.bfloat16
+    bf16 = config.in_bfloat16
     guarded = config.zero_stage == 0 and not bf16
     num_elements = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())
     settings = {

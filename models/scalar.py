@@ -38,7 +38,9 @@ def use_float32_head(model: Any) -> None:
     """Make the scalar head of `model` compute in float32, in place. Raises ValueError if it has no linear head."""
     score = getattr(model, HEAD, None)
     if not isinstance(score, nn.Linear):
-        raise ValueError(f"{type(model).__name__} has no linear layer {HEAD!r}; head='scalar' needs one")
+        raise ValueError(
+            f"{type(model).__name__} has no linear layer {HEAD!r}, which a reward model (head='scalar') needs"
+        )
     head = _Float32Head(score.in_features, score.out_features, score.bias is not None, device="meta")
     head.weight, head.bias = score.weight, score.bias
     setattr(model, HEAD, head)

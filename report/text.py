@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 
 from report.data import StageResult, Summary
+from trajectory.markup import shortened
 
 SPACE = "\u00a0"  # between a number and its unit: no line break
 
@@ -31,10 +32,7 @@ def cut(text: str, limit: int) -> str:
     # What can't be shown anyway is left out first, so that the work is bounded; spelling out makes text longer.
     shown = visible(text[:limit] + text[-limit:] if left_out else text)
     left_out += max(0, len(shown) - limit)
-    if not left_out:
-        return shown
-    head, tail = shown[: (limit + 1) // 2], shown[len(shown) - limit // 2 :]
-    return f"{head}\n[… {count(left_out)} characters left out …]\n{tail}"
+    return shortened(shown, limit, f"[… {count(left_out)} characters left out …]")
 
 
 def percent(value: float | None, digits: int = 1) -> str:

@@ -57,12 +57,18 @@ def load_tokenizer(path: str) -> Tokenizer:
     return tokenizer
 
 
+def prompt_messages(question: str, system_prompt: str) -> list[dict[str, str]]:
+    """The conversation that a question begins; an empty `system_prompt` sends no system message."""
+    system = [{"role": "system", "content": system_prompt}] if system_prompt else []
+    return [*system, {"role": "user", "content": question}]
+
+
 def render_prompt(tokenizer: Tokenizer, question: str, system_prompt: str) -> list[int]:
     """Token ids of the prompt (P,), generation prompt included. An empty `system_prompt` sends no system message.
 
     Raises ValueError if the tokenizer has no chat template or its template refuses these messages.
     """
-    return render_messages(tokenizer, _messages(question, system_prompt))
+    return render_messages(tokenizer, prompt_messages(question, system_prompt))
 
 
 def render_messages(tokenizer: Tokenizer, messages: Sequence[dict[str, str]]) -> list[int]:
@@ -85,7 +91,7 @@ def prompt_opening(tokenizer: Tokenizer, system_prompt: str) -> str:
 
     Raises ValueError for a template that opens another tag of the grammar, and as `render_prompt` does.
     """
-    prompt = _render(tokenizer, _messages(_PROBE_QUESTION, system_prompt), add_generation_prompt=True)
+    prompt = _render(tokenizer, prompt_messages(_PROBE_QUESTION, system_prompt), add_generation_prompt=True)
     tail = prompt.rpartition(_PROBE_QUESTION)[2]
     blocks = markup.parse(tail)
     if not blocks or (last := blocks[-1]).closed or last.end != len(tail):
@@ -104,7 +110,7 @@ def without_opening(reply: str, opening: str) -> str:
 
 def check_template(tokenizer: Tokenizer, system_prompt: str) -> None:
     """Raises ValueError, with the remedy, for a chat template from which no episode can begin as it is meant to."""
-    prompt = _render(tokenizer, _messages(_PROBE_QUESTION, system_prompt), add_generation_prompt=True)
+    prompt = _render(tokenizer, prompt_messages(_PROBE_QUESTION, system_prompt), add_generation_prompt=True)
     shown = " ".join(prompt.split())
     if " ".join(_PROBE_QUESTION.split()) not in shown:
         raise ValueError("the chat template leaves out the user's message; set another tokenizer.chat_template")
@@ -122,7 +128,7 @@ def check_append_only(tokenizer: Tokenizer, system_prompt: str) -> None:
     Raises ValueError, with the first difference. Episodes and our own training never render a reply, so they do without;
     a trainer that renders `messages` by such a template learns from something else than what was sampled.
     """
-    messages = _messages(_PROBE_QUESTION, system_prompt)
+    messages = prompt_messages(_PROBE_QUESTION, system_prompt)
     prompt = _render(tokenizer, messages, add_generation_prompt=True)
     reply = {"role": "assistant", "content": _PROBE_REPLY}
     full = _render(tokenizer, [*messages, reply], add_generation_prompt=False)
@@ -142,11 +148,6 @@ def check_append_only(tokenizer: Tokenizer, system_prompt: str) -> None:
             f"changes from {prompt_ids[at]} ({tokenizer.decode([prompt_ids[at]])!r}) to {full_ids[at]} "
             f"({tokenizer.decode([full_ids[at]])!r})"
         )
-
-
-def _messages(question: str, system_prompt: str) -> list[dict[str, str]]:
-    system = [{"role": "system", "content": system_prompt}] if system_prompt else []
-    return [*system, {"role": "user", "content": question}]
 
 
 def _render(tokenizer: Tokenizer, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:

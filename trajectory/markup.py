@@ -189,9 +189,15 @@ def render_result(output: str, max_chars: int) -> str:
     Of an escaped output longer than `max_chars` characters the first and last halves are kept, with a note between.
     """
     body = escape(output).strip("\n")
-    if len(body) > max_chars:
-        head, tail = (max_chars + 1) // 2, max_chars // 2
-        # The note stands on a line of its own, so that no tag can form across the cut.
-        note = f"\n[... {len(body) - max_chars} characters left out ...]\n"
-        body = body[:head] + note + body[len(body) - tail :]
-    return f"\n<result>\n{body}\n</result>\n"
+    return f"\n<result>\n{shortened(body, max_chars)}\n</result>\n"
+
+
+def shortened(text: str, max_chars: int, note: str | None = None) -> str:
+    """Of a text longer than `max_chars` characters the first and last halves, with a note of what is left out between.
+
+    The note stands on a line of its own, so that no tag can form across the cut.
+    """
+    if len(text) <= max_chars:
+        return text
+    head, tail = text[: (max_chars + 1) // 2], text[len(text) - max_chars // 2 :]
+    return f"{head}\n{note or f'[... {len(text) - max_chars} characters left out ...]'}\n{tail}"

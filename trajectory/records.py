@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from storage.whole import replacing
 from trajectory import markup
-from trajectory.chat import Tokenizer, encode, prompt_opening, render_messages, without_opening
+from trajectory.chat import Tokenizer, encode, prompt_messages, prompt_opening, render_messages, without_opening
 
 Message = dict[str, str]
 
@@ -37,11 +37,6 @@ class Encoded:
     prompt_ids: NDArray[np.int32]  # (P,)
     response_ids: NDArray[np.int32]  # (T,)
     mask: NDArray[np.bool_]  # (T,) True on the model's own tokens
-
-
-def prompt_messages(question: str, system_prompt: str) -> list[Message]:
-    system = [{"role": "system", "content": system_prompt}] if system_prompt else []
-    return [*system, {"role": "user", "content": question}]
 
 
 def sft_record(question: str, response: str, system_prompt: str, **extra: Any) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def start_engine(config: EngineConfig, seed: int) -> Any:
     on_cpu = config.device == "cpu"
     arguments = AsyncEngineArgs(
         model=config.model,
-        dtype="float32" if on_cpu and config.dtype == "auto" else config.dtype,
+        dtype=config.weights_dtype,
         seed=seed,
         max_model_len=config.max_model_len,
         max_num_seqs=config.max_num_seqs,

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import logging
-import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from actors.config import RepairSettings
-from actors.engine.protocol import EngineDead
+from actors.engine.follow import EngineFollower
 from actors.engine.vllm import VLLMEngine
 from actors.repair.attempts import on_engine, repair_all
 from actors.repair.endpoint import Endpoint, on_endpoint
@@ -23,11 +21,6 @@ from actors.sampler import Sampler
 from actors.tools import Tools
 from trajectory.chat import encode, load_tokenizer
 from trajectory.types import ToolCall, ToolResult
-
-logger = logging.getLogger(__name__)
-
-EXIT_DELAY_S = 1.0
-"""From the engine's death to the actor's: long enough for every call in flight to be answered with its cause."""
 
 
 class RepairActor:
@@ -40,13 +33,13 @@ class RepairActor:
         self._settings = settings
         self._index = index
         self._engine: VLLMEngine | None = None
+        self._follower: EngineFollower | None = None
         self._endpoint: Endpoint | None = None
         self._sampler: Sampler | None = None
         self._tools: Tools | None = None
         self._attempt: AttemptFn | None = None
         self._encode: Callable[[str], list[int]] | None = None
         self._starting: asyncio.Task[None] | None = None
-        self._ending = False
         self._counts: Counter[str] = Counter()
 
     def __repr__(self) -> str:
@@ -68,20 +61,16 @@ class RepairActor:
         Raises EngineDead: results of a dead engine say nothing of the requests."""
         if self._attempt is None:
             raise RuntimeError(f"{self!r} was asked before start() returned")
-        try:
-            results = await repair_all(
-                requests,
-                seed,
-                attempt=self._attempt,
-                config=self._settings.repair,
-                quality_config=self._settings.quality,
-                reward_config=self._settings.reward,
-                encode=self._encode,
-            )
-        finally:
-            self._follow_engine()
-        if self._engine is not None and self._engine.cause_of_death:
-            raise EngineDead(f"the vLLM engine is dead: {self._engine.cause_of_death}")
+        work = repair_all(
+            requests,
+            seed,
+            attempt=self._attempt,
+            config=self._settings.repair,
+            quality_config=self._settings.quality,
+            reward_config=self._settings.reward,
+            encode=self._encode,
+        )
+        results = await (self._follower.result(work) if self._follower else work)
         for result in results:
             self._counts["requests"] += 1
             self._counts["accepted"] += result.accepted is not None
@@ -106,8 +95,8 @@ class RepairActor:
 
     async def shutdown(self) -> None:
         """Stop the engine or hang up on the endpoint, and on the sandbox."""
-        self._ending = True
-        if self._engine is not None:
+        if self._engine is not None and self._follower is not None:
+            self._follower.stop()
             await self._engine.shutdown()
         if self._endpoint is not None:
             await self._endpoint.close()
@@ -143,6 +132,7 @@ class RepairActor:
             return
         assert config.engine is not None
         self._engine = VLLMEngine(config.engine, seed=self._index)
+        self._follower = EngineFollower(self._engine, repr(self))
         await self._engine.start()
         tokenizer = await asyncio.to_thread(load_tokenizer, config.engine.model)
         self._sampler = Sampler(
@@ -158,10 +148,3 @@ class RepairActor:
     async def _call_tool(self, call: ToolCall, timeout_s: float) -> ToolResult:
         assert self._tools is not None, "connected by start()"
         return await self._tools.call(call, timeout_s)
-
-    def _follow_engine(self) -> None:
-        """End this process soon if its engine is dead."""
-        if self._engine is not None and self._engine.cause_of_death and not self._ending:
-            self._ending = True
-            logger.error("%r ends: the engine is dead: %s", self, self._engine.cause_of_death)
-            asyncio.get_running_loop().call_later(EXIT_DELAY_S, os._exit, 1)

@@ -24,8 +24,8 @@ from actors.config import EndpointConfig, EpisodeConfig
 from actors.engine.protocol import EngineError, Generation
 from actors.repair.types import AttemptFn
 from trajectory import markup
-from trajectory.chat import Tokenizer, encode
-from trajectory.records import Message, prompt_messages
+from trajectory.chat import Tokenizer, encode, prompt_messages
+from trajectory.records import Message
 from trajectory.types import Task, Trajectory
 
 CONTINUE = "Continue."

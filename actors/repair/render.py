@@ -24,7 +24,7 @@ def render_repair_prompt(request: RepairRequest, config: RepairConfig) -> str:
         problems = "\n".join(f"- {describe(name, request.quality)}" for name in request.problems or (NO_FLAW,))
     parts = {
         "question": request.task.question,
-        "trajectory": _shortened(markup.quote(request.trajectory.text), config.max_trajectory_chars),
+        "trajectory": markup.shortened(markup.quote(request.trajectory.text), config.max_trajectory_chars),
         "problems": markup.quote(problems),
     }
     template = config.right_prompt if request.correct else config.wrong_prompt
@@ -60,11 +60,3 @@ _SENTENCES: dict[str, str] = {
     "no_boxed_answer": "Its <answer> has no \\boxed{} with the final answer.",
     "malformed": "It ended in markup that can't be continued.",
 }
-
-
-def _shortened(text: str, max_chars: int) -> str:
-    if len(text) <= max_chars:
-        return text
-    head, tail = (max_chars + 1) // 2, max_chars // 2
-    # The note stands on a line of its own, so that no tag can form across the cut.
-    return f"{text[:head]}\n[... {len(text) - max_chars} characters left out ...]\n{text[len(text) - tail :]}"

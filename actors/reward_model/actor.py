@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.config import ScorerConfig
+from models.packing import padded_batches
 from storage.objects import fetch
 
 if TYPE_CHECKING:
@@ -212,7 +213,7 @@ class RewardModelActor:
             except ValueError as error:
                 _fail(call, error)
         values = np.zeros(len(entries), np.float32)
-        for batch in batches_by_length([len(ids) for _, ids in entries], self._config.micro_batch_tokens):
+        for batch in padded_batches([len(ids) for _, ids in entries], self._config.micro_batch_tokens):
             wanted = [i for i in batch if not entries[i][0].answer.done()]  # the others' callers have gone
             if not wanted:
                 continue
@@ -242,20 +243,6 @@ class RewardModelActor:
             self._counts["sequences"] += len(lengths)
             self._counts["tokens"] += sum(lengths)
             self._counts["padded_tokens"] += len(lengths) * max(lengths)
-
-
-def batches_by_length(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Indices into `lengths`, longest first, in batches of at most `max_tokens` tokens when padded to their longest.
-
-    A sequence longer than `max_tokens` is a batch of its own.
-    """
-    batches: list[list[int]] = []
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= max_tokens:
-            batches[-1].append(i)
-        else:
-            batches.append([i])
-    return batches
 
 
 def _fail(call: _Call, error: Exception) -> None:

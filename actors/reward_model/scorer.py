@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import AutoModelForSequenceClassification
 
-from models import attention, scalar
+from models import scalar
 from models.layout import lay_out, score_positions
+from models.load import load
 
 
 class RewardScorer:
@@ -20,29 +19,22 @@ class RewardScorer:
     def __init__(self, path: str, *, on_gpu: bool) -> None:
         """Load the checkpoint in directory `path`. Raises ValueError if it isn't a reward model, OSError if unreadable."""
         self._device = torch.device("cuda" if on_gpu else "cpu")
-        model, report = AutoModelForSequenceClassification.from_pretrained(
-            path,
-            dtype=torch.bfloat16 if on_gpu else torch.float32,
-            local_files_only=True,
-            attn_implementation="eager",
-            output_loading_info=True,
-        )
-        if report["missing_keys"]:
+        dtype = torch.bfloat16 if on_gpu else torch.float32
+        loaded = load(path, head="scalar", dtype=dtype, device=self._device, local_files_only=True)
+        if loaded.missing:
             # transformers fills them with random numbers and a warning: a policy's checkpoint would score noise.
-            missing = ", ".join(sorted(report["missing_keys"])[:3])
             raise ValueError(
-                f"{path} is not a trained reward model: it lacks {missing}; give one that reward-model wrote"
+                f"{path} is not a trained reward model: it lacks {', '.join(loaded.missing[:3])}; "
+                "give one that reward-model wrote"
             )
-        if model.config.num_labels != 1 or not isinstance(getattr(model, "score", None), torch.nn.Linear):
+        self._model = model = loaded.model
+        if model.config.num_labels != 1:
             raise ValueError(
                 f"{path}: {type(model).__name__} with {model.config.num_labels} labels is not a reward model; "
                 "it needs a causal model with num_labels = 1"
             )
-        attention.use_sdpa(model)
-        scalar.use_float32_head(model)
-        self._model: Any = model.eval().to(self._device)
         text_config = model.config.get_text_config()
-        self._pad_token_id = scalar.padding_token(path, text_config)
+        self._pad_token_id: int = text_config.pad_token_id
         self._vocab_size: int = text_config.vocab_size
         # None: a model without positions, such as Mamba, reads any number of tokens.
         self._max_tokens: int | None = getattr(text_config, "max_position_embeddings", None)

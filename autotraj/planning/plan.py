@@ -329,14 +329,12 @@ def _num_trained(config: RunConfig, shape: Architecture) -> int:
 
 def _element_bytes(config: RunConfig) -> int:
     """Of the learner's weights."""
-    dtype = config.learner.dtype
-    return 2 if dtype == "bfloat16" or (dtype == "auto" and config.learner.num_gpus_per_learner) else 4
+    return 2 if config.learner.in_bfloat16 else 4
 
 
 def _engine_bytes(config: RunConfig) -> int:
     """Of the engine's weights and its KV cache."""
-    dtype = config.engine.dtype
-    return 4 if dtype == "float32" or (dtype == "auto" and config.engine.device == "cpu") else 2
+    return 4 if config.engine.weights_dtype == "float32" else 2
 
 
 def _optimizer_bytes(config: RunConfig) -> int:

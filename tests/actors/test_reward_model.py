@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from transformers import AutoModelForSequenceClassification, Qwen3Config, Qwen3ForSequenceClassification
 
 from actors.config import ScorerConfig
-from actors.reward_model.actor import RewardModelActor, RewardModelError, RewardModelTimeout, batches_by_length
+from actors.reward_model.actor import RewardModelActor, RewardModelError, RewardModelTimeout
+from models.packing import padded_batches
 
 VOCAB = 300
 
@@ -230,13 +231,13 @@ def test_as_a_ray_actor(checkpoints: list[str]) -> None:
 
 def test_batches_by_hand() -> None:
     # Padded to 10: two rows are 20; then 6 and 5 pad to 12; 4 alone is what is left. 25 exceeds the budget alone.
-    assert batches_by_length([5, 10, 4, 25, 10, 6], 20) == [[3], [1, 4], [5, 0, 2]]
-    assert batches_by_length([5, 10, 4, 25, 10, 6], 12) == [[3], [1], [4], [5, 0], [2]]
-    assert batches_by_length([], 12) == []
+    assert padded_batches([5, 10, 4, 25, 10, 6], 20) == [[3], [1, 4], [5, 0, 2]]
+    assert padded_batches([5, 10, 4, 25, 10, 6], 12) == [[3], [1], [4], [5, 0], [2]]
+    assert padded_batches([], 12) == []
 
 
 @given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 120))
 def test_batches_hold_every_sequence_once_within_the_budget(lengths: list[int], budget: int) -> None:
-    batches = batches_by_length(lengths, budget)
+    batches = padded_batches(lengths, budget)
     assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
     assert all(len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= budget for batch in batches)
