@@ -1,1 +1,1 @@
-"""Ray actors around vLLM: engine, episode loop, rollout."""
+"""Ray actors with vLLM: the engine, the episode loop, rollouts, repair and the reward model."""

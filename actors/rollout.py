@@ -1,7 +1,7 @@
 """The rollout actor: one engine and its episodes behind an RLlib `EnvRunner`.
 
-RLlib creates, probes and restarts it; the controller asks it for groups. It is an asynchronous Ray actor: every method
-below may run while others wait, so weights arrive and probes are answered in the middle of a rollout.
+RLlib creates, checks and restarts it; the controller requests groups from it. It is an asynchronous Ray actor: every method
+below may run while others wait, so it can take new weights and answer checks in the middle of a rollout.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from trajectory.chat import load_tokenizer
 from trajectory.types import Group, Task, ToolCall, ToolResult
 
 REPORT_EVERY_S = 2.0
-"""Between two looks of the metrics at what was sampled; Ray sends them on every ten seconds."""
+"""Time between two updates of the metrics, seconds. Ray sends them on every ten seconds."""
 
 
 class RolloutActor(EnvRunner):
     """Samples groups of episodes. Reads one attribute of its config: `rollout_settings`, a `RolloutSettings`.
 
-    `start` must have returned before anything else is asked. When the engine dies, so does the actor, and RLlib restarts
-    it: a fresh process is the one state that is known to be good.
+    `start` must have returned before any other call. When the engine dies, so does the actor, and RLlib restarts it, because
+    only a new process is sure to be in a good state.
     """
 
     def __init__(self, *, config: AlgorithmConfig, **kwargs: Any) -> None:
@@ -57,16 +57,16 @@ class RolloutActor(EnvRunner):
     def __repr__(self) -> str:
         return f"RolloutActor({self.worker_index})"
 
-    # --- what the controller asks -------------------------------------------------------------------------------------
+    # --- methods for the controller -----------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Bring the engine up, within `engine.start_timeout_s`; every caller waits for the same start."""
+        """Start the engine, within `engine.start_timeout_s`. Every caller waits for the same start."""
         if self._starting is None:
             self._starting = asyncio.create_task(self._start())
         await asyncio.shield(self._starting)
 
     async def rollout_group(self, lease_id: str, task: Task, seed: int) -> Group:
-        """`rollout.group_size` siblings for `task`. Raises EngineDead."""
+        """Sample `rollout.group_size` trajectories for `task`. Raises EngineDead."""
         return await self._follower.result(
             self._running().sample_group(
                 task, lease_id=lease_id, group_size=self._settings.rollout.group_size, seed=seed
@@ -74,15 +74,15 @@ class RolloutActor(EnvRunner):
         )
 
     async def evaluate(self, tasks: Sequence[Task], num_samples: int, temperature: float, seed: int) -> list[Group]:
-        """One group of `num_samples` a task, in the order of `tasks`; temperature 0 is greedy. Raises EngineDead."""
+        """One group of `num_samples` for each task, in the order of `tasks`. Temperature 0 is greedy. Raises EngineDead."""
         return await self._follower.result(
             self._running().evaluate(tasks, num_samples=num_samples, temperature=temperature, seed=seed)
         )
 
     async def repair(self, requests: Sequence[RepairRequest], seed: int) -> list[RepairResult]:
-        """One result a request, in their order, by this actor's engine; see `repairer.repair`.
+        """One result for each request, in their order, by this actor's engine; see `repair.attempts.repair`.
 
-        Needs `rollout_settings.repair` with repairer = `policy`. Attempts take places among the episodes. Raises EngineDead.
+        Needs `rollout_settings.repair` with repairer = `policy`. Attempts take places of episodes. Raises EngineDead.
         """
         self._running()
         if self._attempt_repair is None:
@@ -103,9 +103,9 @@ class RolloutActor(EnvRunner):
         )
 
     async def update_weights(self, update: Sequence[ray.ObjectRef]) -> UpdateReport:
-        """Take the `WeightUpdate` behind the one reference of `update`, while rollouts go on.
+        """Load the `WeightUpdate` behind the single reference in `update`, while rollouts go on.
 
-        The list keeps Ray from resolving the reference before the call: a lost object would fail it without a name.
+        The list keeps Ray from resolving the reference before the call, as a lost object would then fail without a name.
         """
         self._running()
         (reference,) = update
@@ -124,9 +124,9 @@ class RolloutActor(EnvRunner):
             self._follower.look()
 
     async def init_weight_transfer(self, init_info: dict[str, Any]) -> None:
-        """Join the learner's NCCL group; `init_info` as vLLM's `NCCLWeightTransferInitInfo`.
+        """Join the learner's NCCL group; `init_info` is vLLM's `NCCLWeightTransferInitInfo`.
 
-        Each actor has a `rank_offset` of its own: 1 (the learner is rank 0) plus the workers of the actors before it.
+        Each actor has its own `rank_offset`: 1 (the learner is rank 0) plus the workers of the actors before it.
         """
         self._running()
         await self._engine.init_weight_transfer(init_info)
@@ -137,7 +137,7 @@ class RolloutActor(EnvRunner):
         return await self._engine.score(token_ids)
 
     async def stats(self) -> dict[str, float]:
-        """Counters since the start, and what is in flight now."""
+        """Counters since the start, and the numbers of running episodes and requests."""
         sampler = self._running()
         return {
             "policy_version": self._engine.policy_version,
@@ -150,7 +150,7 @@ class RolloutActor(EnvRunner):
         }
 
     async def shutdown(self) -> None:
-        """Stop the engine and hang up on the sandbox."""
+        """Stop the engine and close the connections to the sandbox."""
         self._follower.stop()
         if self._reporting is not None:
             self._reporting.cancel()
@@ -158,29 +158,29 @@ class RolloutActor(EnvRunner):
         if self._tools is not None:
             await self._tools.close()
 
-    # --- what RLlib asks ----------------------------------------------------------------------------------------------
+    # --- methods for RLlib --------------------------------------------------------------------------------------------
 
     async def apply(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Call `func(self, …)`. RLlib's own swallows an exception, sleeps a minute and ends the process (Ray 2.60)."""
+        """Call `func(self, …)`. RLlib's own version hides an exception, sleeps a minute and ends the process (Ray 2.60)."""
         result = func(self, *args, **kwargs)
         return await result if inspect.isawaitable(result) else result
 
     def assert_healthy(self) -> None:
-        """The constructor went through, so yes; engines come up with `start`, all at the same time."""
+        """Does nothing: an actor that exists is healthy, as engines start later, in `start`, all at the same time."""
 
     def get_spaces(self) -> dict[str, Any]:
-        """None: there is no gym environment."""
+        """Returns no spaces, as there is no gym environment."""
         return {}
 
     def sample(self, **kwargs: Any) -> Any:
         raise NotImplementedError("the controller leases tasks and calls rollout_group")
 
     def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """None to keep: weights come by push, tasks by lease."""
+        """Returns no state: weights are pushed, and tasks are leased."""
         return {}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Nothing to restore, see `get_state`."""
+        """Does nothing, see `get_state`."""
 
     async def stop(self) -> None:
         await self.shutdown()

@@ -1,4 +1,4 @@
-"""Groups of episodes on one engine: many in flight at once, none waiting for another's tool call."""
+"""Samples groups of episodes on one engine. Many run at once, and none waits for the tool call of another."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from trajectory.types import Group, Task, Trajectory
 
 
 class Sampler:
-    """Runs episodes with an engine and a tool; knows neither Ray nor vLLM."""
+    """Runs episodes with an engine and a tool. It uses neither Ray nor vLLM directly."""
 
     def __init__(
         self,
@@ -41,12 +41,13 @@ class Sampler:
         self.num_generated_tokens = 0
         self.num_prompt_tokens = 0
         self.num_cached_tokens = 0
-        """Of `num_prompt_tokens`, found in the prefix cache: siblings' prompts and earlier turns."""
+        """Those of `num_prompt_tokens` that were found in the prefix cache: prompts of the same group and earlier turns."""
 
     async def sample_group(
         self, task: Task, *, lease_id: str, group_size: int, seed: int, temperature: float | None = None
     ) -> Group:
-        """`group_size` siblings for `task`, at `temperature` or the configured one. Failed episodes are in it, too."""
+        """Sample `group_size` trajectories for `task`, at `temperature` or the configured one. Failed episodes are
+        included."""
         started = time.monotonic()
         prompt_ids = render_prompt(self._tokenizer, task.question, self._config.system_prompt)
         temperature = self._config.temperature if temperature is None else temperature
@@ -62,7 +63,7 @@ class Sampler:
         return Group(lease_id=lease_id, task=task, trajectories=tuple(trajectories), metrics=metrics)
 
     async def evaluate(self, tasks: Sequence[Task], *, num_samples: int, temperature: float, seed: int) -> list[Group]:
-        """One group of `num_samples` a task, in the order of `tasks`."""
+        """One group of `num_samples` for each task, in the order of `tasks`."""
         return await asyncio.gather(
             *(
                 self.sample_group(
@@ -75,9 +76,9 @@ class Sampler:
     async def attempt(
         self, task: Task, prompt_ids: Sequence[int], name: str, seed: int, temperature: float
     ) -> Trajectory:
-        """One episode on a prompt of the caller's own, such as a repair's, whatever its length.
+        """One episode on a prompt of the caller, such as a repair's, whatever its length.
 
-        `name` is like no other's in flight. A failure is data, as in a group.
+        `name` must differ from those of all running episodes. A failure is data, as in a group.
         """
         config = self._config.model_copy(update={"max_prompt_tokens": len(prompt_ids)})
         seeds = np.random.SeedSequence(seed)
@@ -94,14 +95,14 @@ class Sampler:
         config: EpisodeConfig,
     ) -> Trajectory:
         async def generate(token_ids: Sequence[int], max_tokens: int) -> Generation:
-            (turn_seeds,) = seeds.spawn(1)  # each turn its own: one seed would repeat the turn before
+            (turn_seeds,) = seeds.spawn(1)  # each turn needs its own: with one seed, it would repeat the turn before
             sampling = Sampling(
                 max_tokens=max_tokens,
                 temperature=temperature,
                 stop=stop_strings(),
                 seed=int(turn_seeds.generate_state(1)[0]),
             )
-            # The number in front: a lease of the same name may still be in flight from before the loop was set back.
+            # The leading number makes the name unique: after the loop was set back, a lease of the same name may still run.
             request_id = f"{next(self._request_ids)}/{lease_id}/{index}/{turn_seeds.spawn_key[-1]}"
             generation = await self._engine.generate(token_ids, sampling, request_id)
             self.num_generated_tokens += len(generation.token_ids)
@@ -109,7 +110,7 @@ class Sampler:
             self.num_cached_tokens += generation.num_cached_tokens
             return generation
 
-        async with self._places:  # an episode's deadline begins with its place
+        async with self._places:  # the deadline of an episode starts when it has its place
             self.num_episodes_in_flight += 1
             try:
                 return await episode.run(

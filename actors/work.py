@@ -1,10 +1,10 @@
-"""What a rollout or repair actor can be asked to do: the names of its methods."""
+"""The kinds of work of rollout and repair actors: the names of their methods."""
 
 from enum import StrEnum
 
 
 class Work(StrEnum):
-    """Each is the method of `RolloutActor`, or `RepairActor`, that does it."""
+    """Each value is the name of the method of `RolloutActor` or `RepairActor` that does the work."""
 
     ROLLOUT = "rollout_group"
     EVALUATE = "evaluate"

@@ -1,4 +1,4 @@
-"""Settings of the cluster: how the rollout pool follows the work."""
+"""Settings of the cluster: how the number of rollout actors follows the work."""
 
 from __future__ import annotations
 
@@ -8,25 +8,27 @@ from trajectory.section import Section
 
 
 class ElasticConfig(Section):
-    """How many rollout actors there are while GRPO trains. Fixed at `rollout.num_actors` unless `max_actors` is set."""
+    """How many rollout actors there are while GRPO trains. The number is `rollout.num_actors` unless `max_actors` is set."""
 
     max_actors: NonNegativeInt = 0
-    """Most rollout actors; 0: as many as `rollout.num_actors`, from beginning to end."""
+    """Most rollout actors. 0: always `rollout.num_actors`."""
 
     min_actors: PositiveInt = 1
     """Fewest rollout actors."""
 
     grow_above: float = Field(default=0.2, gt=0.0, lt=1.0)
-    """Share of the time that the learners wait for groups above which actors are added."""
+    """Actors are added when the learners wait for groups during more than this share of the time."""
 
     shrink_above: float = Field(default=0.4, gt=0.0, lt=1.0)
-    """Share of the time that ready engines have no work, because staleness is at its bound, above which one is let go."""
+    """An actor is removed when ready engines have no work, because staleness is at its bound, during more than this share of
+    the time."""
 
     window_steps: PositiveInt = 3
-    """Steps that a decision looks back on; it begins anew after each change, once all asked-for engines are up."""
+    """Number of steps that a decision looks back on. Counting starts again after each change, once all engines are ready."""
 
     join_timeout_s: float = Field(default=1800.0, gt=0.0)
-    """Longest wait for an added actor, the time in which the autoscaler finds a machine included; then it is given up."""
+    """Longest wait for an added actor, seconds, including the time in which the autoscaler finds a machine. After that, the
+    actor is given up."""
 
     @model_validator(mode="after")
     def _bounds(self) -> ElasticConfig:

@@ -1,9 +1,9 @@
-"""How many rollout actors the work needs: the rule, without actors.
+"""The rule for how many rollout actors the work needs, without the actors themselves.
 
-    learners wait for groups  ──▶ engines are short ──▶ grow, by what the waiting says, at most twofold at a time
-    engines have no work      ──▶ staleness is at its bound ──▶ shrink, one at a time
+    learners wait for groups  ──▶ there are too few engines ──▶ grow, by as much as the waiting implies, at most to twice
+    engines have no work      ──▶ staleness is at its bound ──▶ shrink, by one at a time
 
-Between the two thresholds nothing moves, and a change is given time to show before the next.
+Between the two thresholds the number stays. After each change, the rule waits until its effect can be seen.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from cluster.config import ElasticConfig
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """What was seen since the last decision."""
+    """What was measured since the last decision."""
 
     num_steps: int
     learner_wait: float  # share of the time that the learners had no full step to train on, in [0, 1]
-    engine_idle: float  # share of the ready engines' time without any group, in [0, 1]
+    engine_idle: float  # share of the time that ready engines had no group, in [0, 1]
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """How many actors there shall be, and why, for the log."""
+    """The number of actors that there should be, and the reason, for the log."""
 
     target: int
     reason: str
@@ -34,8 +34,8 @@ class Decision:
 def decide(window: Window, num_actors: int, num_joining: int, config: ElasticConfig) -> Decision:
     """The number of actors for the work seen in `window`; `num_joining` of `num_actors` aren't ready yet.
 
-    With n engines and the learners waiting a share w, a step takes 1/(1 - w) of what it could: n/(1 - w) engines would
-    just keep up. Growth beyond the twofold waits for the next window, as w says little when it is near 1.
+    If n engines let the learners wait a share w of the time, a step could take 1 - w of its time, and n/(1 - w) engines
+    would just be enough. The number at most doubles at once, as w says little when it is near 1.
     """
     if num_actors < config.min_actors:
         return Decision(config.min_actors, f"{num_actors} actors, elastic.min_actors = {config.min_actors}")
@@ -45,7 +45,7 @@ def decide(window: Window, num_actors: int, num_joining: int, config: ElasticCon
         return Decision(num_actors, f"{window.num_steps} of {config.window_steps} steps seen")
     wait, idle = window.learner_wait, window.engine_idle
     seen = f"learners waited {wait:.0%}, engines idled {idle:.0%} of {window.num_steps} steps"
-    # Engines that idle while learners wait are not short: something else is slow, such as scoring or a sync.
+    # If engines are idle while learners wait, engines aren't missing: something else is slow, such as scoring or a sync.
     if wait > config.grow_above and idle <= config.shrink_above:
         if num_actors >= config.max_actors:
             return Decision(num_actors, f"{seen}; elastic.max_actors = {config.max_actors} is reached")
@@ -57,7 +57,7 @@ def decide(window: Window, num_actors: int, num_joining: int, config: ElasticCon
 
 
 class LoadMeter:
-    """Adds up who waited, in seconds, for `decide`."""
+    """Adds up the seconds during which learners waited or engines were idle, for `decide`."""
 
     def __init__(self) -> None:
         self.reset()
@@ -67,17 +67,17 @@ class LoadMeter:
         self._seconds = self._waited = self._engine_seconds = self._idled = 0.0
 
     def passed(self, seconds: float, *, learners_wait: bool, num_ready: int, num_idle: int) -> None:
-        """`seconds` went by in this state."""
+        """Add `seconds` that were spent in this state."""
         self._seconds += seconds
         self._waited += seconds if learners_wait else 0.0
         self._engine_seconds += seconds * num_ready
         self._idled += seconds * num_idle
 
     def stepped(self, num_actors: int, num_joining: int, config: ElasticConfig) -> tuple[Window, Decision]:
-        """A step ended: what was seen, and what follows.
+        """Note the end of a step; returns what was measured and the decision.
 
-        A window that was decided on begins anew, whatever was decided: a load that changes after a hundred quiet steps must
-        not be averaged with them. So does one with engines that join: it says nothing of the pool that was asked for."""
+        After a decision a new window begins, whatever was decided, so that a load which changes after a hundred quiet steps
+        isn't averaged with them. It also begins again while engines join, as the measured pool isn't yet the wanted one."""
         self._num_steps += 1
         window = self.window
         decision = decide(window, num_actors, num_joining, config)

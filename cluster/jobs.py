@@ -1,7 +1,7 @@
-"""Jobs on a running Ray cluster, through the head's job server: reach it, check it, ship a command, follow it, stop it.
+"""Jobs on a running Ray cluster, through the head's job server: connect, check, submit a command, follow it, stop it.
 
-Ray's client says little when something is wrong and waits without a limit; here every request has a deadline, and every
-refusal says what to do.
+Ray's own client reports little when something is wrong, and it waits without a limit. Here every request has a deadline, and
+every error says what to do.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ from cluster.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAG
 
 CONNECT_TIMEOUT_S = 10.0
 REQUEST_TIMEOUT_S = 60.0
-"""Of one request, between two bytes."""
+"""Longest wait of one request between two bytes, seconds."""
 NUM_RETRIES = 2
-"""Of a question that was hung up on, as a busy head does now and then. Orders are not given twice."""
+"""How often a query is repeated when a busy head closed the connection. Orders such as submit and stop aren't repeated."""
 POLL_S = 2.0
 LOST_AFTER_S = 180.0
-"""A head that answers nothing for so long is gone."""
+"""A head that answers nothing for this long counts as lost, seconds."""
 AGENT_TIMEOUT_S = 120.0
-"""What a head that has just started may take until it can start jobs."""
+"""How long a head that has just started may take until it can start jobs, seconds."""
 LAST_LINES_S = 10.0
-"""What the log of an ended job may still take to arrive."""
+"""How long the last lines of an ended job's log may take to arrive, seconds."""
 
 
 class JobError(ValueError):
-    """The cluster can't be used as asked; the message names the cause and the remedy."""
+    """The cluster can't be used as requested. The message names the cause and the remedy."""
 
 
 class _Client(JobSubmissionClient):  # type: ignore[misc]
-    """Ray's, whose requests would wait forever."""
+    """Ray's client with a limit for each request; without it, requests would wait forever."""
 
     def _do_request(self, method: str, endpoint: str, **settings: Any) -> Any:
         settings = {"timeout": REQUEST_TIMEOUT_S} | settings
@@ -62,7 +62,7 @@ class _Client(JobSubmissionClient):  # type: ignore[misc]
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A command for the cluster and what goes with it."""
+    """A command for the cluster, with the files and settings that it needs."""
 
     entrypoint: str
     working_dir: Path
@@ -73,7 +73,7 @@ class Job:
     job_id: str | None = None
 
 
-# Which files .gitignore leaves out, and that .git is one of them, was asked for.
+# The working directory leaves out what .gitignore names, and `.git` itself.
 for _name in ("_private.runtime_env.packaging", "_private.runtime_env.working_dir"):
     logging.getLogger(f"ray.{_name}").setLevel(logging.ERROR)
 for _name in ("dashboard_sdk", "job.sdk"):
@@ -81,7 +81,8 @@ for _name in ("dashboard_sdk", "job.sdk"):
 
 
 def connect(address: str) -> JobSubmissionClient:
-    """A client of the job server at `address`, `http://host:port`. JobError: unreachable, refused, or of another Ray."""
+    """A client of the job server at `address`, `http://host:port`. JobError if it can't be reached, refuses this client, or
+    has another version of Ray."""
     url = urlsplit(address)
     if url.scheme not in ("http", "https") or not url.hostname:
         raise JobError(f"--address {address}: write it as http://HEAD:8265, the address of the head's dashboard")
@@ -93,7 +94,7 @@ def connect(address: str) -> JobSubmissionClient:
             f"--address {address}: nothing answers there ({error}); is the cluster up, and port {port} forwarded? "
             f"`ray dashboard FILE` or `kubectl port-forward service/…-head-svc 8265:8265` forwards it"
         ) from error
-    # Ray lets these win over the address that it is given.
+    # These environment variables would take precedence over the address that Ray is given.
     for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
         os.environ.pop(name, None)
     with explained(address):
@@ -116,7 +117,7 @@ def connect(address: str) -> JobSubmissionClient:
 
 @contextlib.contextmanager
 def explained(address: str) -> Any:
-    """Ray's and HTTP's errors as JobError."""
+    """Raises Ray's and HTTP's errors as JobError."""
     try:
         yield
     except AuthenticationError as error:
@@ -131,7 +132,8 @@ def explained(address: str) -> Any:
 
 
 def check_size(working_dir: Path, excludes: Sequence[str], limit_bytes: int = packaging.GCS_STORAGE_MAX_SIZE) -> int:
-    """The bytes that would be shipped, by Ray's own rules; JobError, with the largest parts, if they are too many."""
+    """The number of bytes that Ray would ship, by Ray's own rules. JobError, with the largest entries, if it is too
+    large."""
     sizes: Counter[str] = Counter()
 
     def add(path: Path) -> None:
@@ -156,7 +158,7 @@ def _default_excludes() -> list[str]:
 
 
 def submit(client: JobSubmissionClient, job: Job) -> str:
-    """Ships the working directory and starts the command; returns the job's id."""
+    """Ship the working directory and start the command; returns the job's id."""
     check_size(job.working_dir, job.excludes)
     runtime_env: dict[str, Any] = {
         "working_dir": str(job.working_dir),
@@ -177,7 +179,7 @@ def submit(client: JobSubmissionClient, job: Job) -> str:
                 )
             return submitted
         except JobError as error:
-            # The job server answers some seconds before the agent that starts jobs is up.
+            # The job server answers some seconds before the agent that starts jobs is ready.
             if "No available agent" not in str(error) or time.monotonic() > deadline:
                 raise
             time.sleep(POLL_S / 2)
@@ -189,7 +191,7 @@ def details(client: JobSubmissionClient, job_id: str) -> JobDetails:
 
 
 def stop(client: JobSubmissionClient, job_id: str, timeout_s: float) -> JobDetails:
-    """Asks the job to stop and waits until it has ended. JobError after `timeout_s`."""
+    """Ask the job to stop and wait until it has ended. JobError after `timeout_s`."""
     with explained(client.get_address()):
         client.stop_job(job_id)
     deadline = time.monotonic() + timeout_s
@@ -205,7 +207,7 @@ def stop(client: JobSubmissionClient, job_id: str, timeout_s: float) -> JobDetai
 
 
 def follow(client: JobSubmissionClient, job_id: str, write: Callable[[str], object] | None = None) -> JobDetails:
-    """Writes the job's log as it grows, until the job has ended. JobError if the head falls silent."""
+    """Write the job's log as it grows, until the job has ended. JobError if the head stops answering."""
     return asyncio.run(_follow(client, job_id, write or _to_stdout))
 
 
@@ -214,7 +216,7 @@ async def _follow(client: JobSubmissionClient, job_id: str, write: Callable[[str
     last_problem = "no answer"
 
     async def tail() -> None:
-        """Every connection's log begins at its beginning."""
+        """Write new lines. The log starts from its beginning with each new connection."""
         nonlocal written
         seen = 0
         async for text in client.tail_job_logs(job_id):
@@ -243,7 +245,7 @@ async def _follow(client: JobSubmissionClient, job_id: str, write: Callable[[str
                 await asyncio.wait({tailing}, timeout=LAST_LINES_S)
                 return job
             if tailing.done():
-                # The connection broke, or the job hasn't begun.
+                # The connection broke, or the job hasn't started yet.
                 problem = tailing.exception()
                 if problem is not None and not isinstance(problem, (RuntimeError, OSError, aiohttp.ClientError)):
                     raise problem
@@ -261,7 +263,7 @@ def _to_stdout(text: str) -> None:
 
 
 def exit_code(status: JobStatus, driver_exit_code: int | None) -> int:
-    """What the command line returns for a job's end. Only a job that Ray calls succeeded is a success."""
+    """The exit code of the command line for a job's end. Only a job that Ray reports as succeeded is a success."""
     if status == JobStatus.SUCCEEDED:
         return EXIT_OK
     if status == JobStatus.STOPPED or driver_exit_code == EXIT_INTERRUPTED:

@@ -1,7 +1,7 @@
 """Exceptions that a signal handler raises in the main thread.
 
-They can be lost: Python drops what is raised in a destructor or in a hook of `fork`, and some library may swallow it. So
-whoever raises repeats it until the exception is on its way.
+Such an exception can be lost: Python drops what is raised in a destructor or in a hook of `fork`, and a library may swallow
+it. So the caller must repeat it until the exception is being handled.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import threading
 
 
 def is_unwinding(kind: type[BaseException]) -> bool:
-    """In a signal handler: whether the main thread is in a `finally` or `except` that an exception of `kind` led to."""
+    """Whether the main thread is in a `finally` or `except` that an exception of `kind` led to. For signal handlers."""
     error = sys.exception()
     while error is not None and not isinstance(error, kind):
         error = error.__context__
@@ -20,5 +20,5 @@ def is_unwinding(kind: type[BaseException]) -> bool:
 
 
 def call_handler(number: int) -> None:
-    """Has the main thread run its handler of signal `number`, from whatever it waits for."""
+    """Make the main thread run its handler of signal `number`, whatever it waits for."""
     signal.pthread_kill(threading.main_thread().ident or 0, number)

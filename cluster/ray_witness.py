@@ -1,8 +1,8 @@
-"""A process beside a run that says why the run has ended, if the run itself can't.
+"""A process beside a run that says why the run has ended when the run itself can't.
 
-Where the main thread is in `ray.put` when its raylet dies, Ray's library ends the process in the middle of it, without a
-word and before another thread gets to run (2.60: "The connection to the plasma store is failed. Terminate the process.").
-So `session_watch` starts this file as a process of its own. It needs the standard library only.
+If the main thread is in `ray.put` when its raylet dies, Ray's library ends the process at once, without a message and before
+another thread can run (2.60: "The connection to the plasma store is failed. Terminate the process."). So `session_watch`
+starts this file as a process of its own. It needs only the standard library.
 
     python ray_witness.py RUN_PID [DAEMON_PID MESSAGE]...     until a byte on stdin, or the end of the run
 """
@@ -15,8 +15,8 @@ import sys
 
 
 def watch(run_pid: int, messages: dict[int, str]) -> str:
-    """What there is to say when the process `run_pid` has ended: the message of a daemon that had ended before it. Empty if
-    none had, or if the run wrote a byte to stdin, by which it says that it speaks for itself."""
+    """Wait until the process `run_pid` has ended; returns the message of a daemon that had ended before it. Empty if no
+    daemon had ended, or if the run wrote a byte to stdin, which means that it reports by itself."""
     poller, names = select.poll(), dict[int, int]()
     for pid in (run_pid, *messages):
         try:

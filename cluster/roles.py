@@ -1,8 +1,8 @@
-"""Node types and what a run asks of them: found out by arithmetic before anything waits.
+"""Node types and the resources that a run requests of them. Arithmetic finds what can't be met before anything waits.
 
-A node type offers CPUs, GPUs and its role, a Ray resource of that name. With `place_by_role` every actor asks for a small
-share of its role too, so learners, engines and sandboxes stay on nodes meant for them. Custom resources rather than labels:
-RLlib hands only the former on to its runners, and both of Ray's autoscalers know them.
+A node type offers CPUs, GPUs and its role, which is a Ray resource of that name. With `place_by_role` every actor requests a
+small share of its role too, so learners, engines and sandboxes stay on the nodes meant for them. Roles are custom resources
+and not labels, because RLlib passes only the former to its runners, and both of Ray's autoscalers know them.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import yaml
 LEARNER, ROLLOUT, SANDBOX = "learner", "rollout", "sandbox"
 
 SHARE = 0.001
-"""Of a role that one actor takes: a mark, not a quantity. CPUs and GPUs say how many fit."""
+"""Share of a role that one actor takes. It only marks the actor; CPUs and GPUs decide how many actors fit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """`count` actors of one kind, each of them on one node; `spread`: each on a node of its own."""
+    """`count` actors of one kind, each on one node. With `spread`, each is on a different node."""
 
     who: str
     count: int
@@ -33,7 +33,7 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class NodeType:
-    """Up to `max_nodes` nodes that each offer `resources`."""
+    """A type of which up to `max_nodes` nodes each offer `resources`."""
 
     name: str
     max_nodes: int
@@ -41,15 +41,15 @@ class NodeType:
 
 
 def role(name: str, *, by_role: bool) -> dict[str, float]:
-    """The resource that marks an actor as one of this role's; nothing unless the run places by role."""
+    """The resource that marks an actor as one of this role; empty unless the run places by role."""
     return {name: SHARE} if by_role else {}
 
 
 def unmet(asks: Sequence[Ask], node_types: Sequence[NodeType]) -> list[str]:
-    """A sentence for every ask that the node types can't meet with all their nodes there; empty if everything fits.
+    """A sentence for every request that the node types can't meet with all their nodes; empty if everything fits.
 
-    Greedy: the largest asks first, each actor on the first node with room. It may refuse what a cleverer packing would
-    just fit; Ray's own scheduler is no cleverer.
+    The method is greedy: the largest requests come first, and each actor goes to the first node with room. So it may refuse
+    what a better packing would just fit; Ray's own scheduler packs no better.
     """
     nodes = [(t.name, dict(t.resources)) for t in node_types for _ in range(t.max_nodes)]
     problems = []
@@ -93,7 +93,7 @@ def read_node_types(path: str | Path) -> list[NodeType]:
 
 
 def ray_up_types(config: Mapping[str, Any]) -> list[NodeType]:
-    """Of a `ray up` file: the head once, others up to their `max_workers`."""
+    """The node types of a `ray up` file: the head once, others up to their `max_workers`."""
     types, head, most = config["available_node_types"], config["head_node_type"], config.get("max_workers", 2)
     return [
         NodeType(name, 1 if name == head else min(t.get("max_workers", most), most), t.get("resources", {}))
@@ -102,7 +102,8 @@ def ray_up_types(config: Mapping[str, Any]) -> list[NodeType]:
 
 
 def kuberay_types(spec: Mapping[str, Any]) -> list[NodeType]:
-    """Of a RayCluster's spec. Resources that aren't declared to Ray are its first container's limits, as KubeRay does it."""
+    """The node types of a RayCluster's spec. Resources that aren't declared to Ray are its first container's limits,
+    which is what KubeRay assumes."""
     head = spec["headGroupSpec"]
     groups = [("head", 1, head)]
     groups += [(g["groupName"], int(g.get("maxReplicas", 1)), g) for g in spec.get("workerGroupSpecs", [])]
@@ -116,7 +117,7 @@ def _pod_resources(group: Mapping[str, Any]) -> dict[str, float]:
     if gpus := params.get("num-gpus", limits.get("nvidia.com/gpu")):
         offered["GPU"] = float(gpus)
     if custom := params.get("resources"):
-        # JSON within quotes, as it will stand on a shell's command line.
+        # JSON within quotes, in the form that a shell's command line needs.
         offered |= {name: float(amount) for name, amount in json.loads(json.loads(custom)).items()}
     return offered
 

@@ -1,4 +1,4 @@
-"""Joining the Ray cluster that is there, or starting one on this machine for the length of a run."""
+"""Joins an existing Ray cluster, or starts one on this machine for the duration of a run."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ from cluster.session_watch import RayDied, SessionWatch
 logger = logging.getLogger(__name__)
 
 CLUSTER_FILE_VARIABLE = "AUTOTRAJ_CLUSTER_FILE"
-"""Set on the head: the cluster's file, with its node types."""
+"""This variable is set on the head. It names the cluster's file, which lists its node types."""
 
 
 @contextmanager
 def ray_session(*, num_cpus: float, num_gpus: float, asks: Sequence[Ask] = ()) -> Iterator[None]:
-    """Within it `ray` is initialised and offers at least the given resources.
+    """A context in which `ray` is initialised and offers at least the given resources.
 
-    With RAY_ADDRESS set (a submitted job has it) that cluster is joined; otherwise a local one is started, and ended on
-    leaving. A local one declares as many logical CPUs as the plan needs: on a small machine the actors then share cores.
+    If RAY_ADDRESS is set, as it is for a submitted job, that cluster is joined. Otherwise a local one is started, and ended
+    at the end of the context. It declares as many logical CPUs as the plan needs, so actors share cores on a small machine.
     A Ray that is already initialised in this process is used as it is and left running.
 
-    Raises RayDied when Ray's daemons on this machine end, and ValueError if the cluster hasn't got the resources and no
-    autoscaler could add them. What an autoscaler could add is known from the cluster's file, whose path the head's
-    environment has in AUTOTRAJ_CLUSTER_FILE; it is held against `asks`. An autoscaler whose file isn't known is trusted to
-    find nodes; the actors' own deadlines bound the wait.
+    Raises RayDied when Ray's daemons on this machine end. Raises ValueError if the cluster doesn't have the resources and no
+    autoscaler could add them. What an autoscaler could add is read from the cluster's file, whose path is in
+    AUTOTRAJ_CLUSTER_FILE on the head, and compared with `asks`. If that file isn't known, the autoscaler is assumed to find
+    nodes; the actors' own deadlines bound the wait.
     """
     if ray.is_initialized():
         _require(num_cpus, num_gpus, asks)
         yield
         return
-    # Ray's own default would export the usage statistics over the network.
+    # By default, Ray would send usage statistics over the network.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Without it every actor prints a deprecation banner.
+    # Without this, every actor prints a deprecation warning.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # RLlib hands its actors their configuration by reference, which Ray's core in this process reports as an error at every
-    # start (ray#53727); RLlib keeps the reference alive. Real errors come as exceptions.
+    # RLlib passes its actors their configuration by reference. Ray's core reports that in this process as an error at every
+    # start (ray#53727), although RLlib keeps the reference alive. Real errors come as exceptions.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     # A thread that asks Ray for something after the end would start another Ray.
     auto_init_hook.enable_auto_connect = False
@@ -62,7 +62,7 @@ def ray_session(*, num_cpus: float, num_gpus: float, asks: Sequence[Ask] = ()) -
                 )
             with _signals_kept():
                 ray.init(
-                    address="local",  # else Ray would join, and refuse to size, a cluster that somebody started here
+                    address="local",  # otherwise Ray would join a cluster that another user started here, and not resize it
                     num_cpus=max(cores, int(-(-num_cpus // 1))),
                     include_dashboard=False,
                     logging_level=logging.ERROR,
@@ -83,13 +83,13 @@ def ray_session(*, num_cpus: float, num_gpus: float, asks: Sequence[Ask] = ()) -
 
 @contextmanager
 def _signals_kept() -> Iterator[None]:
-    """A signal in the block takes effect at its end: a Ray that is half up can't be taken down, and what is raised in the
-    middle of it may be lost.
+    """A signal in the block takes effect at its end. A Ray that is only partly started can't be stopped, and an exception
+    that is raised during the start may be lost.
 
-    Ray's core puts a handler of its own for SIGTERM over ours, with which a stopped job would die on the spot instead of
-    writing its checkpoint (2.60)."""
+    Ray's core also replaces our handler of SIGTERM by its own, with which a stopped job would end at once instead of writing
+    its checkpoint (2.60)."""
     if threading.current_thread() is not threading.main_thread():
-        yield  # nobody's handlers can be set from here
+        yield  # only the main thread can set handlers
         return
     seen: list[int] = []
     kept = {
@@ -114,7 +114,7 @@ def _require(num_cpus: float, num_gpus: float, asks: Sequence[Ask]) -> None:
                 + "\nlower these settings, or raise max_workers or the node types' size in the cluster's file"
             )
         return
-    if is_autoscaler_v2():  # as on Kubernetes, where the nodes' types are in a resource that a job can't read
+    if is_autoscaler_v2():  # as on Kubernetes, where the node types are in a resource that a job can't read
         return
     have = ray.cluster_resources()
     for name, need in (("CPU", num_cpus), ("GPU", num_gpus)):

@@ -1,8 +1,8 @@
-"""Sees the end of this machine's Ray: its raylet, or its GCS, ends while a run needs it.
+"""Notices when this machine's Ray ends, its raylet or its GCS, while a run needs it.
 
-Ray's own library waits for a minute then and ends the process without a word of Python's, or hangs. Here the main thread
-gets a `RayDied` at once, whose message says what ended and how to go on; if it doesn't come out of Ray's library in time,
-the process prints the message and ends. Where Ray's library ends the process itself, `ray_witness` says it.
+Ray's own library then waits for a minute and ends the process without a Python exception, or it hangs. Here the main thread
+gets a `RayDied` at once, whose message says what ended and how to continue. If the exception doesn't leave Ray's library in
+time, this process prints the message and ends. If Ray's library ends the process itself, `ray_witness` prints the message.
 """
 
 from __future__ import annotations
@@ -30,17 +30,18 @@ logger = logging.getLogger(__name__)
 DAEMONS = ("raylet", "gcs_server")
 REPEAT_EVERY_S = 0.5
 UNWIND_TIMEOUT_S = 20.0
-"""For the run's parts to be taken down without Ray, which some of them ask once more."""
+"""Time to stop the run's parts without Ray, seconds. Some of them still try to reach it once."""
 STOP_TIMEOUT_S = 5.0
 WITNESS = Path(__file__).with_name("ray_witness.py")
 
 
 class RayDied(RuntimeError):
-    """Ray's daemons have ended; the message names which, and says how to go on."""
+    """Ray's daemons have ended. The message names which, and says how to continue."""
 
 
 class SessionWatch:
-    """Of the Ray session that this process has just joined or started. Use it as a context around all that needs Ray."""
+    """Watches the Ray session that this process has just joined or started. Use it as a context around all that needs
+    Ray."""
 
     def __init__(self) -> None:
         node = ray._private.worker._global_node
@@ -54,7 +55,7 @@ class SessionWatch:
 
     @property
     def died(self) -> str:
-        """Empty while the daemons live."""
+        """The message about the daemon that ended; empty while the daemons live."""
         return self._message
 
     def __enter__(self) -> SessionWatch:
@@ -65,7 +66,7 @@ class SessionWatch:
             [sys.executable, "-I", "-S", str(WITNESS), str(os.getpid()), *words],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is for the run
+            start_new_session=True,  # so that Ctrl-C reaches only the run
         )
         self._thread.start()
         return self
@@ -73,13 +74,13 @@ class SessionWatch:
     def __exit__(self, *_: object) -> None:
         self._closed.set()
         self._thread.join()
-        if not self._message:  # else Ray's library may still end the process in the middle of its own shutdown
+        if not self._message:  # otherwise Ray's library may still end the process during its own shutdown
             self._dismiss_witness()
         if self._previous is not None:
             signal.signal(signal.SIGUSR1, self._previous)
 
     def end_helpers(self) -> None:
-        """After Ray's shutdown: ends the raylet's helper processes, which notice it late (2.60: in minutes), and the
+        """End the raylet's helper processes after Ray's shutdown, as they notice it late (2.60: after minutes), and the
         witness."""
         self._dismiss_witness()
         for process in self._helpers:
@@ -104,7 +105,7 @@ class SessionWatch:
             self._tell(ended[0])
 
     def _dismiss_witness(self) -> None:
-        """This process has told, or has nothing to tell."""
+        """End the witness: this process has printed the message, or there is none."""
         witness, self._witness = self._witness, None
         if witness is not None:
             with suppress(subprocess.TimeoutExpired):
@@ -120,7 +121,7 @@ class SessionWatch:
     def _tell(self, process: psutil.Process) -> None:
         self._message = self._message_of(process)
         logger.warning("Ray's %s (process %d) has ended", _name(process), process.pid)
-        # It would report, with tracebacks, that it can't end actors which are gone.
+        # Ray would log, with tracebacks, that it can't end actors which are gone.
         logging.getLogger("ray.rllib").setLevel(logging.CRITICAL)
         until = time.monotonic() + UNWIND_TIMEOUT_S
         while True:
@@ -143,7 +144,7 @@ def _name(process: psutil.Process) -> str:
 
 
 def _processes(session: str) -> tuple[list[psutil.Process], list[psutil.Process]]:
-    """Of a Ray session on this machine: its daemons, and the processes that a raylet of ours starts for itself."""
+    """The processes of a Ray session on this machine: its daemons, and the helpers that a raylet started."""
     of_session = [
         process
         for process in psutil.process_iter(["name", "cmdline"])

@@ -1,4 +1,4 @@
-"""Low-rank adapters inside a Hugging Face model, by `peft`: put in, switched off for a while, merged into copies."""
+"""Low-rank adapters in a Hugging Face model, by `peft`: add them, disable them for a while, merge them into copies."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ NAME = "default"  # peft's own name for the only adapter
 
 
 def inject(lm: Any, config: LoraConfig) -> None:
-    """Put fresh adapters into `lm`, in place, and freeze everything else but a scalar head.
+    """Add new adapters to `lm`, in place, and freeze everything else except a scalar head.
 
-    Their initial values come from torch's global generator, and change nothing until the first step.
+    Their initial values come from torch's global generator, and have no effect until the first step.
 
     Raises:
         ValueError: a target that isn't there, isn't a linear layer or shares its weight with another layer.
@@ -29,10 +29,10 @@ def inject(lm: Any, config: LoraConfig) -> None:
     peft.inject_adapter_in_model(
         peft.LoraConfig(
             r=config.rank,
-            lora_alpha=config.alpha,  # peft's annotation says int, its arithmetic doesn't
+            lora_alpha=config.alpha,  # peft's annotation says int, but its arithmetic accepts a float
             lora_dropout=config.dropout,
             target_modules=config.targets if isinstance(config.targets, str) else list(config.targets),
-            exclude_modules=[HEAD] if has_head else None,  # trained as a whole, see below
+            exclude_modules=[HEAD] if has_head else None,  # the head is trained as a whole, see below
         ),
         lm,
         NAME,
@@ -48,7 +48,7 @@ def inject(lm: Any, config: LoraConfig) -> None:
 
 
 def layers(lm: nn.Module) -> dict[str, Any]:
-    """The layers with an adapter, by the name that the plain layer has in the plain model."""
+    """The layers with an adapter, by the names of these layers in the model without adapters."""
     from peft.tuners.lora import LoraLayer
 
     return {name: module for name, module in lm.named_modules() if isinstance(module, LoraLayer)}
@@ -56,10 +56,10 @@ def layers(lm: nn.Module) -> dict[str, Any]:
 
 @contextmanager
 def switched_off(lm: nn.Module) -> Iterator[None]:
-    """Within, `lm` is the model that the adapters were put into."""
+    """A context in which `lm` computes as it did without adapters."""
     found = list(layers(lm).values())
     for layer in found:
-        # Not `enable_adapters(False)`, which besides takes the adapters out of training.
+        # Not `enable_adapters(False)`, which would also exclude the adapters from training.
         layer._disable_adapters = True
     try:
         yield

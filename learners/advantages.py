@@ -1,4 +1,4 @@
-"""From rewards to advantages: critic-free, relative to the siblings sampled for the same task."""
+"""Computes advantages from rewards, without a critic, relative to the other trajectories of the same group."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-STD_FLOOR = 1e-4  # added to the divisor, as TRL does: a nearly constant group must not explode
+STD_FLOOR = 1e-4  # added to the divisor, as in TRL, so that a nearly constant group doesn't get huge advantages
 
 
 def group_relative(
@@ -17,15 +17,15 @@ def group_relative(
     """Advantages of a batch of groups.
 
     Args:
-        rewards: one array (G,) a group; groups may differ in size.
+        rewards: one array (G,) for each group; groups may differ in size.
         scale: `std` divides by the group's standard deviation (GRPO; sample estimate, n − 1), `none` does not
             (Dr. GRPO: no bias towards easy and hard tasks), `batch` divides by that of all rewards in the batch.
 
     Returns:
-        One array (G,) a group: (r − mean of its group) / (scale + 1e-4); exactly 0 in a group without variance.
+        One array (G,) for each group: (r − mean of its group) / (scale + 1e-4); exactly 0 in a group without variance.
     """
     groups = [np.asarray(group, dtype=np.float64) for group in rewards]
-    # Equal rewards may differ from their mean by rounding, which a small divisor would make an advantage.
+    # Equal rewards may differ from their mean by rounding, which a small divisor would turn into an advantage.
     centred = [group - group.mean() if has_variance(group) else np.zeros_like(group) for group in groups]
     if scale == "none":
         scaled = centred
@@ -38,7 +38,7 @@ def group_relative(
 
 
 def has_variance(rewards: NDArray[np.floating]) -> bool:
-    """Whether a group (G,) tells its members apart: with equal rewards every advantage is 0 (DAPO drops such groups)."""
+    """Whether the rewards of a group (G,) differ. If they are equal, every advantage is 0 (DAPO drops such groups)."""
     return bool(np.ptp(rewards) > 1e-8) if len(rewards) else False
 
 

@@ -1,6 +1,6 @@
-"""From samples to micro-batches: packed by token budget, balanced over ranks, laid out as tensors.
+"""Makes micro-batches from samples: packed by token budget, balanced over ranks, as tensors.
 
-Every rank packs the same samples by the same deterministic rule and takes its own share: nothing has to be scattered.
+Every rank packs the same samples by the same deterministic rule and takes its own share, so nothing has to be scattered.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from trajectory.types import Trajectory
 class Sample:
     """One sequence to train on: L tokens, of which the first `prompt_len` (at least one) are the prompt.
 
-    R = L − prompt_len response tokens; `mask` is True on those that carry loss. For supervised training `advantage` and
-    `behaviour_logprobs` are left at their defaults.
+    There are R = L − prompt_len response tokens; `mask` is True on those that carry loss. For supervised training
+    `advantage` and `behaviour_logprobs` keep their defaults.
     """
 
     ids: NDArray[np.int32]  # (L,)
@@ -60,12 +60,13 @@ class Pair:
     margin: float = 0.0
 
     def __len__(self) -> int:
-        """Tokens of a rectangle that holds both sides: what must fit into `micro_batch_tokens`."""
+        """Tokens of a rectangle that contains both sides. It must fit into `micro_batch_tokens`."""
         return 2 * max(len(self.chosen), len(self.rejected))
 
 
 def check_pairs(pairs: Sequence[Pair]) -> None:
-    """Raise ValueError if there are no pairs, or for the first with equal or empty sides or a margin that is no number."""
+    """Raise ValueError if there are no pairs, or for the first pair with equal or empty sides or a margin that is no
+    number."""
     if not pairs:
         raise ValueError("no pairs to train on")
     for i, pair in enumerate(pairs):
@@ -82,24 +83,26 @@ MicroBatch = tuple[Sample, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MiniBatch:
-    """What one optimizer step is taken on, and what its loss is divided by: a mean over the whole step, zeros included."""
+    """The samples of one optimizer step, and the divisors of its loss, which is a mean over the whole step, zeros
+    included."""
 
     samples: Sequence[Sample]  # at least one, each with a gradient
-    num_tokens: float  # their loss tokens, and their share of those of samples without a gradient
-    num_sequences: float  # likewise
+    num_tokens: float  # their loss tokens, plus their share of those of samples without a gradient
+    num_sequences: float  # the same for sequences
 
 
 def has_gradient(sample: Sample, *, with_kl: bool) -> bool:
-    """Whether a policy loss depends on this sample. One without advantage is only held to the reference, if there is one."""
+    """Whether a policy loss depends on this sample. Without advantage, only a KL penalty gives it a gradient."""
     return sample.num_loss_tokens > 0 and (with_kl or sample.advantage != 0.0)
 
 
 def minibatches(samples: Sequence[Sample], num_minibatches: int, *, with_kl: bool) -> list[MiniBatch]:
-    """Split for several optimizer steps a batch; interleaved, so that siblings, which stand together, spread evenly.
+    """Split a batch for several optimizer steps. The split is interleaved, so that the samples of a group, which are
+    neighbours, are spread evenly.
 
-    Samples without a gradient aren't passed through the model, but a loss is a mean over the whole batch, to which they
-    contribute zeros: each minibatch's denominators are enlarged by its share of them. Where less samples have a gradient
-    than minibatches are asked for, there are as many minibatches as such samples.
+    Samples without a gradient aren't passed through the model. But the loss is a mean over the whole batch, to which they
+    contribute zeros, so each minibatch's denominators are enlarged by its share of them. If fewer samples have a gradient
+    than minibatches are requested, there are as many minibatches as such samples.
 
     Raises:
         ValueError: no sample has a gradient.
@@ -124,7 +127,7 @@ def minibatches(samples: Sequence[Sample], num_minibatches: int, *, with_kl: boo
 def pack(
     samples: Sequence[Sample], token_budget: int, world_size: int = 1, *, padded: bool = True
 ) -> list[list[MicroBatch]]:
-    """Micro-batches for each rank, by `assign`; a rank without samples left trains on a filler that carries no loss."""
+    """Micro-batches for each rank, by `assign`. A rank without samples trains on a filler that carries no loss."""
     shares = assign([len(s) for s in samples], token_budget, world_size, padded=padded)
     shortest = min(samples, key=len)
     filler = replace(shortest, mask=np.zeros_like(shortest.mask), advantage=0.0)
@@ -136,7 +139,7 @@ class Batch:
     """A micro-batch as tensors. B sequences, T = longest response, N = True entries of `mask`."""
 
     layout: Layout
-    source: Tensor  # (N,) into the flattened hidden states: the position that predicts each loss token
+    source: Tensor  # (N,) positions in the flattened hidden states, each of which predicts one loss token
     targets: Tensor  # (N,) the loss tokens, in `mask`'s row-major order
     mask: Tensor  # (B, T)
     behaviour_logprobs: Tensor  # (B, T)
@@ -144,7 +147,7 @@ class Batch:
 
 
 def collate(samples: MicroBatch, *, padded: bool, device: torch.device | str = "cpu") -> Batch:
-    """Lay out a micro-batch; only positions that carry loss are listed in `source`, so only those need logits."""
+    """Arrange a micro-batch. `source` lists only positions that carry loss, so only those need logits."""
     num_cols = max(len(s.mask) for s in samples)
     mask = np.zeros((len(samples), num_cols), dtype=np.bool_)
     behaviour = np.zeros((len(samples), num_cols), dtype=np.float32)
@@ -174,15 +177,15 @@ def collate(samples: MicroBatch, *, padded: bool, device: torch.device | str = "
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ScoreBatch:
-    """A micro-batch of whole sequences that get one score each. B sequences, or 2·P sides of P pairs.
+    """A micro-batch of whole sequences that each get one score. B sequences, or the 2·P sides of P pairs.
 
-    A filler's scores, which belong to nothing, are computed because ZeRO's collectives need all ranks, and left out.
+    A filler's scores belong to nothing. They are computed because ZeRO's collectives need all ranks, and then left out.
     """
 
     layout: Layout
-    source: Tensor  # (B,) into the flattened hidden states: where each sequence's score is read
-    items: tuple[int, ...]  # indices of the sequences, or pairs; empty: a filler
-    margins: Tensor | None = None  # (P,) for pairs, whose chosen sides come first, then the rejected; else None
+    source: Tensor  # (B,) positions in the flattened hidden states at which the scores are read
+    items: tuple[int, ...]  # indices of the sequences or pairs; empty for a filler
+    margins: Tensor | None = None  # (P,) for pairs, with all chosen sides first and then the rejected ones; else None
 
 
 def collate_pairs(
@@ -195,7 +198,7 @@ def collate_pairs(
     padded: bool,
     device: torch.device | str = "cpu",
 ) -> list[ScoreBatch]:
-    """This rank's micro-batches, as `assign` makes them; both sides of a pair stand in the same one."""
+    """This rank's micro-batches, as `assign` makes them. Both sides of a pair are in the same one."""
     sizes = [len(p) if padded else len(p.chosen) + len(p.rejected) for p in pairs]
     filler = sizes.index(min(sizes)) if sizes else 0
     made = []
@@ -217,7 +220,7 @@ def collate_sequences(
     padded: bool,
     device: torch.device | str = "cpu",
 ) -> list[ScoreBatch]:
-    """As `collate_pairs`, for single sequences, (L,) token ids each, at least one."""
+    """Like `collate_pairs`, for single sequences of token ids, (L,) each, at least one."""
     sizes = [len(ids) for ids in sequences]
     if 0 in sizes:
         raise ValueError(f"sequence {sizes.index(0)} is empty: it has no last token to read a score at")

@@ -22,17 +22,19 @@ from storage.whole import replacing, write_whole
 TAG = "shards"
 UNIVERSAL_TAG = "universal"
 SETTINGS = ("betas", "eps", "weight_decay")
-"""Of AdamW's parameter groups; the learning rate is set before every step."""
+"""The settings of AdamW's parameter groups. The learning rate isn't among them, as it is set before every step."""
 
 
 def save(engine: Any, path: Path, counters: Mapping[str, int], config: LearnerConfig) -> None:
-    """Write below `path`, on all ranks; `learner.json` comes last and marks the checkpoint as complete.
+    """Write below `path`, on all ranks. `learner.json` comes last and marks the checkpoint as complete.
 
-    Frozen parameters are left out: with adapters they are those of the model that training started from.
+    Frozen parameters are left out: with adapters they are those of the model from which training started.
     """
     if dist.get_rank() == 0:
         (path / META_FILE).unlink(missing_ok=True)
-        shutil.rmtree(path / TAG, ignore_errors=True)  # shards of another world size would be taken for ours
+        shutil.rmtree(
+            path / TAG, ignore_errors=True
+        )  # shards of another world size would be taken for the present ones
     dist.barrier()
     engine.save_checkpoint(str(path), tag=TAG, exclude_frozen_parameters=_has_frozen(engine))
     dist.barrier()
@@ -47,22 +49,22 @@ def save(engine: Any, path: Path, counters: Mapping[str, int], config: LearnerCo
 
 
 def load(engine: Any, path: Path, config: LearnerConfig, *, leads: bool) -> dict[str, int]:
-    """Restore weights and the optimizer's moments on all ranks; returns the counters saved with them. The optimizer's
-    settings stay those of `config`.
+    """Restore weights and the optimizer's moments on all ranks; returns the counters that were saved with them. The
+    optimizer's settings stay those of `config`.
 
-    One rank of those that share `path` leads.
+    One of the ranks that share `path` leads.
 
-    Shards that another number of ranks (or another ZeRO stage) wrote go through DeepSpeed's universal checkpoint.
+    Shards that another number of ranks (or another ZeRO stage) wrote are converted by DeepSpeed's universal checkpoint.
 
     Raises:
-        ValueError: no complete checkpoint there, or this learner can't load it.
+        ValueError: there is no complete checkpoint, or this learner can't load it.
     """
     if not (path / META_FILE).is_file():
         raise ValueError(f"no complete learner checkpoint at {path}: {META_FILE} is missing")
     meta = json.loads((path / META_FILE).read_text())
     checkpoint_format.check(meta, config, str(path))
     configured = [{name: group[name] for name in SETTINGS} for group in engine.optimizer.param_groups]
-    # Stage 0 replicates everything, so its one file fits any number of ranks.
+    # Stage 0 replicates everything, so its single file fits any number of ranks.
     if meta["zero_stage"] == config.zero_stage and (
         meta["world_size"] == dist.get_world_size() or config.zero_stage == 0
     ):
@@ -79,13 +81,13 @@ def load(engine: Any, path: Path, config: LearnerConfig, *, leads: bool) -> dict
             shutil.rmtree(path / UNIVERSAL_TAG)
             (path / f"latest_{UNIVERSAL_TAG}").unlink()
     for group, settings in zip(engine.optimizer.param_groups, configured, strict=True):
-        group.update(settings)  # torch loads those of then over them
+        group.update(settings)  # torch has replaced them by the saved ones
     counters: dict[str, int] = meta["counters"]
     return counters
 
 
 def write_hf(lm: Any, weights: Mapping[str, Tensor], *, source: str, path: Path) -> None:
-    """A Hugging Face directory with `weights`; it appears at `path` only when complete."""
+    """Write a Hugging Face directory with `weights`. It appears at `path` only when it is complete."""
     from transformers import AutoTokenizer
 
     with replacing(path) as partial:
@@ -111,7 +113,7 @@ def _convert(shards: Path, universal: Path) -> None:
     from deepspeed.checkpoint import ds_to_universal
 
     shutil.rmtree(universal, ignore_errors=True)
-    # In this process, without a pool: forked workers of a process with running threads may deadlock.
+    # In this process and without a pool: forked workers of a process with running threads may deadlock.
     with contextlib.redirect_stdout(io.StringIO()):
         ds_to_universal.main(
             Namespace(

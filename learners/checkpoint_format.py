@@ -1,4 +1,4 @@
-"""What a learner checkpoint says of itself, and which learners can load it: read before anything heavy is imported."""
+"""The description in a learner checkpoint, and which learners can load it. It is read before anything heavy is imported."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 from learners.config import LearnerConfig
 
 META_FILE = "learner.json"
-"""Written last: with it the checkpoint is complete."""
+"""This file is written last: a checkpoint with it is complete."""
 
 CONVERTIBLE = {1, 2}
-"""ZeRO stages between which DeepSpeed's universal checkpoint converts (0.19): 3 fails both ways, and 0 isn't sharded."""
+"""ZeRO stages between which DeepSpeed's universal checkpoint converts (0.19). Stage 3 fails both ways; 0 isn't sharded."""
 
 
 def kind(config: LearnerConfig) -> dict[str, Any]:
-    """What decides which tensors a checkpoint holds, besides the model."""
+    """The settings that decide, besides the model, which tensors a checkpoint contains."""
     return {
         "zero_stage": config.zero_stage,
         "adapters_only": config.lora is not None,
@@ -28,7 +28,7 @@ def check(meta: Mapping[str, Any], config: LearnerConfig, where: str) -> None:
     """Raises ValueError if learners of `config` can't load the checkpoint at `where`, whose `META_FILE` is `meta`. The
     message begins with the setting.
 
-    A checkpoint of an earlier version says less of itself, and what it doesn't say is taken to fit."""
+    A checkpoint of an earlier version has fewer entries; a missing entry counts as fitting."""
     ours = kind(config)
     theirs = ours | {name: value for name, value in meta.items() if name in ours}
     if theirs["adapters_only"] != ours["adapters_only"]:

@@ -1,4 +1,4 @@
-"""What a person may set about losses and learners. Imports nothing heavy."""
+"""Settings of losses and learners. This file imports nothing heavy."""
 
 from typing import Annotated, Literal
 
@@ -21,7 +21,7 @@ Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class LossConfig(Section):
-    """The policy objective: which loss, how it is clipped, and how engine and learner are reconciled."""
+    """The policy objective: which loss, how it is clipped, and how the difference of engine and learner is corrected."""
 
     algorithm: str = "dapo"
     """`grpo`: mean over sequences of token means (arXiv 2402.03300). `dr_grpo`: sum over a constant length
@@ -35,28 +35,28 @@ class LossConfig(Section):
     """The ratio is clipped above 1 + eps_high. None: the algorithm's published value."""
 
     max_response_tokens: PositiveInt | None = None
-    """The constant length that `dr_grpo` divides by, and nothing else needs."""
+    """The constant length by which `dr_grpo` divides. The other algorithms don't use it."""
 
     advantage_scale: Literal["auto", "std", "none", "batch"] = "auto"
-    """What rewards less their group's mean are divided by: the group's standard deviation, nothing, or the whole
-    batch's. `auto`: nothing with `dr_grpo`, otherwise the group's."""
+    """The divisor of rewards less their group's mean: the group's standard deviation (`std`), nothing (`none`), or the whole
+    batch's standard deviation (`batch`). `auto`: nothing with `dr_grpo`, otherwise the group's."""
 
     is_correction: Literal["none", "tis", "mis"] = "tis"
-    """Importance-sampling correction between the engine that sampled (behaviour) and the learner (proximal policy):
-    `tis` truncates the weight at `is_max`; `mis` drops what lies outside [`is_min`, `is_max`]."""
+    """Importance-sampling correction between the engine that sampled (behaviour) and the learner (proximal policy). `tis`
+    truncates the weight at `is_max`; `mis` drops tokens or sequences with a weight outside [`is_min`, `is_max`]."""
 
     is_level: Literal["auto", "token", "sequence"] = "auto"
-    """One weight a token, or one a sequence (their product). `auto`: sequence with `gspo`, otherwise token."""
+    """One weight for each token, or one for each sequence (their product). `auto`: sequence with `gspo`, otherwise token."""
 
     is_max: PositiveFloat = 2.0
-    """The largest importance weight let through."""
+    """The largest importance weight that is used."""
 
     is_min: PositiveFloat | None = None
-    """The smallest importance weight that `mis` lets through. None: no lower limit."""
+    """The smallest importance weight that `mis` keeps. None: no lower limit."""
 
     kl_estimator: Literal["none", "k1", "k2", "k3"] = "none"
     """Penalise KL(policy ‖ frozen reference), estimated per token: k1 = log(π/π_ref), k2 = k1²/2, k3 = e^−k1 − 1 + k1
-    (Schulman 2020). k1 takes k2's gradient, as its own vanishes in expectation."""
+    (Schulman 2020). k1 uses k2's gradient, as its own is zero in expectation."""
 
     kl_coef: NonNegativeFloat = 0.0
     """Weight of the KL penalty."""
@@ -93,42 +93,43 @@ class LossConfig(Section):
 
     @property
     def objective(self) -> PolicyObjective:
-        """What `algorithm` names."""
+        """The objective that `algorithm` names."""
         return LOSSES[self.algorithm]
 
     @property
     def clip_range(self) -> tuple[float, float]:
-        """(ε_low, ε_high), the published values where none are set."""
+        """(ε_low, ε_high), with the published values where none are set."""
         low, high = self.objective.clip_range
         return (low if self.eps_low is None else self.eps_low, high if self.eps_high is None else self.eps_high)
 
     @property
     def sequence_level_is(self) -> bool:
-        """Whether the engine-to-learner weight is one a sequence."""
+        """Whether there is one engine-to-learner weight for each sequence."""
         return self.is_level == "sequence" or (self.is_level == "auto" and self.objective.ratio_level == "sequence")
 
     @property
     def reward_scale(self) -> Literal["std", "none", "batch"]:
-        """`advantage_scale` with `auto` resolved."""
+        """`advantage_scale` with the meaning of `auto` filled in."""
         if self.advantage_scale == "auto":
             return self.objective.advantage_scale
         return self.advantage_scale
 
 
 class LoraConfig(Section):
-    """Low-rank adapters (arXiv 2106.09685) that train in place of the model's weights, by `peft`."""
+    """Low-rank adapters (arXiv 2106.09685), by `peft`, which are trained instead of the model's weights."""
 
     rank: PositiveInt = 16
-    """Width of the adapters."""
+    """Rank of the adapters' matrices."""
 
     alpha: PositiveFloat = 32.0
-    """Adapters' output is multiplied by alpha / rank."""
+    """The adapters' output is multiplied by alpha / rank."""
 
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """On the adapters' input, in supervised and pair training only: the policy must be the function that was sampled."""
+    """Dropout on the adapters' input, only in supervised and pair training: the policy must be the function that was
+    sampled."""
 
     targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
-    """Linear layers that get an adapter: all but the output layer or head, or those whose names end in one of these."""
+    """Linear layers with an adapter: all except the output layer or head, or those whose names end in one of these."""
 
     @model_validator(mode="after")
     def _no_contradictions(self) -> "LoraConfig":
@@ -138,94 +139,96 @@ class LoraConfig(Section):
 
 
 class LearnerConfig(Section):
-    """The gang of training processes and its optimizer."""
+    """The group of training processes and its optimizer."""
 
     model: LocalPath
-    """Directory of a Hugging Face model, or its URI: what training starts from, and the frozen reference of a KL penalty."""
+    """Directory of a Hugging Face model, or its URI. Training starts from it, and it is the frozen reference of a KL
+    penalty."""
 
     head: Literal["lm", "scalar"] = "lm"
-    """`lm`: a language model. `scalar`: one score a sequence, read at its last token (Hugging Face's
+    """`lm`: a language model. `scalar`: one score for each sequence, read at its last token (Hugging Face's
     AutoModelForSequenceClassification with num_labels=1), with a new head if `model` is a language model."""
 
     lora: LoraConfig | None = None
-    """Train adapters, and the scalar head if there is one. Engines and exports get merged weights. None: train all."""
+    """Train adapters, and the scalar head if there is one. Engines and exports get merged weights. None: train all
+    weights."""
 
     num_learners: PositiveInt = 1
-    """Data-parallel ranks, one process each."""
+    """Number of data-parallel ranks, one process each."""
 
     num_cpus_per_learner: PositiveInt = 1
-    """Ray CPUs, and OpenMP threads, of each rank."""
+    """Ray CPUs of each rank, which is also its number of OpenMP threads."""
 
     num_gpus_per_learner: NonNegativeInt = 0
-    """1: each rank trains on a GPU of its own, in bfloat16. 0: on the CPU, in float32."""
+    """1: each rank trains on its own GPU, in bfloat16. 0: on the CPU, in float32."""
 
     placement_strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
     """How Ray places the ranks on nodes."""
 
     place_by_role: bool = False
-    """Place the ranks on nodes that offer the Ray resource `learner`; a run's `place_by_role`."""
+    """Place the ranks on nodes that offer the Ray resource `learner`. A run's `place_by_role` sets this."""
 
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """The model's type in forward and backward. `auto`: bfloat16 on GPU (master weights in float32), float32 on CPU."""
 
     zero_stage: Literal[0, 1, 2, 3] = 2
-    """What DeepSpeed ZeRO shards over the ranks: nothing, optimizer, + gradients, + parameters."""
+    """What DeepSpeed ZeRO shards over the ranks: nothing (0), the optimizer (1), also gradients (2), also parameters (3)."""
 
     attention: Literal["auto", "sdpa", "varlen"] = "auto"
-    """`varlen` trains on concatenated sequences without padding, `sdpa` on rectangles padded on the right. `auto`: varlen
-    where the GPU has PyTorch's variable-length kernel for this model, else sdpa."""
+    """`varlen` trains on concatenated sequences without padding, `sdpa` on rectangles that are padded on the right. `auto`:
+    varlen where the GPU has PyTorch's variable-length kernel for this model, else sdpa."""
 
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    """Recompute activations in the backward pass. This needs less memory and about a third more time."""
 
     lr: PositiveFloat = 1e-6
     """Peak learning rate."""
 
     betas: tuple[Beta, Beta] = (0.9, 0.999)
-    """AdamW's."""
+    """AdamW's betas."""
 
     eps: PositiveFloat = 1e-8
-    """AdamW's."""
+    """AdamW's epsilon."""
 
     weight_decay: NonNegativeFloat = 0.0
-    """AdamW's, decoupled."""
+    """AdamW's decoupled weight decay."""
 
     max_grad_norm: NonNegativeFloat = 1.0
-    """Gradients are clipped to this global norm. 0: not clipped."""
+    """Gradients are clipped to this global norm. 0: no clipping."""
 
     schedule: Literal["constant", "cosine"] = "constant"
-    """Shape of the learning rate after warm-up; `cosine` falls to 0 at `total_steps`."""
+    """Shape of the learning rate after warm-up. `cosine` falls to 0 at `total_steps`."""
 
     warmup_steps: NonNegativeInt = 0
-    """Training steps of linear warm-up. A training step is one batch, however many minibatches it is split into."""
+    """Training steps of linear warm-up. A training step is one batch, into however many minibatches it is split."""
 
     total_steps: PositiveInt | None = None
-    """Training steps of the whole run, for GRPO `grpo.num_steps`; `cosine` needs it."""
+    """Training steps of the whole run; for GRPO it is `grpo.num_steps`. `cosine` needs it."""
 
     micro_batch_tokens: PositiveInt = 16384
-    """Tokens, padding included, of one forward and backward pass on one rank. At least the longest sample."""
+    """Tokens, including padding, of one forward and backward pass on one rank. At least as many as the longest sample."""
 
     num_minibatches: PositiveInt = 1
-    """Optimizer steps a batch; less where less samples have a gradient. 1: on-policy up to staleness. More: proximal
-    logprobs are computed before the first."""
+    """Optimizer steps for each batch; fewer if fewer samples have a gradient. 1: on-policy except for staleness. More: the
+    proximal logprobs are computed before the first step."""
 
     logit_chunk_mib: PositiveInt = 512
-    """Ceiling for one block of float32 logits; longer batches go through the output layer in several blocks."""
+    """Upper limit for one block of float32 logits, MiB. Longer batches go through the output layer in several blocks."""
 
     temperature: PositiveFloat = 1.0
-    """Logits are divided by it before logprobs are taken; must be the engine's sampling temperature."""
+    """Logits are divided by this before logprobs are taken. It must be the engine's sampling temperature."""
 
     seed: Seed = 0
-    """Of torch and numpy on every rank."""
+    """Seed of torch and numpy on every rank."""
 
     weight_sync: Literal["host", "nccl"] = "host"
     """How engines get new weights: through the object store, or by vLLM's NCCL broadcast (GPUs only)."""
 
     start_timeout_s: PositiveFloat = Field(default=600.0)
-    """Longest wait until all ranks have loaded the model."""
+    """Longest wait until all ranks have loaded the model, seconds."""
 
     step_timeout_s: PositiveFloat = Field(default=1800.0)
-    """Longest wait for one training step, save or load; also the timeout of collectives between ranks."""
+    """Longest wait for one training step, save or load, seconds; also the timeout of collectives between ranks."""
 
     @model_validator(mode="after")
     def _no_contradictions(self) -> "LearnerConfig":
@@ -246,7 +249,7 @@ class LearnerConfig(Section):
 
     @property
     def in_bfloat16(self) -> bool:
-        """What `dtype` comes to."""
+        """Whether training is in bfloat16, with `auto` resolved."""
         return self.dtype == "bfloat16" or (self.dtype == "auto" and self.num_gpus_per_learner > 0)
 
     def check_loss(self, loss: LossConfig) -> None:

@@ -1,13 +1,13 @@
-"""Training on DeepSpeed ZeRO: a batch of samples in, one optimizer step done. Runs alike in one process or in many.
+"""Training on DeepSpeed ZeRO: it takes a batch of samples and does one optimizer step, in one process or in many.
 
-Without Ray, in a single process (as the script that makes the tiny base does):
+Without Ray, in a single process (like the script that makes the tiny base):
 
     engine = DeepSpeedEngine(LearnerConfig(model="path/to/model", lr=1e-3, micro_batch_tokens=16384))
     for samples in batches:                       # list[Sample]: ids, prompt_len, mask (True where the loss counts)
         metrics = engine.sft_step(samples)        # {"loss": …, "num_tokens": …, "grad_norm": …, "lr": …}
     engine.export_hf("path/to/result")
 
-With several ranks every process makes the same calls with the same samples: each packs all and trains on its own share.
+With several ranks, every process makes the same calls with the same samples. Each packs all and trains on its own share.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ B = TypeVar("B")  # a kind of micro-batch
 class DeepSpeedEngine:
     """One rank of data-parallel training.
 
-    Joins the default process group if there is one, else makes a group of one. Collective: all public methods but the
-    properties must be called on every rank, in the same order.
+    It joins the default process group if there is one, else it makes a group of one. Collective: all public methods
+    except the properties must be called on every rank, in the same order.
     """
 
     def __init__(self, config: LearnerConfig, loss: LossConfig | None = None) -> None:
@@ -66,14 +66,14 @@ class DeepSpeedEngine:
         if not dist.is_initialized():
             dist.init_process_group(
                 "nccl" if _on_gpu(config) else "gloo",
-                store=dist.HashStore(),  # type: ignore[attr-defined]  # missing from __all__ only
+                store=dist.HashStore(),  # type: ignore[attr-defined]  # it is only missing from __all__
                 rank=0,
                 world_size=1,
                 timeout=timedelta(seconds=config.step_timeout_s),
             )
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.clock = PhaseClock(self.device)
-        self.num_steps = 0  # batches trained on: what the learning rate's schedule counts
+        self.num_steps = 0  # batches trained on, which the learning rate's schedule counts
         self.policy_version = 0  # batches trained on by policy_step
         torch.manual_seed(config.seed)
         np.random.seed(config.seed)
@@ -82,7 +82,7 @@ class DeepSpeedEngine:
         if config.gradient_checkpointing:
             model.lm.gradient_checkpointing_enable({"use_reentrant": False})
         self._deepspeed = wrap(model, config, self.device)
-        # With adapters the frozen reference is the same model without them.
+        # With adapters, the frozen reference is the same model without them.
         self._reference: Any = self._deepspeed if self.loss_config.kl_coef > 0 else None
         if self._reference is not None and config.lora is None:
             reference = load_model(config.model, config, self.device).eval().requires_grad_(False)
@@ -94,7 +94,7 @@ class DeepSpeedEngine:
     def policy_step(self, samples: Sequence[Sample]) -> dict[str, float]:
         """One batch of policy optimization: up to `num_minibatches` optimizer steps. Returns metrics averaged over them.
 
-        Of optimizer steps that were skipped (`skipped_steps`) the metrics say how many and why. If all were, nothing has
+        If optimizer steps were skipped (`skipped_steps`), the metrics say how many and why. If all were skipped, nothing has
         changed: not the weights, not the optimizer, not `policy_version`.
 
         Raises:
@@ -105,14 +105,14 @@ class DeepSpeedEngine:
         splits = minibatches(samples, self.config.num_minibatches, with_kl=with_kl)
         with self.clock("pack"):
             packed = [self._pack(split.samples) for split in splits]
-        # The proximal policy is the one before the first update of this batch. With a single update that is the
-        # current one, so a second forward pass would only recompute what the first returns.
+        # The proximal policy is the one before the first update of this batch. With a single update it is the current
+        # policy, so a second forward pass would only recompute the result of the first.
         with self.clock("logprobs"):
             proximal = [[self._logprobs(b) for b in batches] for batches in packed] if len(splits) > 1 else None
         found = []
         for i, (split, batches) in enumerate(zip(splits, packed, strict=True)):
             olds = iter(proximal[i]) if proximal else None
-            # All before the first backward pass: with adapters the reference shares its parameters with the policy.
+            # All this comes before the first backward pass: with adapters the reference shares parameters with the policy.
             with self.clock("logprobs"):
                 refs = iter([self._logprobs(b, reference=True) for b in batches]) if with_kl else None
 
@@ -148,7 +148,7 @@ class DeepSpeedEngine:
         return metrics
 
     def sft_step(self, samples: Sequence[Sample]) -> dict[str, float]:
-        """One optimizer step on the mean next-token loss over all tokens with a True mask; may be skipped likewise."""
+        """One optimizer step on the mean next-token loss over all tokens with a True mask. It may be skipped, too."""
         self.config.check_call("sft_step")
         num_tokens = sum(s.num_loss_tokens for s in samples)
 
@@ -158,10 +158,10 @@ class DeepSpeedEngine:
         return self._supervised(self._pack(samples), loss)
 
     def pair_step(self, pairs: Sequence[Pair]) -> dict[str, float]:
-        """One optimizer step of Bradley–Terry on all pairs: metrics `loss`, `accuracy`, `margin_mean`; may be skipped.
+        """One optimizer step of Bradley–Terry on all pairs: metrics `loss`, `accuracy`, `margin_mean`. It may be skipped.
 
         Raises:
-            ValueError: the learner has no scalar head; no pairs, or one with equal or empty sides or too long a side.
+            ValueError: the learner has no scalar head; there are no pairs, or one has equal, empty or too long sides.
         """
         self.config.check_call("pair_step")
         check_pairs(pairs)
@@ -169,7 +169,7 @@ class DeepSpeedEngine:
         def loss(batch: ScoreBatch) -> tuple[Tensor, Metrics]:
             assert batch.margins is not None
             chosen, rejected = self._scores(batch).chunk(2)
-            real = len(batch.items)  # 0 of a filler's one
+            real = len(batch.items)  # 0 for a filler, which has one pair
             return bradley_terry(chosen[:real], rejected[:real], batch.margins, num_pairs_global=len(pairs))
 
         budget = self.config.micro_batch_tokens
@@ -182,7 +182,7 @@ class DeepSpeedEngine:
         """(N,) scores of whole sequences, in their order, on every rank.
 
         Raises:
-            ValueError: the learner has no scalar head; no sequences, or one that is empty or too long.
+            ValueError: the learner has no scalar head; there are no sequences, or one is empty or too long.
         """
         self.config.check_call("scores")
         found = torch.zeros(len(sequences), dtype=torch.float32, device=self.device)
@@ -190,11 +190,11 @@ class DeepSpeedEngine:
         with self._scoring():
             for batch in collate_sequences(sequences, budget, self.rank, self.world_size, **self._score_layout):
                 found[list(batch.items)] = self._scores(batch)[: len(batch.items)]
-        dist.all_reduce(found)  # each is 0 on all ranks but one
+        dist.all_reduce(found)  # each score is 0 on all ranks except one
         return np.asarray(found.cpu().numpy(), dtype=np.float32)
 
     def logprobs(self, token_ids: Sequence[int], *, temperature: float | None = None) -> NDArray[np.float32]:
-        """log p(token_ids[i + 1] | token_ids[: i + 1]) for all i, (len − 1,); `temperature` None: training's."""
+        """log p(token_ids[i + 1] | token_ids[: i + 1]) for all i, (len − 1,). `temperature` None: that of training."""
         self.config.check_call("logprobs")
         ids = np.asarray(token_ids, dtype=np.int32)
         sample = Sample(ids=ids, prompt_len=1, mask=np.ones(len(ids) - 1, dtype=np.bool_))
@@ -211,8 +211,8 @@ class DeepSpeedEngine:
 
     @property
     def plain_weights(self) -> list[PlainWeight]:
-        """Hugging Face names and the (with ZeRO-3: partitioned) parameters behind them, in model order; tied weights
-        once. Shape and type of the parameter are those of the weight, also where an adapter is merged into it."""
+        """The Hugging Face names with their (in ZeRO-3 partitioned) parameters, in model order; tied weights once. Shape and
+        type of the parameter are those of the weight, also where an adapter is merged into it."""
         return plain_weights(self._module.lm, has_adapters=self.config.lora is not None)
 
     @property
@@ -221,26 +221,26 @@ class DeepSpeedEngine:
         return published.published(self._module.lm, self.plain_weights)
 
     def published_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """`full_weights` with the names and forms of the checkpoint that training started from, which engines read."""
+        """`full_weights` with the names and forms of the checkpoint from which training started, as engines need them."""
         return published.as_in_checkpoint(self._module.lm, self.full_weights())
 
     def check_published(self) -> None:
-        """Raises ValueError if engines that hold the same checkpoint couldn't take `published_weights`."""
+        """Raises ValueError if engines that loaded the same checkpoint could not take `published_weights`."""
         published.check(self._module.lm, self.plain_weights, self.config.model)
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What whoever trains this model should know of how it is computed."""
+        """Sentences that tell a user how this model is computed."""
         return self._module.notes
 
     def full_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Names and whole tensors, adapters merged into copies, on every rank; with ZeRO-3 gathered block by block. A
-        tensor is only valid until the next one is asked for. The iterator must be exhausted on all ranks."""
+        """Names and whole tensors, with adapters merged into copies, on every rank; with ZeRO-3 gathered block by block. A
+        tensor is valid only until the next one is requested. The iterator must be exhausted on all ranks."""
         return whole_tensors(self.plain_weights, partitioned=self.config.zero_stage == 3)
 
     def export_hf(self, path: str | os.PathLike[str]) -> None:
-        """Write a directory that plain `transformers` loads, with the tokenizer of the model we started from: a causal
-        language model or, with a scalar head, an AutoModelForSequenceClassification. Adapters are merged."""
+        """Write a directory that plain `transformers` loads, with the tokenizer of the starting model: a causal language
+        model or, with a scalar head, an AutoModelForSequenceClassification. Adapters are merged."""
         weights = {}
         for name, tensor in self.full_weights():
             if self.rank == 0:
@@ -250,13 +250,13 @@ class DeepSpeedEngine:
         dist.barrier()
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write weights, optimizer and counters below `path`; a resumed run may have another number of ranks."""
+        """Write weights, optimizer and counters below `path`. A resumed run may have another number of ranks."""
         counters = {"num_steps": self.num_steps, "policy_version": self.policy_version}
         checkpoint.save(self._deepspeed, Path(path), counters, self.config)
 
     def load(self, path: str | os.PathLike[str], *, leads: bool | None = None) -> None:
-        """Restore what `save` wrote, whatever the number of ranks then. `leads`: whether this rank converts shards for
-        those that see the same `path`; None: all see it."""
+        """Restore what `save` wrote, from any number of ranks. `leads`: whether this rank converts shards for all ranks that
+        see the same `path`; None: all ranks see it."""
         leads = self.rank == 0 if leads is None else leads
         counters = checkpoint.load(self._deepspeed, Path(path), self.config, leads=leads)
         self.num_steps, self.policy_version = counters["num_steps"], counters["policy_version"]
@@ -275,7 +275,7 @@ class DeepSpeedEngine:
 
     @contextmanager
     def _scoring(self) -> Iterator[None]:
-        """Without the adapters' dropout."""
+        """A context without the adapters' dropout."""
         self._deepspeed.eval()
         try:
             yield
@@ -302,7 +302,7 @@ class DeepSpeedEngine:
             return self._forward(self._reference if reference else self._deepspeed, batch)[0]
 
     def _scores(self, batch: ScoreBatch) -> Tensor:
-        """(B,) float32, with gradient."""
+        """(B,) float32 scores, with gradient."""
         layout = batch.layout
         scores: Tensor = self._deepspeed(
             batch.source, layout.input_ids, layout.position_ids, layout.borders, layout.longest
@@ -317,8 +317,8 @@ class DeepSpeedEngine:
     def _optimize(self, batches: Sequence[B], batch_loss: Callable[[B], tuple[Tensor, Metrics]]) -> dict[str, float]:
         """Accumulate the gradients of all micro-batches and take one optimizer step.
 
-        Without a finite loss and gradient norm there is no step, on no rank: DeepSpeed compares the norm over all ranks
-        and drops the gradients, and the metrics are the one of `skipped_steps.skipped`.
+        If the loss or the gradient norm isn't finite, no rank takes a step: DeepSpeed compares the norm over all ranks and
+        drops the gradients, and the metrics are those of `skipped_steps.skipped`.
         """
         lr = schedule.learning_rate(self.num_steps, self.config)
         for group in self._deepspeed.optimizer.param_groups:
@@ -327,9 +327,9 @@ class DeepSpeedEngine:
         with self.clock("gradients"):
             for batch in batches:
                 loss, metrics = batch_loss(batch)
-                # NaN where a loss isn't finite, which alone may leave finite gradients: the norm then tells all ranks.
+                # NaN if a loss isn't finite, since gradients may still be finite then. The norm tells all ranks.
                 poison = 1 + 0 * loss.detach()
-                # Losses are already divided by global counts: gradients must add up over ranks; DeepSpeed averages them.
+                # Losses are divided by global counts, so gradients must add up over ranks, but DeepSpeed averages them.
                 self._deepspeed.backward(loss * (self.world_size * poison))
                 for name, value in metrics.items():
                     old = sums.get(name)

@@ -1,18 +1,18 @@
-"""What can go wrong with a gang of learners.
+"""Errors of a group of learners.
 
     LearnerError
     ├── LearnerDied             a rank's process is gone
-    │   └── LearnerOutOfMemory  Ray's memory monitor ended it
+    │   └── LearnerOutOfMemory  Ray's memory monitor ended the process
     ├── LearnerFailed           a rank raised an exception
     └── LearnerTimeout          ranks did not answer within their deadline
 
-After any of them the gang has been taken down (its other ranks would wait in a collective); `LearnerGroup.recreate`
-brings up a new one.
+After each of them all ranks of the group have been stopped, since the others would wait in a collective.
+`LearnerGroup.recreate` starts new ones.
 """
 
 
 class LearnerError(RuntimeError):
-    """Base of the errors that `LearnerGroup` raises."""
+    """Base class of the errors that `LearnerGroup` raises."""
 
 
 class LearnerDied(LearnerError):
@@ -20,12 +20,12 @@ class LearnerDied(LearnerError):
 
 
 class LearnerOutOfMemory(LearnerDied):
-    """Ray's memory monitor ended a rank, as its node's memory was nearly full."""
+    """Ray's memory monitor ended a rank, because its node's memory was nearly full."""
 
 
 class LearnerFailed(LearnerError):
-    """A rank raised; its exception is the cause."""
+    """A rank raised an exception, which is this error's cause."""
 
 
 class LearnerTimeout(LearnerError):
-    """Ranks did not answer within their deadline; the message names them."""
+    """Ranks did not answer within their deadline. The message names them."""

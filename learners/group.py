@@ -1,13 +1,13 @@
-"""The gang of learner ranks, as the controller sees it: one object, every wait with a deadline, every failure named.
+"""The group of learner ranks as one object for the controller. Every wait has a deadline, and every failure has a name.
 
     group = LearnerGroup(LearnerConfig(model=…, num_learners=2), LossConfig(), probe_ids=[…])
     group.start()                               # places the ranks and loads the model
     step = group.start_step(samples)            # or group.train_step(samples), which waits
     while (result := step.poll(0.25)) is None:
-        …                                       # the controller goes on with rollouts
+        …                                       # the controller continues with rollouts
     result.update                               # ObjectRef of the WeightUpdate, for the engines
 
-Implements what RLlib asks of a learner group when it saves and restores an Algorithm (its `Checkpointable` by duck type).
+It has the methods that RLlib calls when it saves and restores an Algorithm (its `Checkpointable`, by duck typing).
 """
 
 from __future__ import annotations
@@ -49,38 +49,39 @@ LOST = (
     ray.exceptions.NodeDiedError,
     ray.exceptions.WorkerCrashedError,
 )
-"""What Ray says of a rank whose process is gone."""
+"""Errors by which Ray reports a rank whose process is gone."""
 
 SLICE_S = 0.5
-"""Ray's waits answer no signal (2.60): long ones are cut, so that Ctrl-C has an effect."""
+"""Ray's waits don't react to signals (2.60), so long ones are split into waits of this length, so that Ctrl-C works."""
 
 ROLE_SHARE = 0.001
-"""Of the resource `learner`, where places go by role: a mark, as CPUs and GPUs say how many fit on a node."""
+"""Share of the resource `learner` that a rank takes when placed by role. It is only a mark: CPUs and GPUs decide how many
+ranks fit on a node."""
 
 GRACE_S = 3.0
-"""After a first failure, how long to look for a dead rank: its peers' broken connections may be reported earlier."""
+"""After a first failure, how long to look for a dead rank, seconds: broken connections of others may be reported earlier."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepResult:
-    """What a step left: metrics, the weights for the engines and the yardstick for their logprob gate."""
+    """The result of a step: metrics, the weights for the engines, and the reference for their logprob gate."""
 
     policy_version: int
     metrics: dict[str, float]
     seconds: dict[str, float]  # rank 0's time, by phase
     update: (
         ray.ObjectRef
-    )  # of a WeightUpdate, or of None after a skipped step; owned by the caller: it outlives learners
+    )  # of a WeightUpdate, or of None after a skipped step. The caller owns it, so it outlives the learners
     probe: LogprobProbe | None  # None if the group has no probe_ids, or the step was skipped
 
     @property
     def applied(self) -> bool:
-        """Whether the weights changed; False after a step that was skipped, and of a `publish`. See `skipped_steps`."""
+        """Whether the weights changed. False after a skipped step (see `skipped_steps`), and for a `publish`."""
         return skipped_steps.was_applied(self.metrics)
 
 
 class Pending(Generic[T]):
-    """A call that all ranks are working on."""
+    """A call on which all ranks are working."""
 
     def __init__(self, group: LearnerGroup, what: str, refs: list[Any], timeout_s: float, convert: Callable[[], T]):
         self._group, self._what, self._convert = group, what, convert
@@ -90,14 +91,14 @@ class Pending(Generic[T]):
 
     @property
     def refs(self) -> list[Any]:
-        """What the call still waits for, to be waited on together with other things."""
+        """The references for which the call still waits, so that a caller can wait for other things at the same time."""
         return list(self._waiting)
 
     def poll(self, timeout_s: float = 0.0) -> T | None:
-        """The result if there is one within `timeout_s`, else None.
+        """The result if it comes within `timeout_s`, else None.
 
         Raises:
-            LearnerError: a rank died, raised or missed the deadline. The gang is then down.
+            LearnerError: a rank died, raised or missed the deadline. All ranks have then been stopped.
         """
         until = min(time.monotonic() + timeout_s, self._deadline)
         while self._waiting:
@@ -137,21 +138,21 @@ class LearnerGroup:
         config.check_loss(self.loss_config)
         self.probe_ids = None if probe_ids is None else tuple(probe_ids)
         self.policy_version = 0
-        self.notes: tuple[str, ...] = ()  # what whoever trains this model should know of how it is computed
+        self.notes: tuple[str, ...] = ()  # sentences that tell a user how this model is computed
         self._ranks: list[Any] = []
         self._placement: PlacementGroup | None = None
 
     # -- training ------------------------------------------------------------------------------------------------
 
     def train_step(self, samples: Sequence[Sample]) -> StepResult:
-        """Train on one batch and publish the weights; waits."""
+        """Train on one batch and publish the weights. Waits for the result."""
         return self.start_step(samples).result()
 
     def start_step(self, samples: Sequence[Sample]) -> Pending[StepResult]:
-        """As `train_step`, without waiting.
+        """Like `train_step`, without waiting.
 
         Raises:
-            ValueError: no sample has a gradient. The gang stays up.
+            ValueError: no sample has a gradient. The ranks keep running.
         """
         self.config.check_call("policy_step")
         if not any(has_gradient(sample, with_kl=self.loss_config.kl_coef > 0) for sample in samples):
@@ -159,7 +160,7 @@ class LearnerGroup:
         return self._start_published("train_step", ray.put(list(samples)), self.probe_ids)
 
     def publish(self) -> StepResult:
-        """The current weights without training: for engines that start or come back. `metrics` is empty."""
+        """Publish the current weights without training, for engines that start or come back. `metrics` is empty."""
         self.config.check_call("publish")
         return self._start_published("publish", self.probe_ids).result()
 
@@ -174,7 +175,7 @@ class LearnerGroup:
         skipped.
 
         Raises:
-            ValueError: a pair with equal or empty sides, named, or another head. The gang stays up.
+            ValueError: a pair has equal or empty sides (the message names it), or another head. The ranks keep running.
         """
         self.config.check_call("pair_step")
         check_pairs(pairs)
@@ -192,8 +193,8 @@ class LearnerGroup:
     # -- NCCL weight sync ----------------------------------------------------------------------------------------
 
     def open_broadcast(self, num_engine_workers: int) -> tuple[dict[str, Any], Pending[bool]]:
-        """Start to open the NCCL group. Give the first value to every engine's `init_weight_transfer_engine`, then wait
-        for the second: both sides meet in the same call."""
+        """Begin to open the NCCL group. Pass the first value to every engine's `init_weight_transfer_engine`, then wait for
+        the second, since both sides must be in the same call."""
         from learners.weight_sync import engine_init_info
 
         address, port = self._rendezvous(self.config.start_timeout_s)
@@ -209,28 +210,29 @@ class LearnerGroup:
     # -- state ---------------------------------------------------------------------------------------------------
 
     def export_hf(self, path: str | Path | Storage) -> None:
-        """Write a Hugging Face model directory: rank 0 does, on its node or to storage."""
+        """Write a Hugging Face model directory. Rank 0 does it, on its node or to storage."""
         self._call("export_hf", _place(path))
 
     def save_to_path(self, path: str | Path | Storage, *, filesystem: Any = None, **_: Any) -> str:
-        """Write a checkpoint below `path`, which all ranks' nodes must share, or to storage, each rank its part."""
+        """Write a checkpoint below `path`, which all ranks' nodes must share, or to storage, where each rank writes its
+        part."""
         if filesystem is not None and filesystem.type_name != "local":
             raise ValueError(f"learners write to mounted file systems or a Storage, not to {filesystem.type_name!r}")
         self._call("save", _place(path))
         return str(path)
 
     def restore_from_path(self, path: str | Path | Storage, **_: Any) -> None:
-        """Load a checkpoint, whatever the number of ranks that wrote it."""
+        """Load a checkpoint, from any number of ranks that wrote it."""
         self.policy_version = self._call("load", _place(path))
 
     def get_state(
         self, components: Collection[str] | str | None = None, *, not_components: Any = None, **_: Any
     ) -> dict[str, Any]:
-        """Nothing: the state is sharded over the ranks and goes to disk from there, see `save_to_path`."""
+        """Returns nothing: the state is sharded over the ranks, which write it to disk, see `save_to_path`."""
         return {"learner": {}}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Nothing, see `get_state`."""
+        """Does nothing, see `get_state`."""
 
     def get_ctor_args_and_kwargs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return (self.config, self.loss_config), {"probe_ids": self.probe_ids}
@@ -245,11 +247,11 @@ class LearnerGroup:
 
     @property
     def alive(self) -> bool:
-        """Whether there is a gang to call; False after an error or `shutdown`."""
+        """Whether there are ranks to call; False after an error or `shutdown`."""
         return bool(self._ranks)
 
     def recreate(self, checkpoint: str | Path | Storage | None = None) -> None:
-        """Replace the gang by a new one, restored from `checkpoint` or, without one, from the model."""
+        """Replace all ranks by new ones, restored from `checkpoint` or, without one, from the model."""
         self.shutdown()
         self.policy_version = 0
         self.start()
@@ -257,22 +259,22 @@ class LearnerGroup:
             self.restore_from_path(checkpoint)
 
     def shutdown(self) -> None:
-        """End all ranks and give their resources back. May be called twice."""
+        """End all ranks and release their resources. May be called twice."""
         self._abandon()
         if self._placement is not None:
             remove_placement_group(self._placement)
             self._placement = None
 
     def start(self) -> None:
-        """Place the ranks, start them and load the model; waits.
+        """Place the ranks, start them and load the model. Waits until this is done.
 
         Raises:
-            LearnerError: that was not done in `start_timeout_s`.
+            LearnerError: this was not done within `start_timeout_s`.
         """
         try:
             self._place_and_load()
         except BaseException:
-            self.shutdown()  # else the bundles stay reserved by a group that nobody holds
+            self.shutdown()  # otherwise a placement group without an owner keeps the resources reserved
             raise
 
     def _place_and_load(self) -> None:
@@ -283,23 +285,23 @@ class LearnerGroup:
         if config.place_by_role:
             bundle["learner"] = ROLE_SHARE
         start = time.monotonic()
-        # A Tune trial has reserved all that it starts, the ranks too: a second reservation would wait for room beside it.
+        # A Tune trial has reserved resources for all that it starts, ranks too. A second reservation would wait for room.
         captured = ray.get_runtime_context().should_capture_child_tasks_in_placement_group
         reserved = get_current_placement_group() if captured else None
         if reserved is None:
             self._reserve(bundle, start + config.start_timeout_s)
-        # Half of what a driver would import, and needed here only, while the engines are starting already.
+        # This import is half of all that a driver needs. It is needed only here, while the engines already start.
         from learners.learner import Learner
 
         actor = ray.remote(Learner)
         role = "reward-model-learner" if config.head == "scalar" else "learner"
-        gang = uuid.uuid4().hex[:6]  # Ray frees a dead actor's name late: the next gang needs others
+        gang = uuid.uuid4().hex[:6]  # Ray frees a dead actor's name late, so the next ranks need other names
         self._ranks = [
             actor.options(
                 name=f"{role}-{rank}-{gang}",
                 num_cpus=config.num_cpus_per_learner,
                 num_gpus=config.num_gpus_per_learner,
-                max_restarts=0,  # a rank alone can't rejoin its process group: the gang lives and dies together
+                max_restarts=0,  # a single rank can't rejoin its process group, so all ranks are replaced together
                 resources={"learner": ROLE_SHARE} if config.place_by_role else None,
                 scheduling_strategy=PlacementGroupSchedulingStrategy(
                     reserved or self._placement, placement_group_bundle_index=-1 if reserved else rank
@@ -314,14 +316,14 @@ class LearnerGroup:
         refs = self._refs("start", address, port, self.probe_ids is not None)
         notes = Pending(self, "start", refs, left, lambda: (ray.get(refs[0]),)).result()[0]
         for note in notes:
-            if note not in self.notes:  # a gang that replaces another one says the same
+            if note not in self.notes:  # after a restart, the new ranks report the same notes
                 logger.warning(note)
         self.notes = notes
 
     def _reserve(self, bundle: dict[str, float], deadline: float) -> None:
         config = self.config
         placement = placement_group([bundle] * config.num_learners, strategy=config.placement_strategy)
-        self._placement = placement  # at once, so that `shutdown` gives it back
+        self._placement = placement  # at once, so that `shutdown` releases it
         while not placement.wait(SLICE_S):
             if time.monotonic() >= deadline:
                 raise LearnerTimeout(
@@ -330,7 +332,7 @@ class LearnerGroup:
                 )
 
     def _rendezvous(self, timeout_s: float) -> tuple[str, int]:
-        """Where a process group with rank 0 as its first member may meet."""
+        """An address and port at which a process group can be opened whose first member is rank 0."""
         self._check_alive("address")
         ref = self._ranks[0].address.remote()
         found: tuple[str, int] = Pending(self, "address", [ref], timeout_s, lambda: ray.get(ref)).result()
@@ -347,7 +349,7 @@ class LearnerGroup:
     def _call(self, method: str, *args: Any) -> Any:
         """Run a collective on all ranks and return rank 0's answer."""
         refs = self._refs(method, *args)
-        # Wrapped, as a rank may answer None, which `poll` keeps for "not yet".
+        # In a tuple, as a rank may answer None, which `poll` uses for "not yet".
         return Pending(self, method, refs, self.config.step_timeout_s, lambda: (ray.get(refs[0]),)).result()[0]
 
     def _start_published(self, method: str, *args: Any) -> Pending[StepResult]:
@@ -363,7 +365,7 @@ class LearnerGroup:
         return Pending(self, method, [pair[0] for pair in pairs], self.config.step_timeout_s, convert)
 
     def _failed(self, what: str, waiting: dict[Any, int], ref: Any, error: Exception) -> LearnerError:
-        """Find the cause among the ranks, take the gang down and return the error to raise."""
+        """Find the cause among the ranks, stop all ranks and return the error to raise."""
         errors = {waiting[ref]: error}
         pending = [r for r in waiting if r != ref]
         until = time.monotonic() + GRACE_S
@@ -376,7 +378,7 @@ class LearnerGroup:
             for other in done:
                 try:
                     ray.get(other, timeout=GRACE_S)
-                except Exception as e:  # recorded: it is one of the candidates for the cause
+                except Exception as e:  # kept, as it may be the cause
                     errors[waiting[other]] = e
         self._abandon()
         of = f"of {self.config.num_learners}"

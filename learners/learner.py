@@ -1,4 +1,4 @@
-"""One rank of the learner gang: a Ray actor around `DeepSpeedEngine`. Made and driven by `group.LearnerGroup`."""
+"""One learner rank: a Ray actor around `DeepSpeedEngine`. `group.LearnerGroup` makes it and calls it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from storage.objects import Storage, fetch, files_of, scratch
 
 
 class Learner:
-    """All methods but `address` are collective: the group calls them on every rank."""
+    """All methods except `address` are collective: the group calls them on every rank."""
 
     def __init__(self, config: LearnerConfig, loss: LossConfig, rank: int) -> None:
         self.config = config
@@ -39,15 +39,15 @@ class Learner:
         return f"Learner(rank={self.rank})"
 
     def address(self) -> tuple[str, int]:
-        """This node's address and a port that is free now."""
+        """This node's address and a port that is free at present."""
         with socket.socket() as probe:
             probe.bind(("", 0))
             return ray.util.get_node_ip_address(), probe.getsockname()[1]
 
     def start(self, address: str, port: int, publishes: bool) -> tuple[str, ...]:
-        """Join the other ranks and load the model; returns the engine's notes. `publishes`: engines will take its weights.
+        """Join the other ranks and load the model; returns the engine's notes. `publishes`: engines will use its weights.
 
-        Raises ValueError for a model that can't be trained so."""
+        Raises ValueError for a model that can't be trained with these settings."""
         on_gpu = self.config.num_gpus_per_learner > 0
         if on_gpu:
             torch.cuda.set_device(0)  # Ray shows each rank only its own GPU
@@ -71,9 +71,9 @@ class Learner:
     def train_step(
         self, samples: Sequence[Sample], probe_ids: Sequence[int] | None
     ) -> tuple[dict[str, Any], WeightUpdate | None]:
-        """One batch of policy optimization, then `publish`, unless the batch was skipped: there is nothing new then. Two
-        return values, so that the weights are an object of their own, which goes to the engines without passing through
-        the controller."""
+        """Train on one batch of policy optimization, then `publish`, unless the batch was skipped and nothing is new. There
+        are two return values so that the weights are an object of their own, which goes to the engines without passing
+        through the controller."""
         metrics = self.engine.policy_step(samples)
         if not skipped_steps.was_applied(metrics):
             report, update = {"policy_version": self.engine.policy_version, "probe": None}, None
@@ -83,11 +83,11 @@ class Learner:
         return report | {"metrics": metrics, "seconds": self.engine.clock.take()}, update
 
     def publish(self, probe_ids: Sequence[int] | None) -> tuple[dict[str, Any], WeightUpdate | None]:
-        """The current weights and what they make of `probe_ids`."""
+        """The current weights and their logprobs of `probe_ids`."""
         version = self.engine.policy_version
         probe = None
         if probe_ids is not None:
-            # An inference engine's scores of a given text are at temperature 1, whatever it samples at.
+            # An inference engine scores a given text at temperature 1, whatever its sampling temperature is.
             logprobs = self.engine.logprobs(probe_ids, temperature=1.0)
             probe = LogprobProbe(policy_version=version, token_ids=tuple(map(int, probe_ids)), logprobs=logprobs)
         update = host_update(self.engine) if self.config.weight_sync == "host" else nccl_update(self.engine)
@@ -104,7 +104,7 @@ class Learner:
 
     def open_broadcast(self, address: str, port: int, num_engine_workers: int) -> None:
         if self.broadcast is not None:
-            self.broadcast.close()  # of a group whose engines are others now
+            self.broadcast.close()  # its group had other engines
         self.broadcast = NCCLBroadcast(self.engine, address, port, num_engine_workers)
 
     def send_weights(self) -> None:
@@ -112,7 +112,7 @@ class Learner:
         self.broadcast.send()
 
     def save(self, place: str | Storage) -> None:
-        """To a path that all ranks share, or each rank's own part to storage, by way of its node's disk."""
+        """Save to a path that all ranks share. Or each rank saves its own part to storage, by way of its node's disk."""
         if isinstance(place, str):
             self.engine.save(place)
             return
@@ -120,11 +120,11 @@ class Learner:
             self.engine.save(folder)
             place.upload(folder, [name for name in files_of(folder) if name != META_FILE])
             dist.barrier()
-            if self.rank == 0:  # as on disk, it comes when all ranks' shards are there
+            if self.rank == 0:  # as on disk, it is written when all ranks' shards are there
                 place.upload(folder, [META_FILE])
 
     def load(self, place: str | Storage) -> int:
-        """Returns the policy version restored."""
+        """Load a checkpoint; returns the policy version that was restored."""
         if isinstance(place, str):
             self.engine.load(place)
         else:
@@ -132,7 +132,8 @@ class Learner:
         return self.engine.policy_version
 
     def _load_copy(self, storage: Storage) -> None:
-        """Of the ranks that see the same disk the first fetches the checkpoint, for as long as it is read."""
+        """Load from storage. The first of the ranks on the same disk fetches the checkpoint and keeps it while it is
+        read."""
         copy = local_path(storage.uri)
         disks = [""] * self.engine.world_size
         dist.all_gather_object(disks, f"{socket.gethostname()}:{copy}")
@@ -153,5 +154,5 @@ class Learner:
             self.engine.export_hf(folder / "model")
             if self.rank == 0:
                 place.clear()
-                # Without its config.json it is no model.
+                # Without its config.json it doesn't count as a model.
                 place.upload(folder / "model", files_of(folder / "model"), last=["config.json"])

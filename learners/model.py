@@ -1,4 +1,4 @@
-"""The model as the losses see it: token ids in; logprobs of the sampled tokens, or a score a sequence, out."""
+"""The model in the form that the losses use: from token ids to logprobs of the sampled tokens, or to a score a sequence."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from models.load import load
 
 logger = logging.getLogger(__name__)
 
-# Models that do something to the logits after the output layer; TokenLogprobs would leave it out.
+# Models that change the logits after the output layer, which TokenLogprobs would leave out.
 _LOGIT_TRANSFORMS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 
 
 def load_model(path: str, config: LearnerConfig, device: torch.device) -> TokenLogprobs | SequenceScores:
     """A model with `config.head` from a directory, in the training dtype, without dropout of its own.
 
-    Fresh parts, a scalar head on a language model and adapters, come from torch's global generator.
+    New parts (a scalar head on a language model, adapters) are initialised from torch's global generator.
 
     Raises:
-        ValueError: the weights are quantized, the model post-processes its logits, has no padding token (scalar head),
+        ValueError: the weights are quantized, the model post-processes its logits, it has no padding token (scalar head),
             `config.attention` or `config.lora.targets` aren't available for it here, or it doesn't keep the sequences of a
-            batch apart.
+            batch separate.
     """
     hf_config = AutoConfig.from_pretrained(path)
     if quantized := getattr(hf_config, "quantization_config", None):
@@ -44,7 +44,7 @@ def load_model(path: str, config: LearnerConfig, device: torch.device) -> TokenL
             raise ValueError(f"{path}: models with {name} aren't supported; their logprobs would be wrong")
     for name, value in hf_config.to_dict().items():
         if isinstance(value, float) and ("dropout" in name or "pdrop" in name):
-            setattr(hf_config, name, 0.0)  # logprobs of learner and engine must be of the same function
+            setattr(hf_config, name, 0.0)  # learner and engine must compute logprobs of the same function
     varlen = _use_varlen(config, hf_config.get_text_config(), device)
     attention.register()
     if config.head == "scalar":
@@ -80,7 +80,7 @@ def load_model(path: str, config: LearnerConfig, device: torch.device) -> TokenL
     model.notes = tuple(notes)
     for note in notes:
         logger.warning(note)
-    # Hugging Face hands models out in evaluation mode, in which they ignore gradient checkpointing.
+    # Hugging Face returns models in evaluation mode, in which they ignore gradient checkpointing.
     return model.to(device).train()
 
 
@@ -89,7 +89,7 @@ def _dtype(config: LearnerConfig) -> torch.dtype:
 
 
 def _use_varlen(config: LearnerConfig, hf_config: Any, device: torch.device) -> bool:
-    """`config.attention` with `auto` resolved: the variable-length kernel where the hardware has it, else SDPA."""
+    """Whether `config.attention` means the variable-length kernel here; `auto` means it where the hardware has it."""
     if config.attention == "sdpa":
         return False
     if device.type == "cpu":
@@ -108,7 +108,7 @@ def _use_varlen(config: LearnerConfig, hf_config: Any, device: torch.device) -> 
 
 
 def _packing_fault(lm: Any, path: str, config: LearnerConfig) -> str | None:
-    """Why `lm` doesn't keep packed sequences apart; None: it does, and is left with that attention.
+    """Why `lm` doesn't keep packed sequences separate; None: it does, and it then keeps that attention.
 
     Layers with a state of their own (linear attention, Mamba, convolutions) often carry it over the borders."""
     fault = separation.fault(lm, packed=True)
@@ -118,8 +118,8 @@ def _packing_fault(lm: Any, path: str, config: LearnerConfig) -> str | None:
 
 
 class _Headless(nn.Module):
-    """The body of a Hugging Face model, which subclasses put a head on. `varlen`: batches must be packed, else padded.
-    `notes`: what whoever trains it should know of how it is computed."""
+    """The body of a Hugging Face model; subclasses add a head. `varlen`: batches must be packed, otherwise padded. `notes`:
+    what a user should know about how the model is computed."""
 
     notes: tuple[str, ...] = ()
 
@@ -133,18 +133,18 @@ class _Headless(nn.Module):
 
 
 class SequenceScores(_Headless):
-    """Wraps a model for sequence classification with one label: a score for each sequence, in float32."""
+    """Wraps a model for sequence classification with one label. It gives a float32 score for each sequence."""
 
     def forward(
         self, source: Tensor, input_ids: Tensor, position_ids: Tensor, borders: Tensor | None, longest: int
     ) -> Tensor:
-        """(B,) float32. Arguments are those of `batching.ScoreBatch` and its layout."""
+        """(B,) float32 scores. Arguments are those of `batching.ScoreBatch` and its layout."""
         self.check_layout(borders)
         return scalar.scores(self.lm, source, input_ids, position_ids, borders, longest)
 
 
 class TokenLogprobs(_Headless):
-    """Wraps a causal language model so that logits exist only where they are needed, and only a block at a time."""
+    """Wraps a causal language model so that logits are computed only where they are needed, one block at a time."""
 
     def __init__(self, lm: nn.Module, *, varlen: bool, temperature: float, chunk_bytes: int) -> None:
         super().__init__(lm, varlen=varlen)
@@ -162,14 +162,14 @@ class TokenLogprobs(_Headless):
     ) -> tuple[Tensor, Tensor]:
         """Log p(targets[i]) at position source[i] of the flattened (B·L) batch, and that distribution's entropy.
 
-        Both (N,) float32; the entropy carries no gradient. Arguments are those of `batching.Batch` and its layout.
+        Both are (N,) float32; the entropy carries no gradient. Arguments are those of `batching.Batch` and its layout.
         """
         self.check_layout(borders)
         hidden = hidden_at(self.lm, source, input_ids, position_ids, borders, longest)
         num_rows = max(self.chunk_bytes // (4 * self.lm.config.get_text_config().vocab_size), 1)
         if len(targets) <= num_rows:
             return self._from_hidden(hidden, targets)
-        # Blocks are recomputed in the backward pass, as keeping all of them is what they are to avoid.
+        # Blocks are recomputed in the backward pass, since keeping all of them would use the memory that blocks save.
         blocks = [
             checkpoint(self._from_hidden, h, t, use_reentrant=False)
             if torch.is_grad_enabled()

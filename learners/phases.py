@@ -1,4 +1,4 @@
-"""Where a step's time goes."""
+"""Measures the time of each phase of a step."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 
 class PhaseClock:
-    """Adds up seconds by phase, until `take`."""
+    """Adds up the seconds of each phase, until `take`."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -21,7 +21,8 @@ class PhaseClock:
         started = time.perf_counter()
         yield
         if self._device.type == "cuda":
-            # Kernels run behind the host: without this all their time would be the last phase's. A handful of times a step.
+            # GPU kernels run asynchronously: without this, all their time would count for the last phase. It is called only
+            # a few times in each step.
             torch.cuda.synchronize(self._device)
         self._seconds[phase] = self._seconds.get(phase, 0.0) + time.perf_counter() - started
 

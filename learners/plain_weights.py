@@ -1,4 +1,4 @@
-"""The weights as everybody else knows them: Hugging Face names, whole tensors, adapters merged in."""
+"""The weights in the usual form: Hugging Face names, whole tensors, adapters merged in."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ GATHER_BYTES = 256 << 20  # ZeRO-3 parameters are gathered for reading in blocks
 
 @dataclass(frozen=True, slots=True)
 class PlainWeight:
-    """One tensor of the plain model, and what it is made from."""
+    """One tensor of the plain model, and the parameters from which it is made."""
 
     name: str
     parameter: Any  # with ZeRO-3: partitioned
@@ -34,8 +34,8 @@ class PlainWeight:
 
 
 def plain_weights(lm: nn.Module, *, has_adapters: bool) -> list[PlainWeight]:
-    """In model order, tied weights once; then the buffers that checkpoints hold, such as a router's
-    `e_score_correction_bias`, without which the model is another one."""
+    """All weights in model order, tied weights once; then the buffers that checkpoints contain, such as a router's
+    `e_score_correction_bias`. Without them it would be another model."""
     kept = lm.state_dict().keys()
     buffers = [PlainWeight(name, buffer) for name, buffer in lm.named_buffers() if name in kept]
     if not has_adapters:
@@ -45,7 +45,7 @@ def plain_weights(lm: nn.Module, *, has_adapters: bool) -> list[PlainWeight]:
     for name, parameter in lm.named_parameters():
         layer_name, _, rest = name.rpartition(".base_layer.")
         if layer_name in adapted:
-            layer = adapted[layer_name] if rest == "weight" else None  # a bias stays as it was
+            layer = adapted[layer_name] if rest == "weight" else None  # an adapter doesn't change a bias
             found.append(PlainWeight(f"{layer_name}.{rest}", parameter, layer))
         elif not any(name.startswith(f"{adapter}.lora_") for adapter in adapted):
             found.append(PlainWeight(name, parameter))
@@ -53,8 +53,8 @@ def plain_weights(lm: nn.Module, *, has_adapters: bool) -> list[PlainWeight]:
 
 
 def whole_tensors(weights: Sequence[PlainWeight], *, partitioned: bool) -> Iterator[tuple[str, Tensor]]:
-    """Names and whole tensors, if `partitioned` (ZeRO-3) gathered block by block, which is collective. A tensor is only
-    valid until the next one is asked for; the iterator must be exhausted on all ranks."""
+    """Names and whole tensors. If `partitioned` (ZeRO-3), they are gathered block by block, which is collective. A tensor is
+    valid only until the next one is requested. The iterator must be exhausted on all ranks."""
     if not partitioned:
         for weight in weights:
             yield weight.name, weight.tensor()

@@ -1,8 +1,8 @@
-"""The weights as the engines take them: named and cut as in the checkpoint that training started from.
+"""The weights in the form that engines need: with the names and shapes of the checkpoint from which training started.
 
-transformers (5) loads some layers in another form than the checkpoint has, such as the experts of a mixture, which it
-fuses into one tensor a layer. Its own `save_pretrained` turns them back by rules that the loaded model keeps; they are
-applied here to one tensor at a time, so that a model needn't be whole in memory.
+transformers (5) loads some layers in another form than the checkpoint has. For example, it fuses the experts of a mixture
+into one tensor a layer. Its own `save_pretrained` converts them back by rules that the loaded model keeps. Here these rules
+are applied to one tensor at a time, so that the whole model needn't be in memory.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from models.on_disk import tensor_shapes
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """What there is to know of one tensor before it is sent."""
+    """Name, shape and type of one tensor, which are needed before it is sent."""
 
     name: str
     shape: tuple[int, ...]
@@ -29,7 +29,7 @@ class Published:
 
 
 def published(lm: Any, weights: Iterable[PlainWeight]) -> list[Published]:
-    """In the order of `as_in_checkpoint`, without touching the weights."""
+    """All tensors in the order of `as_in_checkpoint`, without touching the weights."""
     return [
         Published(name, tuple(tensor.shape), tensor.dtype)
         for weight in weights
@@ -38,16 +38,18 @@ def published(lm: Any, weights: Iterable[PlainWeight]) -> list[Published]:
 
 
 def as_in_checkpoint(lm: Any, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-    """Of the training's names and tensors the checkpoint's; each is only valid until the next one is asked for."""
+    """Convert training's names and tensors to the checkpoint's. Each tensor is valid only until the next one is
+    requested."""
     for name, tensor in tensors:
         yield from _converted(lm, name, tensor)
 
 
 def check(lm: Any, weights: Iterable[PlainWeight], model: str) -> None:
-    """Raises ValueError unless what would be sent is what the checkpoint in the folder `model` holds and engines expect."""
+    """Raises ValueError unless the tensors to send are those of the checkpoint in the folder `model`, which engines
+    expect."""
     try:
         sent = {tensor.name: tensor.shape for tensor in published(lm, weights)}
-    except Exception as error:  # rules that need several tensors at once raise what they like
+    except Exception as error:  # rules that need several tensors at once may raise anything
         raise ValueError(
             f"{model}: the weights of {type(lm).__name__} can't be sent to the engines one by one, as transformers loads "
             f"them in another form than the checkpoint has: {error!r}. GRPO can't train this model"
@@ -78,5 +80,5 @@ def _converted(lm: Any, name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor
 
 
 def _shape_only(parameter: Any) -> Tensor:
-    """With ZeRO-3 a parameter itself is empty."""
+    """A tensor with only a shape, since with ZeRO-3 a parameter itself is empty."""
     return torch.empty(getattr(parameter, "ds_shape", parameter.shape), dtype=parameter.dtype, device="meta")

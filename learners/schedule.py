@@ -1,4 +1,4 @@
-"""Learning rate by training step."""
+"""The learning rate of each training step."""
 
 import math
 
@@ -6,9 +6,9 @@ from learners.config import LearnerConfig
 
 
 def learning_rate(step: int, config: LearnerConfig) -> float:
-    """Rate of training step `step` (from 0): linear warm-up to `lr`, then constant or a half cosine down to 0.
+    """Learning rate of training step `step` (from 0): linear warm-up to `lr`, then constant or a half cosine down to 0.
 
-    All minibatches of a batch have the same rate."""
+    All minibatches of a batch use the same rate."""
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
     if config.schedule == "constant":

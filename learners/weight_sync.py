@@ -1,7 +1,7 @@
-"""The learner's side of weight sync: what it publishes, or broadcasts, after a step.
+"""The learner's side of weight sync: it publishes or broadcasts the weights after a step.
 
-`host`: rank 0 copies the whole weights to numpy; they travel as one Ray object, which engines on a node share.
-`nccl`: rank 0 broadcasts to the engines' workers with vLLM's own trainer engine; only names and shapes travel by Ray.
+`host`: rank 0 copies all weights to numpy. They are passed as one Ray object, which engines on a node share.
+`nccl`: rank 0 broadcasts to the engines' workers with vLLM's own trainer engine. Ray passes only names and shapes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from models.weight_update import WeightUpdate
 
 
 def host_update(engine: DeepSpeedEngine) -> WeightUpdate | None:
-    """A self-contained copy of the weights, on rank 0; None on the others, which take part in gathering them."""
+    """An independent copy of the weights, on rank 0; None on the other ranks, which take part in gathering them."""
     payload = {}
     shapes = []
     for name, tensor in engine.published_weights():
@@ -37,7 +37,7 @@ def host_update(engine: DeepSpeedEngine) -> WeightUpdate | None:
 
 
 def nccl_update(engine: DeepSpeedEngine) -> WeightUpdate:
-    """What engines must expect from the next `NCCLBroadcast.send`."""
+    """The names, shapes and types that engines must expect from the next `NCCLBroadcast.send`."""
     tensors = engine.to_publish
     return WeightUpdate(
         policy_version=engine.policy_version,
@@ -49,10 +49,10 @@ def nccl_update(engine: DeepSpeedEngine) -> WeightUpdate:
 
 
 class NCCLBroadcast:
-    """Rank 0 and all engine workers in one NCCL group; on every learner rank, as gathering needs them all.
+    """Rank 0 and all engine workers in one NCCL group. It exists on every learner rank, as gathering needs them all.
 
-    The controller drives the engines (their `init_weight_transfer_engine`, then `update_weights` for each update) at the
-    same time as it calls this on the learners, so vLLM's trainer engine gets a client that has nothing to do.
+    The controller calls the engines (their `init_weight_transfer_engine`, then `update_weights` for each update) at the same
+    time as this object on the learners, so vLLM's trainer engine gets a client that does nothing.
     """
 
     def __init__(self, engine: DeepSpeedEngine, address: str, port: int, num_engine_workers: int) -> None:
@@ -68,7 +68,7 @@ class NCCLBroadcast:
         )
 
     def send(self) -> None:
-        """Broadcast the current weights in model order; returns when they have arrived. Collective."""
+        """Broadcast the current weights in model order. Returns when they have arrived. Collective."""
         self._trainer.send_weights()
 
     def close(self) -> None:
@@ -76,7 +76,7 @@ class NCCLBroadcast:
 
 
 def engine_init_info(address: str, port: int, num_engine_workers: int) -> dict[str, Any]:
-    """What each engine's `init_weight_transfer_engine` needs to join the group that `NCCLBroadcast` opens."""
+    """The arguments with which each engine's `init_weight_transfer_engine` joins the group that `NCCLBroadcast` opens."""
     from vllm.distributed.weight_transfer.packed_tensor import (
         DEFAULT_PACKED_BUFFER_SIZE_BYTES,
         DEFAULT_PACKED_NUM_BUFFERS,
@@ -85,7 +85,7 @@ def engine_init_info(address: str, port: int, num_engine_workers: int) -> dict[s
     return {
         "master_address": address,
         "master_port": port,
-        "rank_offset": 1,  # the one sender is rank 0
+        "rank_offset": 1,  # rank 0 is the only sender
         "world_size": 1 + num_engine_workers,
         "packed": True,
         "packed_buffer_size_bytes": DEFAULT_PACKED_BUFFER_SIZE_BYTES,
@@ -94,7 +94,7 @@ def engine_init_info(address: str, port: int, num_engine_workers: int) -> dict[s
 
 
 class _ControllerDrivesEngines:
-    """vLLM's `VLLMWeightSyncClient` for trainers that leave the engines to somebody else."""
+    """A `VLLMWeightSyncClient` of vLLM for trainers that don't call the engines themselves."""
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None: ...
 
@@ -114,7 +114,7 @@ def _weight_source(engine: DeepSpeedEngine) -> Any:
 
         def __iter__(self) -> Iterator[tuple[str, Tensor]]:
             for name, tensor in engine.published_weights():
-                # vLLM packs several tensors before it sends; a gathered ZeRO-3 parameter is gone by then.
+                # vLLM packs several tensors before it sends; by then a gathered ZeRO-3 parameter is gone.
                 yield name, tensor.clone() if engine.config.zero_stage == 3 else tensor
 
     return Source()
@@ -125,6 +125,6 @@ def _dtype_name(dtype: torch.dtype) -> str:
 
 
 def _to_numpy(tensor: Tensor) -> tuple[Any, str]:
-    host = tensor.detach().to("cpu", copy=True)  # never a view of weights that the next step changes
+    host = tensor.detach().to("cpu", copy=True)  # a copy, as the next step changes the weights
     bits = host.view(torch.uint16) if host.dtype == torch.bfloat16 else host
     return bits.numpy(), _dtype_name(tensor.dtype)

@@ -1,7 +1,7 @@
-"""A model wrapped into DeepSpeed: ZeRO, AdamW over what trains, gradients accumulated by us.
+"""Wraps a model into DeepSpeed: ZeRO, AdamW over the trained parameters, and our own gradient accumulation.
 
-A gradient whose norm is not finite is dropped on all ranks, and no step is taken: by DeepSpeed's optimizers, or by
-`GuardedAdamW` in the one mode in which DeepSpeed leaves the step to torch.
+If the norm of a gradient is not finite, the gradient is dropped on all ranks and no step is taken. DeepSpeed's optimizers do
+this, and `GuardedAdamW` does it in the one mode in which DeepSpeed leaves the step to torch.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from torch import nn
 from learners.config import LearnerConfig
 
 BUCKET_ELEMENTS = 500_000_000
-"""Gradients are reduced in buckets of at most this many elements: DeepSpeed's own default."""
+"""Gradients are reduced in buckets of at most this many elements, which is DeepSpeed's own default."""
 
 
 class GuardedAdamW(torch.optim.AdamW):
-    """AdamW that clips the gradient, keeps its norm, and takes no step if that isn't finite.
+    """AdamW that clips the gradient, keeps its norm, and takes no step if the norm isn't finite.
 
-    What DeepSpeed's own optimizers do. Without ZeRO, in float32, it calls the one that it was given, after it has averaged
-    the gradients over the ranks: all ranks see the same norm. It reads `overflow` and `_global_grad_norm` (0.19).
+    DeepSpeed's own optimizers do the same. Without ZeRO, in float32, DeepSpeed calls the optimizer that it was given,
+    after averaging the gradients over the ranks, so all ranks see the same norm. It reads `overflow` and
+    `_global_grad_norm` (0.19).
     """
 
     def __init__(self, params: Any, *, max_norm: float, **settings: Any) -> None:
@@ -48,20 +49,20 @@ class GuardedAdamW(torch.optim.AdamW):
 
 
 def wrap(model: nn.Module, config: LearnerConfig, device: torch.device, *, frozen: bool = False) -> Any:
-    """DeepSpeed's engine around `model`; `frozen`: only to shard it, without an optimizer. Collective."""
-    # Read when DeepSpeed is imported. Every rank sees exactly one device.
+    """DeepSpeed's engine around `model`. With `frozen` it only shards the model and has no optimizer. Collective."""
+    # These variables are read when DeepSpeed is imported. Every rank sees exactly one device.
     os.environ.setdefault("DS_ACCELERATOR", device.type)
     os.environ.setdefault("LOCAL_RANK", "0")
     import deepspeed
 
-    # On CPU this op would be compiled (102 s, and a failure without a compiler); gloo does the same work.
+    # On CPU this op would be compiled (102 s, and it fails without a compiler); gloo does the same work.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     bf16 = config.in_bfloat16
     guarded = config.zero_stage == 0 and not bf16
     num_elements = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())
     settings = {
         "train_micro_batch_size_per_gpu": 1,
-        # We own the accumulation: backward() per micro-batch, however many there are, then one step().
+        # Accumulation is ours: one backward() for each micro-batch, however many there are, then one step().
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,
         "gradient_clipping": 0.0 if guarded else config.max_grad_norm,
@@ -70,7 +71,7 @@ def wrap(model: nn.Module, config: LearnerConfig, device: torch.device, *, froze
             "stage": config.zero_stage,
             "overlap_comm": False,
             "contiguous_gradients": True,
-            # DeepSpeed allocates a bucket whole, however small the model.
+            # DeepSpeed allocates a whole bucket, however small the model is.
             "reduce_bucket_size": min(num_elements, BUCKET_ELEMENTS),
         },
         "zero_allow_untested_optimizer": True,
@@ -84,7 +85,7 @@ def wrap(model: nn.Module, config: LearnerConfig, device: torch.device, *, froze
         return engine
     trained = [p for p in model.parameters() if p.requires_grad]
     decayed = [p for p in trained if p.dim() >= 2]
-    plain = [p for p in trained if p.dim() < 2]  # norms and biases are not decayed
+    plain = [p for p in trained if p.dim() < 2]  # norms and biases have no weight decay
     groups = [
         {"params": group, "weight_decay": decay}
         for group, decay in ((decayed, config.weight_decay), (plain, 0.0))

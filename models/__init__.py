@@ -1,1 +1,1 @@
-"""One place that loads a language model or a scalar head and runs its forward pass, for training and for serving."""
+"""The one place that loads a language model or a scalar head and runs its forward pass, for training and for serving."""

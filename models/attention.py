@@ -1,6 +1,6 @@
 """Attention over concatenated sequences without padding, for any Hugging Face model that takes an attention interface.
 
-Hugging Face's own way needs the flash-attn package, which is compiled for hours; PyTorch has the same kernel built in.
+Hugging Face's own way needs the flash-attn package, which takes hours to compile. PyTorch has the same kernel built in.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ NAME = "autotraj_varlen"
 
 
 def register() -> None:
-    """Make `attn_implementation=NAME` known to transformers. No mask function goes with it: borders say it all."""
+    """Make `attn_implementation=NAME` known to transformers. It needs no mask function, as the borders are enough."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, _attention)
 
 
 def use_sdpa(lm: Any) -> str | None:
-    """Switches `lm`, loaded with "eager" attention, to PyTorch's fused attention; or says why it must stay as it is."""
+    """Switch `lm`, loaded with "eager" attention, to PyTorch's fused attention; or return why it must keep its own."""
     if getattr(lm.config.get_text_config(), "attn_logit_softcapping", None) is not None:
         return "PyTorch's fused attention would leave out the soft caps of its attention scores"
     if not lm._supports_sdpa:
@@ -41,9 +41,9 @@ def is_available(
     head_dim: int,
     windows: Iterable[int | None] = (None,),
 ) -> bool:
-    """Whether this GPU has the kernel for such a model: tried on a few tokens, forward and backward, against SDPA.
+    """Whether this GPU has the kernel for such a model, tested on a few tokens, forward and backward, against SDPA.
 
-    `windows`: of its layers' attention. One that is longer than the trial's sequences is tried with a short one instead."""
+    `windows`: those of its layers' attention. One that is longer than the test's sequences is tested as a short one."""
     if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
         return False
     generator = torch.Generator(device).manual_seed(0)
@@ -84,7 +84,7 @@ def _attention(
 ) -> tuple[Tensor, None]:
     """Hugging Face's attention interface: (1, heads, ΣL, head_dim) each → (1, ΣL, heads, head_dim).
 
-    `sliding_window`: how many tokens a token sees, itself included; None: all before it."""
+    `sliding_window`: the number of tokens that a token sees, itself included; None: all before it."""
     assert attention_mask is None
     if softcap is not None or s_aux is not None:
         raise ValueError("attention over packed sequences knows no soft caps and no sinks")
@@ -110,14 +110,14 @@ def _fused(
         window_size=(-1 if window is None else window - 1, 0),  # causal; the kernel doesn't count the token itself
         enable_gqa=query.shape[1] != key.shape[1],
     )
-    assert isinstance(out, Tensor)  # a tuple only if auxiliary outputs are asked for
+    assert isinstance(out, Tensor)  # it is a tuple only if auxiliary outputs are requested
     return out
 
 
 def _by_sequence(
     query: Tensor, key: Tensor, value: Tensor, borders: Tensor, longest: int, scale: float, window: int | None
 ) -> Tensor:
-    """The same by plain SDPA, one sequence at a time: for CPUs, and what the kernel is checked against."""
+    """The same by plain SDPA, one sequence at a time. CPUs use it, and the kernel is tested against it."""
     sizes = borders.diff().tolist()
     query, key, value = (x.transpose(0, 1)[None] for x in (query, key, value))  # (1, heads, ΣL, head_dim)
     parts = [

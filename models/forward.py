@@ -1,4 +1,4 @@
-"""A Hugging Face model's body on one layout of sequences, without its head."""
+"""Runs a Hugging Face model's body, without its head, on one layout of sequences."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def hidden_at(
     """(N, hidden): the last layer's states at the positions `source` of the flattened (B·L) ids.
 
     The other arguments are the fields of a `layout.Layout`. With `borders` the model must have been loaded with
-    `attention.NAME`, without them it must not.
+    `attention.NAME`; without them it must not.
     """
     packed = {} if borders is None else {"cu_seq_lens_q": borders, "max_length_q": longest}
     hidden: Tensor = lm.base_model(

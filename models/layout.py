@@ -1,4 +1,4 @@
-"""Sequences of unequal lengths as a model takes them: one rectangle, or one row."""
+"""Arranges sequences of unequal lengths for a model: in one rectangle (padded), or in one row (packed)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Layout:
-    """B sequences as the model takes them.
+    """B sequences in the form that a model takes.
 
-    Padded: `input_ids` is (B, L), padded on the right; under causal attention no real token sees the padding, so no
+    Padded: `input_ids` is (B, L), padded on the right. Under causal attention no real token sees the padding, so no
     attention mask is needed. Packed: (1, ΣL), with `position_ids` that restart at 0 at each sequence and the `borders`
     between sequences for variable-length attention.
     """
@@ -23,12 +23,12 @@ class Layout:
     input_ids: Tensor  # (B, L) or (1, ΣL)
     position_ids: Tensor  # (1, L) or (1, ΣL)
     borders: Tensor | None  # packed: (B + 1,) int32, 0 and the running sum of lengths; padded: None
-    longest: int  # most tokens in a sequence
+    longest: int  # number of tokens in the longest sequence
     starts: NDArray[np.int64]  # (B,) where each sequence begins in the flattened ids
 
 
 def lay_out(sequences: Sequence[NDArray[np.int32]], *, padded: bool, device: torch.device | str = "cpu") -> Layout:
-    """Sequences of token ids, (L,) each, as one rectangle or one row."""
+    """Arrange sequences of token ids, (L,) each, in one rectangle or one row."""
     lengths = [len(ids) for ids in sequences]
     if padded:
         width = max(lengths)
@@ -49,10 +49,11 @@ def lay_out(sequences: Sequence[NDArray[np.int32]], *, padded: bool, device: tor
 
 
 def score_positions(layout: Layout, sequences: Sequence[NDArray[np.int32]], pad_token_id: int) -> Tensor:
-    """(B,) where each sequence's score is read, in the flattened ids of `layout`, on their device.
+    """(B,) positions at which the scores are read, in the flattened ids of `layout` and on their device.
 
-    As in Hugging Face's own scalar heads that is the last token other than `pad_token_id`, also if that token ends
-    sequences for another reason (many models pad with their end token); and the first token if there is no other.
+    As in Hugging Face's own scalar heads this is the last token other than `pad_token_id`. That holds even if this token
+    ends sequences for another reason, as many models pad with their end token. If there is no other token, it is the
+    first one.
     """
     last = [int(np.flatnonzero(np.append(True, ids[1:] != pad_token_id))[-1]) for ids in sequences]
     return torch.from_numpy(layout.starts + np.array(last)).to(layout.input_ids.device)

@@ -1,4 +1,4 @@
-"""What a checkpoint folder's weights are, read from the heads of its files."""
+"""The names and shapes of a checkpoint folder's weights, read from the headers of its files."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""The scalar head of a reward model: its padding token, the type it computes in, and its forward pass.
+"""The scalar head of a reward model: its padding token, its number type, and its forward pass.
 
-Training and serving both come here, so that they give one answer, and it is the one of Hugging Face's own
-`AutoModelForSequenceClassification`, so that a model trained elsewhere is served right and an exported one is used right.
+Training and serving use the same functions, so both get the same score. It is also the score of Hugging Face's own
+`AutoModelForSequenceClassification`. So a model that was trained elsewhere is served correctly here, and an exported one
+there.
 """
 
 from __future__ import annotations
@@ -16,19 +17,20 @@ from transformers import AutoTokenizer
 from models.forward import hidden_at
 
 HEAD = "score"
-"""Hugging Face's name of the scalar head."""
+"""Hugging Face's name for the scalar head."""
 
 
 def scores(
     lm: Any, source: Tensor, input_ids: Tensor, position_ids: Tensor, borders: Tensor | None, longest: int
 ) -> Tensor:
-    """(B,) float32 scores read at the positions `source`, see `layout.score_positions`; arguments as of `hidden_at`."""
+    """(B,) float32 scores, read at the positions `source` (see `layout.score_positions`). Arguments as for `hidden_at`."""
     found: Tensor = lm.score(hidden_at(lm, source, input_ids, position_ids, borders, longest))
     return found[:, 0]
 
 
 class _Float32Head(nn.Linear):
-    """Computes in float32 whatever the weights' type: bfloat16 has 3 digits, and pairs live on differences of scores."""
+    """Computes in float32 whatever the weights' type. bfloat16 has 3 digits, too few for the differences of a pair's
+    scores."""
 
     def forward(self, hidden: Tensor) -> Tensor:
         return F.linear(hidden.float(), self.weight.float(), None if self.bias is None else self.bias.float())
@@ -47,7 +49,7 @@ def use_float32_head(model: Any) -> None:
 
 
 def padding_token(path: str, text_config: Any) -> int:
-    """The padding token, which Hugging Face's scalar heads need to know: the model's, the tokenizer's, or the end's."""
+    """The padding token, which Hugging Face's scalar heads need: the model's, else the tokenizer's, else the end token."""
     candidates = [getattr(text_config, "pad_token_id", None)]
     if candidates == [None] and (not Path(path).exists() or (Path(path) / "tokenizer_config.json").exists()):
         candidates.append(AutoTokenizer.from_pretrained(path).pad_token_id)

@@ -1,4 +1,4 @@
-"""Whether a loaded model keeps the sequences of one batch apart: tried on random tokens, before anything is trained."""
+"""Tests on random tokens, before any training, whether a loaded model keeps the sequences of one batch separate."""
 
 from __future__ import annotations
 
@@ -15,30 +15,31 @@ from models.layout import lay_out
 
 LENGTHS = (11, 13)
 FIRST = 4
-"""Tokens of the second sequence that are compared: what came before it changes these most."""
+"""Number of compared tokens of the second sequence. The sequence before has the largest effect on its first tokens."""
 FROM_ALONE = {torch.float32: 3e-5, torch.bfloat16: 0.05}
-"""Largest relative difference, from a sequence alone, that rounding may explain.
+"""Largest relative difference from a sequence alone that rounding may explain.
 
-Measured on CPU with random models of 2 and 16 layers, weights of deviation 0.02 and 0.2, four seeds each. In float32
-models that keep sequences apart (Llama, Qwen2, Qwen3, Gemma, Gemma3, Mistral, Phi3, OLMo2, Granite, Mixtral, Qwen3-MoE)
-differ by at most 1.1e-6, those that don't (Qwen3.5, Qwen3-Next, LFM2, Falcon-H1, Bamba, Jamba) by 4e-4 to 1.4. In
-bfloat16 another way to compute attention (eager against SDPA), as the packed kernel on a GPU is one, makes 0.003 to 0.027,
-at 64 layers up to 0.027 with the small weights and 0.08 with the large ones, while small weights leak only 0.003 to 0.4:
-this comparison misses small leaks, which `FROM_OTHER` finds.
+Measured on CPU with random models of 2 and 16 layers, weights of deviation 0.02 and 0.2, four seeds each. In float32,
+models that keep sequences separate (Llama, Qwen2, Qwen3, Gemma, Gemma3, Mistral, Phi3, OLMo2, Granite, Mixtral,
+Qwen3-MoE) differ by at most 1.1e-6, and those that don't (Qwen3.5, Qwen3-Next, LFM2, Falcon-H1, Bamba, Jamba) by 4e-4 to
+1.4. In bfloat16, another way to compute attention (eager against SDPA; the packed kernel on a GPU is such a way, too)
+makes 0.003 to 0.027, and at 64 layers up to 0.027 with the small weights and 0.08 with the large ones. With small
+weights, models that mix sequences differ by only 0.003 to 0.4. So this comparison misses small effects, which
+`FROM_OTHER` finds.
 """
 FROM_OTHER = {torch.float32: 3e-5, torch.bfloat16: 2e-3}
-"""Likewise when packed, between two runs in which only the tokens of the other sequence differ.
+"""The same limit when packed, between two runs in which only the tokens of the other sequence differ.
 
-The same kernels compute both. In bfloat16 the right models above differ by 0 and the leaking ones by 0.0033 to 1.5; in
-float32 by at most 3e-7, and by 6e-4 to 1.5."""
+The same kernels compute both runs. In bfloat16 the models above that keep sequences separate differ by 0, and the others by
+0.0033 to 1.5; in float32 the former by at most 3e-7, and the latter by 6e-4 to 1.5."""
 
 
 def fault(lm: Any, *, packed: bool) -> str | None:
-    """Why `lm` must not be given two sequences in one batch, packed or padded; None: it keeps them apart.
+    """Why `lm` must not get two sequences in one batch, packed or padded; None: it keeps them separate.
 
-    Two sequences together must have the hidden states that each has alone, and the second's must not change with the
-    first's tokens. The reference is each alone under the model's present attention; with `packed`, the two are then run
-    with `attention.NAME`, which is left switched on only if there is no fault.
+    Two sequences together must have the hidden states that each has alone, and the second's states must not change with
+    the first's tokens. The reference is each sequence alone under the model's present attention. With `packed`, both are
+    then run with `attention.NAME`, which stays enabled only if there is no fault.
     """
     if packed and "chunked_attention" in (getattr(lm.config.get_text_config(), "layer_types", None) or ()):
         return "packing knows no attention in chunks"
@@ -53,7 +54,7 @@ def fault(lm: Any, *, packed: bool) -> str | None:
         if packed:
             lm.set_attn_implementation(attention.NAME)
         together, changed = (_second(lm, [first, second], packed=packed) for first in (one, other))
-    except Exception as error:  # models raise what they like at arguments that they don't know
+    except Exception as error:  # models raise different errors for arguments that they don't know
         found: str | None = f"its forward pass failed: {error!r}"
     else:
         found = _too_different(_difference(together, alone), FROM_ALONE[lm.dtype], "from those of a sequence alone")
@@ -84,4 +85,4 @@ def _difference(found: Tensor, expected: Tensor) -> float:
 def _too_different(difference: float, limit: float, what: str) -> str | None:
     if difference <= limit:
         return None
-    return f"hidden states differ by {difference:.2g} {what}; rounding explains {limit:g}"  # NaN, too
+    return f"hidden states differ by {difference:.2g} {what}; rounding explains {limit:g}"  # also for NaN

@@ -1,4 +1,4 @@
-"""What a learner publishes and an engine takes: one set of weights with its version."""
+"""One set of weights with its version, which a learner publishes and engines load."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 class WeightUpdate:
     """A published set of weights.
 
-    With `backend="host"`, `payload` is a mapping name → (numpy array, dtype name); bf16 travels as its uint16 bits. It
-    goes between actors as a Ray object, so engines on one node share one copy. With `backend="nccl"` the tensors go over
-    the process group in the order of `names`, and `payload` is None.
+    With `backend="host"`, `payload` is a mapping name → (numpy array, dtype name), where bf16 is stored as its uint16 bits.
+    Actors pass it as a Ray object, so engines on one node share one copy. With `backend="nccl"` the tensors go through the
+    process group in the order of `names`, and `payload` is None.
     """
 
     policy_version: int
@@ -28,7 +28,7 @@ class WeightUpdate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogprobProbe:
-    """The gate's yardstick: a fixed token sequence and what the learner thinks of it under `policy_version`.
+    """The gate's reference: a fixed token sequence with the learner's log-probabilities under `policy_version`.
 
     `logprobs[i]` is log p(token_ids[i + 1] | token_ids[: i + 1]); length len(token_ids) − 1.
     """

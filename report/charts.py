@@ -1,7 +1,7 @@
-"""Charts as SVG: pure functions from numbers to markup, without styles of their own.
+"""Charts as SVG: pure functions from numbers to markup without styles.
 
-Colours and fonts are classes of the page's style sheet, so that light and dark are one picture. Every label is escaped.
-Coordinates are of the `viewBox`; the page scales it.
+Colours and fonts are classes of the page's style sheet, so that the same picture serves light and dark. Every label is
+escaped. Coordinates are those of the `viewBox`, which the page scales.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MAX_LABEL = 15
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """Values in [low, high] → coordinates in [start, end]; a logarithmic one takes only positive values."""
+    """Maps values in [low, high] to coordinates in [start, end]. A logarithmic scale takes only positive values."""
 
     low: float
     high: float
@@ -40,7 +40,7 @@ class Scale:
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A dot with its error bar; `half_width` None draws the dot alone."""
+    """A dot with its error bar. With `half_width` None there is only the dot."""
 
     label: str
     value: float
@@ -50,14 +50,14 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class BarGroup:
-    """A label with one value for each of the chart's names; None where there is none."""
+    """A label with one value for each of the chart's names, or None."""
 
     label: str
     values: tuple[float | None, ...]
 
 
 def nice_ticks(low: float, high: float, num: int = 4) -> list[float]:
-    """About `num` round numbers (1, 2 or 5 times a power of ten apart) that enclose [low, high]."""
+    """About `num` round numbers that enclose [low, high]. Their distance is 1, 2 or 5 times a power of ten."""
     if not high > low:
         pad = abs(low) / 2 or 1.0
         low, high = low - pad, high + pad
@@ -69,7 +69,7 @@ def nice_ticks(low: float, high: float, num: int = 4) -> list[float]:
 
 
 def decade_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten that enclose the positive [low, high], five at most."""
+    """At most five powers of ten that enclose the positive [low, high]."""
     first = math.floor(math.log10(low) + 1e-9)
     last = max(first + 1, math.ceil(math.log10(high) - 1e-9))
     stride = math.ceil((last - first) / 4)
@@ -77,7 +77,7 @@ def decade_ticks(low: float, high: float) -> list[float]:
 
 
 def thin_out(steps: Sequence[float], values: Sequence[float], limit: int = MAX_POINTS) -> list[tuple[float, float]]:
-    """At most `limit` points: each the mean of as many neighbours."""
+    """At most `limit` points, each the mean of equally many neighbours."""
     size = math.ceil(len(steps) / limit) if steps else 1
     starts = range(0, len(steps), size)
     return [(_mean(steps[i : i + size]), _mean(values[i : i + size])) for i in starts]
@@ -103,10 +103,11 @@ def line_chart(
     window: int = 1,
     layout: Callable[[float], str] = short,
 ) -> Markup:
-    """A metric over steps: every step thin, its moving mean over `window` steps thick. `domain` fixes the y axis.
+    """A metric over steps: each step as a thin line, the moving mean over `window` steps as a thick one. `domain` fixes the
+    y axis.
 
-    A logarithmic axis leaves out what isn't positive. `layout` writes a value. `data-points` is for the page's script: a
-    [x, y, step, value] for each point, coordinates and texts.
+    A logarithmic axis leaves out values that aren't positive. `layout` formats a value. `data-points` is for the page's
+    script: an [x, y, step, value] for each point, coordinates and texts.
     """
     points = thin_out(steps, values)
     if log:
@@ -141,7 +142,7 @@ def line_chart(
 
 
 def interval_chart(rows: Sequence[Interval], *, label: str, domain: tuple[float, float] | None = None) -> Markup:
-    """Dots with error bars, a row each. Bars are cut at a fixed `domain`; without one the axis takes them in."""
+    """Dots with error bars, one row each. Bars are cut at a fixed `domain`; without one, the axis includes them."""
     finite = [row for row in rows if math.isfinite(row.value)]
     if not finite:
         return Markup("")
@@ -163,7 +164,7 @@ def interval_chart(rows: Sequence[Interval], *, label: str, domain: tuple[float,
 
 
 def stacked_chart(rows: Sequence[BarGroup], classes: Sequence[str], *, label: str) -> Markup:
-    """A bar a row out of its values: what is positive to the right of zero, what is negative to the left."""
+    """One bar for each row, made of its values: positive ones to the right of zero, negative ones to the left."""
     lows = [sum(min(0.0, v or 0.0) for v in row.values) for row in rows]
     highs = [sum(max(0.0, v or 0.0) for v in row.values) for row in rows]
     if not rows or min(lows) == max(highs):
@@ -188,7 +189,7 @@ def stacked_chart(rows: Sequence[BarGroup], classes: Sequence[str], *, label: st
 
 
 def bar_chart(rows: Sequence[tuple[str, int]], *, label: str) -> Markup:
-    """Counts as bars, a row each, with the number beside it."""
+    """Counts as bars, one row each, with the number beside the bar."""
     highest = max((n for _, n in rows), default=0)
     if highest <= 0:
         return Markup("")
@@ -204,7 +205,7 @@ def bar_chart(rows: Sequence[tuple[str, int]], *, label: str) -> Markup:
 
 
 def dot_chart(rows: Sequence[BarGroup], classes: Sequence[str], *, label: str, domain: tuple[float, float]) -> Markup:
-    """Dots on a common axis, a row each, the first two joined: before and after."""
+    """Dots on a common axis, one row each. A line joins the first two: before and after."""
     if not rows:
         return Markup("")
     ticks = nice_ticks(*domain)
@@ -217,7 +218,7 @@ def dot_chart(rows: Sequence[BarGroup], classes: Sequence[str], *, label: str, d
         joined = [v for v in row.values[:2] if v is not None]
         if len(joined) == 2:
             parts.append(_line(x(joined[0]), middle, x(joined[1]), middle, "join"))
-        # The last is drawn first, so that where dots fall together the change stays in sight.
+        # The last is drawn first, so that the change stays visible where dots coincide.
         for value, name in reversed(list(zip(row.values, classes, strict=True))):
             if value is not None and math.isfinite(value):
                 parts.append(_dot(x(value), middle, 5.5, name))
@@ -253,7 +254,7 @@ def _dot(x: float, y: float, radius: float, name: str) -> Markup:
 
 
 def _bar(x1: float, x2: float, top: float, name: str) -> Markup:
-    # A gap of 1.5 between neighbours keeps them apart without their colours.
+    # A gap of 1.5 between neighbours separates them even without colours.
     width = max(0.5, x2 - x1 - 1.5)
     return Markup('<rect x="{:.1f}" y="{:.1f}" width="{:.1f}" height="18" rx="2" class="{}"/>').format(
         x1, top, width, name

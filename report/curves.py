@@ -1,4 +1,4 @@
-"""Which metrics a report draws, under which names, and how. Pure functions."""
+"""The metrics that a report draws, with their titles and forms. Pure functions."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from report.data import Metrics, Series
 from report.text import count, percent, short, visible
 
 MAX_OTHER = 40
-"""Metrics without an entry below that are drawn."""
+"""Most metrics without an entry below that are drawn."""
 
 Kind = Literal["share", "number", "log"]
 
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """A metric worth a chart. Of `names` the first that the run has is drawn."""
+    """A metric with a chart. The first of `names` that the run has is drawn."""
 
     title: str
     names: tuple[str, ...]
@@ -76,13 +76,13 @@ REWARD_MODEL = (
 
 
 def plots(metrics: Metrics, curves: Sequence[Curve]) -> list[Plot]:
-    """The charts of those `curves` that the run has."""
+    """The charts of those `curves` for which the run has a metric."""
     found = [(curve, next((metrics[name] for name in curve.names if name in metrics), None)) for curve in curves]
     return [plot for curve, series in found if series and (plot := _plot(curve, series)).svg]
 
 
 def other_plots(metrics: Metrics, curves: Sequence[Curve]) -> tuple[list[Plot], int]:
-    """Charts of metrics that no curve names and that change, at most `MAX_OTHER`, and how many are left out."""
+    """Charts of at most `MAX_OTHER` metrics that no curve names and that change, and the number of those left out."""
     named = set(chain.from_iterable(curve.names for curve in curves))
     rest = [name for name in sorted(metrics) if name not in named and len(set(metrics[name].values)) > 1]
     shown = [_plot(Curve(visible(name)[:60], (name,)), metrics[name]) for name in rest[:MAX_OTHER]]

@@ -1,9 +1,9 @@
-"""What a report shows, as types, and how it is read from a run's folder.
+"""The data of a report, as types, and how it is read from a run's folder.
 
     run folder ──load_report──▶ ReportData ──page.render_page──▶ report.html
 
-A part that isn't there, or that can't be read, is a `Missing` with the sentence that stands in its place on the page: a
-report of half a run is a report.
+A part that doesn't exist or can't be read is a `Missing`, with the sentence that replaces it on the page. So an
+unfinished run has a report, too.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ from trajectory.log import read_log
 from trajectory.types import Group
 
 NOTES_FILE = "notes.json"
-"""Of a run or a stage: sentences on how the model is computed, such as that sequences are padded, not packed."""
+"""File of a run or a stage: sentences on how the model is computed, such as that sequences are padded, not packed."""
 
 MAX_GROUPS_READ = 64
-"""Groups kept of each stage's log; the rest are counted as left out."""
+"""Groups that are kept of each stage's log; the rest is only counted."""
 MAX_REPAIRS_READ = 64
-"""Repairs kept of each kind, accepted and hard."""
+"""Repairs that are kept of each kind, accepted and hard."""
 MAX_LOG_MIB = 512
-"""A training log above this isn't read to its end: only its first groups are shown."""
+"""Of a training log above this size, only the first groups are read and shown, MiB."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """A part that can't be shown; `why` is one sentence for the page."""
+    """A part that can't be shown. `why` is one sentence for the page."""
 
     why: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageResult:
-    """One stage's evaluation, an entry of `summary.json`; half-widths are of 95 % confidence intervals."""
+    """The evaluation of one stage, an entry of `summary.json`. Half-widths belong to 95 % confidence intervals."""
 
     name: str
     accuracy: float  # 0..1
@@ -55,13 +55,13 @@ class StageResult:
     mean_reward: float | None = None
     mean_reward_ci95: float | None = None
     tool_call_rate: float | None = None
-    reward_parts: dict[str, float] = field(default_factory=dict)  # means; they add up to mean_reward
+    reward_parts: dict[str, float] = field(default_factory=dict)  # means, whose sum is mean_reward
     seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """`summary.json`: the stages in the order they ran."""
+    """`summary.json`: the stages in the order in which they ran."""
 
     stages: tuple[StageResult, ...]
     total_seconds: float | None = None
@@ -71,7 +71,7 @@ class Summary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dimensions:
-    """Mean quality by dimension: of what was repaired, before and after, and of what was kept as it was."""
+    """Mean quality by dimension: of repaired trajectories before and after repair, and of those kept unchanged."""
 
     before: dict[str, float] = field(default_factory=dict)
     after: dict[str, float] = field(default_factory=dict)
@@ -80,7 +80,7 @@ class Dimensions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Synthesis:
-    """`synthesis/synthesis.json`: trajectories by what became of them."""
+    """`synthesis/synthesis.json`: the number of trajectories by outcome."""
 
     num_questions: int
     num_candidates: int
@@ -95,19 +95,19 @@ class Synthesis:
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One metric over steps; steps rise, values are finite."""
+    """One metric over steps. Steps rise, and values are finite."""
 
     steps: tuple[float, ...]
     values: tuple[float, ...]
 
 
 Metrics = dict[str, Series]
-"""A stage's `metrics.jsonl` by metric name; only what has a value at some step."""
+"""A stage's `metrics.jsonl` by metric name; only metrics that have a value at some step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RepairAttempt:
-    """One try of the repairer; an empty reason means accepted."""
+    """One attempt of the repairer. An empty reason means that it was accepted."""
 
     reason: str = ""
     temperature: float | None = None
@@ -115,7 +115,7 @@ class RepairAttempt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Repair:
-    """A line of `synthesis/repairs.jsonl`; an empty `repaired` is a hard case. Texts are a model's: hostile."""
+    """A line of `synthesis/repairs.jsonl`. An empty `repaired` is a hard case. Texts come from a model and are hostile."""
 
     task_id: str
     question: str
@@ -129,7 +129,7 @@ class Repair:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Repairs:
-    """The repairs kept for the page, and how many there are of each kind."""
+    """The repairs that the page shows, and how many there are of each kind."""
 
     shown: tuple[Repair, ...]
     num_repaired: int
@@ -138,7 +138,7 @@ class Repairs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageSamples:
-    """Scored groups of one stage; `num_left_out` of its log are not here (None: more, uncounted)."""
+    """Scored groups of one stage. `num_left_out` more are in its log (None: more, not counted)."""
 
     stage: str
     groups: tuple[Group, ...]
@@ -159,11 +159,11 @@ class ReportData:
     grpo: Metrics | Missing
     samples: tuple[StageSamples, ...] | Missing
     repairs: Repairs | Missing
-    notes: tuple[str, ...]  # of all stages, on how the model is computed
+    notes: tuple[str, ...]  # from all stages, on how the model is computed
 
 
 def load_report(run_dir: str | Path) -> ReportData:
-    """Reads the run folder at `run_dir`; raises FileNotFoundError only if there is no such folder."""
+    """Read the run folder at `run_dir`. Raises FileNotFoundError only if there is no such folder."""
     path = Path(run_dir)
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: no such run folder; `python -m autotraj run` makes one")
@@ -186,7 +186,7 @@ def load_report(run_dir: str | Path) -> ReportData:
 
 
 def read_notes(run_dir: Path) -> tuple[str, ...]:
-    """What learners said in any stage, each sentence once. A file that is broken has nothing to say."""
+    """The notes of learners in any stage, each sentence once. A broken file counts as empty."""
     found: list[str] = []
     for path in (run_dir / stage / NOTES_FILE for stage in ("", "sft", "reward_model", "grpo")):
         with suppress(OSError, ValueError, RecursionError):
@@ -196,9 +196,10 @@ def read_notes(run_dir: Path) -> tuple[str, ...]:
 
 
 def read_metrics(path: Path, what: str) -> Metrics | Missing:
-    """The series of a `metrics.jsonl`. A step's lines add up; what a resumed run writes again replaces the earlier value.
+    """The series of a `metrics.jsonl`. The lines of a step add up, and a later value of a step replaces an earlier one, as
+    after a resume.
 
-    Lines that aren't JSON objects with a step (a torn last one) and values that aren't finite numbers are skipped.
+    Lines that aren't JSON objects with a step (such as an incomplete last line) and values that aren't finite are skipped.
     """
     by_step: dict[float, dict[str, Any]] = {}
     try:
@@ -243,7 +244,7 @@ def _figures(path: Path) -> dict[str, float] | Missing:
 
 
 def _samples(path: Path, order: Sequence[str]) -> tuple[StageSamples, ...] | Missing:
-    """`samples/<stage>.log`, stages in `order` and then others; without any, the ends of a GRPO run's training log."""
+    """`samples/<stage>.log`, first the stages in `order`; if there are none, both ends of a GRPO run's training log."""
     logs = list((path / "samples").glob("*.log"))
     logs.sort(key=lambda log: (order.index(log.stem) if log.stem in order else len(order), log.name))
     try:
@@ -313,19 +314,19 @@ def _object(line: str) -> dict[str, Any] | None:
 
 
 def _number(value: Any) -> float | None:
-    """A finite number as float, else None; JSON's integers may be too large for one."""
+    """A finite number as float, else None. JSON's integers may be too large for a float."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     try:
         number = float(value)
     except OverflowError:
         return None
-    # A chart of the widest numbers would run into infinity on the way.
+    # With larger numbers, the arithmetic of a chart would overflow to infinity.
     return number if math.isfinite(number) and abs(number) < 1e300 else None
 
 
 def _finished(path: Path) -> datetime | None:
-    """When the run wrote its summary, or else its last metrics."""
+    """The time when the run wrote its summary, or else its last metrics."""
     for name in ("summary.json", "grpo/metrics.jsonl", "metrics.jsonl"):
         if (path / name).is_file():
             return datetime.fromtimestamp((path / name).stat().st_mtime, UTC)
@@ -333,6 +334,6 @@ def _finished(path: Path) -> datetime | None:
 
 
 def _place(path: Path) -> str:
-    """A file as a person finds it in the run folder."""
+    """The path of a file as a person sees it in the run folder."""
     stages = {"synthesis", "sft", "reward_model", "grpo"}
     return f"{path.parent.name}/{path.name}" if path.parent.name in stages else path.name

@@ -1,4 +1,4 @@
-"""What a repair changed, word by word. Pure functions."""
+"""The changes that a repair made, word by word. Pure functions."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from difflib import SequenceMatcher
 from itertools import groupby
 
 MAX_TOKENS = 1500
-"""Of each side; beyond it a text is shown without marks. `difflib` is quadratic at best on hostile text."""
+"""Most tokens of each side; longer texts are shown without marks. `difflib` is at best quadratic on hostile text."""
 MIN_SIMILARITY = 0.05
-"""Below this the two are different texts, and marks would be noise."""
+"""Below this similarity the two texts have so little in common that marks would not help."""
 
-# A word or a single other character, with the white space before it: code changes show at their operators.
+# A word or a single other character, with the white space before it, so that code changes show at their operators.
 _TOKEN = re.compile(r"\s*(?:\w+|[^\w\s])|\s+")
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A run of text, and whether the other side lacks it."""
+    """A piece of text, and whether the other side lacks it."""
 
     text: str
     changed: bool
@@ -27,7 +27,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Diff:
-    """Both sides as pieces, in order and complete; `marked` is False if they weren't compared."""
+    """Both sides as pieces, complete and in order. `marked` is False if they weren't compared."""
 
     before: tuple[Piece, ...]
     after: tuple[Piece, ...]
@@ -35,13 +35,13 @@ class Diff:
 
 
 def compare(before: str, after: str) -> Diff:
-    """The words of `before` that `after` lacks and the other way round; white space alone is no change."""
+    """The words of `before` that `after` lacks, and the reverse. A difference in white space alone doesn't count."""
     left, right = _TOKEN.findall(before), _TOKEN.findall(after)
     if max(len(left), len(right)) > MAX_TOKENS:
         return _unmarked(before, after)
     keys = [token.strip() for token in left], [token.strip() for token in right]
     same_left, same_right = [False] * len(left), [False] * len(right)
-    # `autojunk` is what keeps long texts of few different words quick.
+    # `autojunk` keeps the comparison fast for long texts of few different words.
     for i, j, size in SequenceMatcher(None, *keys).get_matching_blocks():
         same_left[i : i + size] = same_right[j : j + size] = [True] * size
     if left and right and 2 * sum(same_left) < MIN_SIMILARITY * (len(left) + len(right)):

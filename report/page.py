@@ -1,8 +1,8 @@
-"""`report.html`: a run as one page that needs nothing else, for a person to read or to show.
+"""`report.html`: a run as one page that needs no other file, for a person to read or to show.
 
-All text of a model is hostile: the template escapes everything (jinja2's autoescape), what can't be seen is spelled out,
-nothing becomes markup in the page's script, and a content security policy with the hashes of the page's one style sheet
-and one script lets a browser load and run nothing else, from the network or from the page.
+All text of a model is hostile. The template escapes everything (jinja2's autoescape), and invisible characters are spelled
+out. No text becomes markup in the page's script. A content security policy with the hashes of the page's one style sheet and
+one script keeps the browser from loading or running anything else, from the network or from the page.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ PART_ORDER = ("outcome", "format", "trajectory", "overlong")
 
 @dataclass(frozen=True, slots=True)
 class PartTable:
-    """The reward's mean breakdown: a chart, its legend as (class, name) and the rows of its table."""
+    """The mean breakdown of the reward: a chart, its legend as (class, name) and the rows of its table."""
 
     svg: Markup
     legend: list[tuple[str, str]]
@@ -53,7 +53,7 @@ class PartTable:
 
 @dataclass(frozen=True, slots=True)
 class SynthesisView:
-    """Stage 1 in numbers, ready for the template."""
+    """The figures of stage 1, ready for the template."""
 
     tiles: list[tuple[str, str]]
     fates: Markup
@@ -66,9 +66,9 @@ class SynthesisView:
 
 
 def write_report(run_dir: str | Path) -> Path:
-    """Writes `<run_dir>/report.html`, whole or not at all, and returns its path.
+    """Write `<run_dir>/report.html`, completely or not at all; returns its path.
 
-    Raises FileNotFoundError if there is no such folder. Whatever else is missing is said on the page.
+    Raises FileNotFoundError if there is no such folder. The page says what else is missing.
     """
     target = Path(run_dir) / FILE_NAME
     write_whole(target, render_page(load_report(run_dir)))
@@ -82,7 +82,7 @@ def render_page(data: ReportData) -> str:
     )
     style, script = (PAGE / "page.css").read_text(encoding="utf-8"), (PAGE / "page.js").read_text(encoding="utf-8")
     page: str = environment.get_template("page.html").render(
-        # Ours, not a model's: neither file holds a closing tag, which a test makes sure of.
+        # These two files are ours and not a model's. Neither holds a closing tag, which a test checks.
         style=Markup(style),
         script=Markup(script),
         policy=content_policy(style, script),
@@ -96,7 +96,7 @@ def render_page(data: ReportData) -> str:
 
 
 def content_policy(style: str, script: str) -> str:
-    """What a browser may do with the page: its own style and script, nothing else."""
+    """The content security policy of the page: the browser may use its own style and script, nothing else."""
     allowed = {"style-src": _digest(style), "script-src": _digest(script)}
     sources = "; ".join(f"{name} 'sha256-{digest}'" for name, digest in allowed.items())
     return f"default-src 'none'; {sources}; base-uri 'none'; form-action 'none'"
@@ -125,7 +125,7 @@ def _header(data: ReportData) -> dict[str, Any]:
 
 
 def _tiles(summary: Summary) -> list[tuple[str, str, str]]:
-    """(value, name, remark) of the last stage against the first."""
+    """(value, name, remark) of each tile, which compares the last stage with the first."""
     first, last = summary.stages[0], summary.stages[-1]
     compared = len(summary.stages) > 1
     interval = f"± {100 * last.accuracy_ci95:.1f} (95{SPACE}%)" if last.accuracy_ci95 is not None else ""
@@ -192,7 +192,7 @@ def _with_interval(value: str, half_width: float, digits: int) -> str:
 
 
 def part_table(stages: Sequence[StageResult]) -> PartTable | Missing:
-    """The reward's breakdown of those stages that have one; known parts first, in their order."""
+    """The breakdown of the reward for the stages that have one. Known parts come first, in their order."""
     having = [stage for stage in stages if stage.reward_parts]
     if not having:
         return Missing("No breakdown of the reward: summary.json has no reward_parts.")
@@ -235,7 +235,7 @@ def _figure(name: str, value: float) -> tuple[str, str]:
 
 
 def synthesis_view(synthesis: Synthesis) -> SynthesisView:
-    """Counts, means before and after, and why attempts failed."""
+    """Counts, means before and after repair, and why attempts failed."""
     s = synthesis
     fates = [("kept", s.num_kept), ("repaired", s.num_repaired), ("hard cases", s.num_hard)]
     classes = ["fate0", "fate1", "fate2"]

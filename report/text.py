@@ -1,4 +1,4 @@
-"""Numbers, names and hostile text as a person reads them on the report page. Pure functions."""
+"""Formats numbers, names and hostile text for the report page. Pure functions."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ SPACE = "\u00a0"  # between a number and its unit: no line break
 
 STAGE_NAMES = {"base": "base", "sft": "SFT", "grpo": "GRPO", "reward_model": "reward model", "synthesize": "synthesis"}
 
-# Controls, direction overrides and marks, invisible characters, lone surrogates, tags: everything that makes text look
-# like other text, or that HTML can't hold. Newline and tab stay.
+# Control characters, direction overrides and marks, invisible characters, lone surrogates, tags: all that can make text look
+# like other text, or that HTML can't hold. Newline and tab are kept.
 _UNSEEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u115f\u1160\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f"
     "\ufeff\uffa0\ufff0-\ufffc\ufffe\uffff\ud800-\udfff\U000e0000-\U000e0fff]"
@@ -22,14 +22,14 @@ _UNSEEN = re.compile(
 
 
 def visible(text: str) -> str:
-    """`text` with every character that can't be seen, or that turns the direction of others, spelled out as `⟦U+202E⟧`."""
+    """`text` in which every invisible character, and every one that changes the direction, is spelled out as `⟦U+202E⟧`."""
     return _UNSEEN.sub(lambda match: f"⟦U+{ord(match[0]):04X}⟧", text)
 
 
 def cut(text: str, limit: int) -> str:
-    """`visible(text)` in about `limit` characters: of a longer one the first and last halves, with a note between."""
+    """`visible(text)` in about `limit` characters. A longer text keeps its beginning and end, with a note between them."""
     left_out = max(0, len(text) - 2 * limit)
-    # What can't be shown anyway is left out first, so that the work is bounded; spelling out makes text longer.
+    # What can't be shown anyway is left out first, so that the work is bounded, as spelling out makes text longer.
     shown = visible(text[:limit] + text[-limit:] if left_out else text)
     left_out += max(0, len(shown) - limit)
     return shortened(shown, limit, f"[… {count(left_out)} characters left out …]")
@@ -45,7 +45,7 @@ def decimal(value: float | None, digits: int = 2) -> str:
 
 
 def signed(value: float | None, digits: int = 2) -> str:
-    """With its sign; a minus is a minus, not a hyphen."""
+    """The number with its sign; a negative one has a real minus sign, not a hyphen."""
     return f"{value:+.{digits}f}".replace("-", "−") if value is not None and math.isfinite(value) else "–"
 
 
@@ -84,7 +84,7 @@ def seconds(value: float | None) -> str:
 
 
 def stage_name(name: str) -> str:
-    """A stage as the page calls it."""
+    """The name of a stage on the page."""
     return visible(STAGE_NAMES.get(name, name))[:60]
 
 
@@ -94,9 +94,9 @@ def words(name: str) -> str:
 
 
 def verdict(summary: Summary) -> str:
-    """The run in a sentence: what happened to accuracy between the first stage and the last.
+    """One sentence about the run: how accuracy changed between the first stage and the last.
 
-    A difference inside the 95 % interval of two independent proportions is called none.
+    A difference within the 95 % interval of two independent proportions counts as none.
     """
     if not summary.stages:
         return "No stage was evaluated."

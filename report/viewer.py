@@ -1,6 +1,6 @@
-"""Trajectories and repairs as the report's viewer shows them: chosen, cut to size, split into blocks. Pure functions.
+"""Trajectories and repairs for the report's viewer: selected, cut to size, split into blocks. Pure functions.
 
-Every text that leaves this file went through `report_format.cut`; the template escapes it.
+Every text that leaves this file went through `report.text.cut`, and the template escapes it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MAX_TRAJECTORIES = 120
 MAX_REPAIRS = 60
 MAX_QUESTION_CHARS = 1500
 MAX_TEXT_CHARS = 8000
-"""Of one trajectory, and of either side of a repair."""
+"""Most characters of one trajectory, and of either side of a repair."""
 MAX_BLOCK_CHARS = 4000
 MAX_BLOCKS = 60
 MAX_NOTES = 12
@@ -41,7 +41,7 @@ _LABELS = {"think": "Thought", "result": "Tool result", "answer": "Answer"}
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A part of a trajectory as it is shown; `kind` is its style."""
+    """A part of a trajectory as it is shown. `kind` is its style."""
 
     kind: str  # think, call, result, answer, text
     label: str
@@ -50,7 +50,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
-    """An entry of the viewer's list. `stage` and `outcome` are what it is filtered by."""
+    """An entry of the viewer's list, which can be filtered by `stage` and `outcome`."""
 
     stage: str
     outcome: ItemResult
@@ -58,7 +58,7 @@ class Item:
     score: str  # short, for the list
     golds: str = ""
     facts: tuple[tuple[str, str], ...] = ()
-    parts: tuple[tuple[str, str], ...] = ()  # of the reward, the total last
+    parts: tuple[tuple[str, str], ...] = ()  # of the reward; the last is the total
     notes: tuple[str, ...] = ()
     blocks: tuple[Block, ...] = ()
     diff: Diff | None = None
@@ -71,9 +71,9 @@ class Item:
 
 
 def choose(samples: Sequence[StageSamples], limit: int = MAX_TRAJECTORIES) -> list[tuple[str, Group, int]]:
-    """(stage, group, index in it) of at most `limit` trajectories, the same number of each stage where there are so many.
+    """(stage, group, index in it) of at most `limit` trajectories, as equally many of each stage as there are.
 
-    Of every group the first that won and the first that lost come before further siblings, whose texts are often equal.
+    The first success and the first failure of every group come before its other trajectories, whose texts are often equal.
     """
     queues = [_in_order_of_interest(stage) for stage in samples]
     quotas = _quotas([len(queue) for queue in queues], limit)
@@ -95,7 +95,7 @@ def _in_order_of_interest(samples: StageSamples) -> list[tuple[int, int]]:
 
 
 def _quotas(sizes: Sequence[int], limit: int) -> list[int]:
-    """How many of each, as equal as they can be: what a small one leaves goes to the others."""
+    """How many to take of each, as equal as possible: what a small one doesn't use goes to the others."""
     quotas = [0] * len(sizes)
     for left, index in zip(range(len(sizes), 0, -1), sorted(range(len(sizes)), key=lambda i: sizes[i]), strict=True):
         quotas[index] = min(sizes[index], limit // left)
@@ -104,13 +104,13 @@ def _quotas(sizes: Sequence[int], limit: int) -> list[int]:
 
 
 def items(samples: Sequence[StageSamples], repairs: Repairs | None) -> list[Item]:
-    """The viewer's entries: repairs first, as they come first in a run, then trajectories by stage."""
+    """The viewer's entries: first the repairs, as they come first in a run, then trajectories by stage."""
     chosen = [trajectory_item(stage, group, index) for stage, group, index in choose(samples)]
     return [*map(repair_item, repairs.shown[:MAX_REPAIRS] if repairs else ()), *chosen]
 
 
 def trajectory_item(stage: str, group: Group, index: int) -> Item:
-    """One trajectory with its score, its breakdown and its turns."""
+    """One trajectory with its score, the breakdown of its reward, and its turns."""
     trajectory, reward = group.trajectories[index], _reward(group, index)
     facts = [
         ("ended by", words(trajectory.finish_reason)),
@@ -140,7 +140,7 @@ def trajectory_item(stage: str, group: Group, index: int) -> Item:
 
 
 def repair_item(repair: Repair) -> Item:
-    """A repair beside its original, with what was wrong and every attempt."""
+    """A repair beside its original, with the problems of the original and every attempt."""
     before, after = repair.quality_before or {}, repair.quality_after or {}
     names = list(dict.fromkeys([*before, *after]))[:MAX_NOTES]
     original, repaired = cut(repair.original, MAX_TEXT_CHARS), cut(repair.repaired or "", MAX_TEXT_CHARS)
@@ -162,18 +162,18 @@ def repair_item(repair: Repair) -> Item:
 
 
 def trajectory_blocks(trajectory: Trajectory) -> Iterator[Block]:
-    """The blocks of a trajectory: of each turn what the model wrote, then what its tool returned."""
+    """The blocks of a trajectory: for each turn what the model wrote, then what its tool returned."""
     if not trajectory.turns:
         yield from text_blocks(trajectory.text)
     for number, turn in enumerate(trajectory.turns):
         for block in text_blocks(turn.text if number else trajectory.opening + turn.text):
-            # Inside a turn there is only what the model wrote.
+            # The text of a turn is only what the model wrote, so a result in it is invented.
             yield Block("result", "Result that the model made up", block.text) if block.kind == "result" else block
         yield from _result_block(turn)
 
 
 def text_blocks(text: str) -> Iterator[Block]:
-    """The blocks of a whole text, and what stands outside of any."""
+    """The blocks of a whole text, and the text outside of any block."""
     end = 0
     for block in markup.parse(text):
         if outside := text[end : block.start].strip():
@@ -187,7 +187,7 @@ def text_blocks(text: str) -> Iterator[Block]:
 
 
 def fit(blocks: Iterator[Block]) -> tuple[Block, ...]:
-    """`blocks` with their texts cut, within the limits of one trajectory; a last block says how many are left out."""
+    """`blocks` with their texts cut to the limits of one trajectory. A last block says how many are left out."""
     kept: list[Block] = []
     room = MAX_TEXT_CHARS
     for block in blocks:
@@ -222,7 +222,7 @@ def _outcome(reward: Reward | None) -> ItemResult:
 
 
 def left_out(samples: Sequence[StageSamples], repairs: Repairs | None) -> str:
-    """What the viewer doesn't show, in a sentence; empty if it shows all."""
+    """A sentence that says what the viewer leaves out."""
     shown = len(choose(samples))
     held = sum(len(group.trajectories) for stage in samples for group in stage.groups)
     parts = []

@@ -1,1 +1,1 @@
-"""Pure reward functions: format, outcome, quality, their combination. No Ray, no torch."""
+"""Pure reward functions: format, outcome, quality, and their combination. No Ray and no torch."""

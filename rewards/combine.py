@@ -1,4 +1,4 @@
-"""One trajectory's reward from its parts, with the breakdown that a person reads."""
+"""Computes one trajectory's reward from its terms, with a breakdown for people."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from trajectory.types import Reward, Task, Trajectory
 
 
 def score(task: Task, trajectory: Trajectory, config: RewardConfig, rm: float | None = None) -> Reward:
-    """Rewards a finished trajectory; one that ended by `error` or `deadline` has no reward and is the caller's to drop.
+    """Reward a finished trajectory. One that ended by `error` or `deadline` has no reward, and the caller must drop it.
 
-    `rm` is the reward model's score: as it comes with preset "paper", normalised by the caller's `RunningNorm` with
-    "default". None: there is no reward model. Raises ValueError if it counts and isn't finite.
+    `rm` is the reward model's score: raw with preset "paper", normalised by the caller's `RunningNorm` with "default".
+    None: there is no reward model. Raises ValueError if the score counts and isn't finite.
 
     Parts are the terms of `REWARD_TERMS` that apply, and the total is their sum. `correct` is about the answer alone. A
-    trajectory cut off by a limit has no closed answer, so it is malformed; what the reward model says of a malformed one
+    trajectory that a limit cut off has no closed answer, so it is malformed; the reward model's score of a malformed one
     doesn't count. Notes name the broken rules, `malformed` if the episode ended for that, and why an answer couldn't be
-    compared. The first LaTeX answer that isn't a plain number starts a process (2 s); each comparison blocks for
-    `config.math_timeout_s` at most.
+    compared. The first LaTeX answer that isn't a plain number starts a process (2 s). Each comparison blocks for at most
+    `config.math_timeout_s`.
     """
     assert trajectory.finish_reason not in ("error", "deadline"), "there is nothing to reward"
     form = format.check(trajectory.text)

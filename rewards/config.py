@@ -1,4 +1,4 @@
-"""What a trajectory is rewarded for."""
+"""Settings of the reward and of a trajectory's quality."""
 
 from typing import Literal
 
@@ -8,43 +8,45 @@ from rewards.dimensions import DIMENSIONS
 from trajectory.section import Section
 
 LARGEST = 100.0
-"""Size of any part of the reward."""
+"""Largest absolute value of any part of the reward."""
 
 
 class RewardConfig(Section):
-    """The defaults are the paper's format and outcome rewards (arXiv 2601.23032, stage 2)."""
+    """How trajectories are rewarded. The defaults are the paper's format and outcome rewards (arXiv 2601.23032, stage 2)."""
 
     preset: Literal["default", "paper"] = "default"
-    """`paper`: exactly the released formulas; QA's reward-model score enters raw and can only raise, math has none.
-    `default`: the score enters normalised, raises and lowers, and never lifts a wrong answer above a right one."""
+    """`paper`: exactly the released formulas. QA's reward-model score is used without normalisation and can only raise the
+    reward; for math there is none. `default`: the score is normalised, raises and lowers the reward, and never puts a wrong
+    answer above a right one."""
 
     outcome_weight: float = Field(default=1.0, ge=0, le=LARGEST)
-    """Times the outcome of a well-formed trajectory: 1 or 0 for math, the token F1 for QA."""
+    """Factor of the outcome of a well-formed trajectory. The outcome is 1 or 0 for math, the token F1 for QA."""
 
     wrong_but_well_formed: float = Field(default=0.1, ge=-LARGEST, le=LARGEST)
-    """What a well-formed math trajectory with a wrong answer gets for its form."""
+    """Reward of a well-formed math trajectory with a wrong answer."""
 
     bad_format_math: float = Field(default=0.0, ge=-LARGEST, le=LARGEST)
-    """All that a malformed math trajectory gets, be its answer right or wrong."""
+    """Whole reward of a malformed math trajectory, whether its answer is right or wrong."""
 
     bad_format_qa: float = Field(default=-1.0, ge=-LARGEST, le=LARGEST)
-    """All that a malformed QA trajectory gets."""
+    """Whole reward of a malformed QA trajectory."""
 
     trajectory_weight: float = Field(default=0.2, ge=0, le=LARGEST)
-    """Times the reward model's score of a well-formed trajectory, where there is one. 0: it changes nothing."""
+    """Factor of the reward model's score of a well-formed trajectory, if there is a reward model. 0: the score has no
+    effect."""
 
     trajectory_clip: float = Field(default=2.0, gt=0)
-    """Deviations from the running mean beyond which a score counts no more. Preset `paper` has its own clip."""
+    """Largest |score| that counts, in deviations from the running mean. Preset `paper` has its own clip."""
 
     overlong_buffer_tokens: int = Field(default=0, ge=0)
     """DAPO's soft overlong punishment: within this many tokens below `overlong_limit_tokens` the reward falls by up to 1.
     0 turns it off."""
 
     overlong_limit_tokens: int = Field(default=2048, ge=1)
-    """The length, in tokens that the model wrote, from which the punishment is 1. Tool results don't count."""
+    """Length, in tokens that the model wrote, from which the punishment is 1. Tool results don't count."""
 
     math_timeout_s: float = Field(default=3.0, gt=0)
-    """How long math-verify may take to compare two answers; after it they count as different."""
+    """How long math-verify may take to compare two answers, seconds. After that they count as different."""
 
     @model_validator(mode="after")
     def _no_contradictions(self) -> "RewardConfig":
@@ -76,27 +78,27 @@ _PAPERS = (
     "trajectory_clip",
     "overlong_buffer_tokens",
 )
-"""What preset `paper` fixes; the defaults are the published values (`trajectory_clip` has none there)."""
+"""The values that preset `paper` fixes. They are the published defaults (`trajectory_clip` has none there)."""
 
 
 class QualityConfig(Section):
-    """How stage 1 sorts trajectories. The defaults are the paper's (arXiv 2601.23032, stage 1)."""
+    """How stage 1 selects trajectories. The defaults are the paper's (arXiv 2601.23032, stage 1)."""
 
     weights: dict[str, NonNegativeFloat] = Field(default={"confidence": 0.4, "length": 0.3, "repetition": 0.3})
-    """Share of each dimension in the score; Σ = 1. The names are those of `rewards.dimensions.DIMENSIONS`: the paper's three
-    read the text, `tool_success` and `grounding` also know the tool calls and the question."""
+    """Weight of each dimension in the score; the sum is 1. The names are those of `rewards.dimensions.DIMENSIONS`: the
+    paper's three read only the text, `tool_success` and `grounding` also use the tool calls and the question."""
 
     keep_all_from: float = Field(default=0.90, ge=0, le=1)
-    """If every right candidate of a question scores this, all of them are kept."""
+    """If every right candidate of a question has at least this score, all of them are kept."""
 
     keep_best_from: float = Field(default=0.86, ge=0, le=1)
-    """Else only the best is kept, if it scores this."""
+    """Otherwise only the best is kept, if it has at least this score."""
 
     accept_right_from: float = Field(default=0.86, ge=0, le=1)
-    """A repair of a right answer is accepted from this score on."""
+    """A repair of a right answer is accepted if it has at least this score."""
 
     accept_wrong_above: float = Field(default=0.80, ge=0, le=1)
-    """A repair of a wrong answer is accepted above this score."""
+    """A repair of a wrong answer is accepted if its score is above this."""
 
     @model_validator(mode="after")
     def _weights_of_known_dimensions(self) -> "QualityConfig":

@@ -1,7 +1,7 @@
 """The dimensions of a trajectory's quality: one function each (arXiv 2601.23032, stage 1).
 
-Words are what whitespace separates, in the whole response, tool results included. Everything takes time linear in the text,
-which may be hostile. A further dimension is a function of `QualityInput` and its line in `DIMENSIONS`.
+Words are separated by white space, in the whole response including tool results. Everything takes time linear in the
+text, which may be hostile. To add a dimension, write a function of `QualityInput` and add a line to `DIMENSIONS`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ DOUBTS = ("maybe", "unsure", "guess", "seems", "perhaps", "probably", "might", "
 
 _DOUBT = re.compile(rf"\b(?:{'|'.join(DOUBTS)})\b")
 _THINK = re.compile(r"<(/?)think>", re.IGNORECASE)
-_MIN_WORDS = 6  # a shorter text has no repetition worth a name
+_MIN_WORDS = 6  # a shorter text can't have relevant repetition
 _COMMAND = re.compile(r"\\[a-zA-Z]+")
 # Numbers with their separators, and words.
 _PART = re.compile(r"\d+(?:[.,]\d+)*|[^\W\d_]+")
@@ -28,7 +28,7 @@ _PART = re.compile(r"\d+(?:[.,]\d+)*|[^\W\d_]+")
 
 @dataclass(frozen=True, slots=True)
 class QualityInput:
-    """What a dimension may look at."""
+    """The data that a dimension may use."""
 
     words: list[str]  # of the trajectory's text
     ideal_num_words: int
@@ -40,9 +40,9 @@ class QualityInput:
 
 
 def confidence(text: str) -> float:
-    """0 if a closed `<think>` holds one of `DOUBTS` as a whole word, in any case; else 1."""
+    """0 if a closed `<think>` contains one of `DOUBTS` as a whole word, in upper or lower case; else 1."""
     lowered = text.lower()
-    if not any(word in lowered for word in DOUBTS):  # nearly all: nine searches at memory speed
+    if not any(word in lowered for word in DOUBTS):  # true of nearly all texts, and nine plain searches are fast
         return 1.0
     opened = -1
     for tag in _THINK.finditer(text):
@@ -63,7 +63,7 @@ def length(num_words: int, ideal_num_words: int) -> float:
 
 
 def repetition(text: str) -> float:
-    """1 − (trigrams of words that occur more than once, each as often as it occurs) / (all trigrams); 1 under 6 words."""
+    """1 − (occurrences of word trigrams that occur more than once) / (all trigrams); 1 for less than 6 words."""
     return _repetition(text.split())
 
 
@@ -77,21 +77,21 @@ def _repetition(words: list[str]) -> float:
     return 1 - sum(count for count in counts.values() if count > 1) / num_trigrams
 
 
-# --- what the text alone can't show -----------------------------------------------------------------------------------
+# --- dimensions that need more than the text ------------------------------------------------------------------------------
 
 
 def tool_success(trajectory: Trajectory) -> float:
-    """1 − failed tool calls / tool calls; 1 without calls. A call whose result never came has failed."""
+    """1 − failed tool calls / tool calls; 1 without calls. A call without a result counts as failed."""
     results = [turn.tool_result for turn in trajectory.turns if turn.tool_call is not None]
     failed = sum(result is None or result.status != "ok" for result in results)
     return 1 - failed / len(results) if results else 1.0
 
 
 def grounding(trajectory: Trajectory, task: Task) -> float:
-    """Share of the final answer's parts (numbers and words) that stand in a tool result or in the question.
+    """Share of the final answer's parts (numbers and words) that also occur in a tool result or in the question.
 
-    1,234 and 1234 are the same number, and so are 5 and 5.0. 0 without an answer, or if it has no part that could stand
-    anywhere.
+    1,234 and 1234 are the same number, and so are 5 and 5.0. It is 0 without an answer, or if the answer has neither numbers
+    nor words.
     """
     answer = markup.final_answer(trajectory.text)
     parts = _parts(_COMMAND.sub(" ", answer)) if answer else set()

@@ -1,4 +1,4 @@
-"""Is a trajectory well-formed?"""
+"""Decides whether a trajectory is well-formed."""
 
 from dataclasses import dataclass
 
@@ -8,10 +8,10 @@ from trajectory import markup
 @dataclass(frozen=True, slots=True)
 class FormatResult:
     ok: bool
-    problems: tuple[markup.Rule, ...]  # the broken rules; empty exactly when ok
+    problems: tuple[markup.Rule, ...]  # the broken rules; empty exactly if ok
 
 
 def check(text: str) -> FormatResult:
-    """Checks a response, tool results included, against the grammar (see `trajectory.markup`)."""
+    """Check a response, including tool results, against the grammar (see `trajectory.markup`)."""
     problems = markup.validate(text)
     return FormatResult(ok=not problems, problems=problems)

@@ -1,6 +1,6 @@
-"""Mathematical answers, prepared for a comparison: what only changes how they look is gone, and what they say is kept.
+"""Prepares mathematical answers for a comparison: removes what changes only their looks, and keeps their meaning.
 
-Answers are hostile text: longer ones than math-verify reads are left alone, and the rest takes milliseconds.
+Answers are hostile text. Those longer than math-verify may read stay unchanged, and the work on others takes milliseconds.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _SPACED_THOUSANDS = re.compile(
 )
 _DECIMAL_COMMA = re.compile(
     r"([-+]?0),(\d{3,40})"
-)  # it can't be a thousand, and nobody lists 0 and 111 without a space
+)  # this can't be a thousand, and nobody lists 0 and 111 without a space
 _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _SCALED = re.compile(rf"(?<=[\d}}])\s*(?P<font>{_IN_FONT})?(?P<scale>{'|'.join(_SCALES)})(?![a-zA-Z])\s*(?P<end>\}})?")
 _PERCENT_WORD = r"(?:percentage|percent|pct)"
@@ -49,14 +49,14 @@ _IN_BASE = re.compile(
 )
 _PRIMES = re.compile(r"\s*\^\s*(?:\{((?:\s*\\prime)+)\s*\}|\\prime(?![a-zA-Z]))")
 _PLAIN_COMMAND = re.compile(r"(?<![a-zA-Z\\])(arc(?:sin|cos|tan)|(?:sin|cos|tan)h?|cot|csc|ln|log|exp|pi)(?![a-zA-Z])")
-# `f'` and `5'`, and `123_5`: what math-verify doesn't see.
+# `f'` and `5'`, and `123_5`: math-verify doesn't see these marks.
 _MARKS = re.compile(
     r"""([a-zA-Z)\]}])('+)(?![a-zA-Z])|(\d)(['"]+)|(?<![\w^{.])([\dA-F]*\d[\dA-F]*(?:\.[\dA-F]+)?)_\{?(\d+)"""
 )
 _CAPITALS = re.compile(r"\\(?:Gamma|Delta|Theta|Lambda|Xi|Pi|Sigma|Upsilon|Phi|Psi|Omega)(?![a-zA-Z])")
 _SINGLE_SCRIPT = re.compile(r"([_^])\{(\w)\}(?!\w)")
 _FORMULA = re.compile(r"\$\$([^$]+)\$\$|\$([^$]+)\$|\\\(([^$]+?)\\\)|\\\[([^$]+?)\\\]")
-# Words around a formula that may change what it says; nor may there be another number or formula.
+# Words around a formula that may change its meaning. Another number or formula must not be there either.
 _CHANGES_IT = re.compile(
     r"[\d\\$]|\b(?:not|no|never|isn|or|and|than|about|between|except|minus|negative|plus|times|half|double|twice|"
     r"hundred|thousand|million|billion|trillion|dozen|percent)\b",
@@ -76,18 +76,20 @@ _FRACTION = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class MathText:
-    latex: str  # without fonts, a unit at its end, and the `x =` before a value
+    latex: str  # without fonts, without a unit at its end, and without the `x =` before a value
     named: str  # `latex` with its `x =`
-    items: tuple[str, ...]  # of a list without brackets or a set, else itself alone; order means nothing
-    names: tuple[str, ...]  # of each item, the `x` of its `x =`; empty without one
+    items: tuple[
+        str, ...
+    ]  # of a list without brackets or of a set; otherwise the text alone. Their order doesn't count
+    names: tuple[str, ...]  # for each item the `x` of its `x =`; empty if it has none
     is_set: bool  # written with braces
-    words: tuple[str, ...]  # that stood in a font and were kept, in lower case
-    unit: str  # what stood behind the number, by one name; see `units.without_unit`
+    words: tuple[str, ...]  # those that were in a font and were kept, in lower case
+    unit: str  # the unit behind the number, under one name; see `units.without_unit`
     written: str  # `compact`, with its unit
 
     @property
     def compact(self) -> str:
-        """`latex`, see `compact`."""
+        """`latex` without spaces and some signs, see the function `compact`."""
         return compact(self.latex)
 
     @property
@@ -95,7 +97,7 @@ class MathText:
         return bool(self.words) or _ALL_WORDS.fullmatch(self.latex) is not None
 
     def values_by_name(self, other: MathText) -> dict[str, tuple[str, ...]] | None:
-        """The items of each name, if all have one. `x_1` and `x_2` are both x for another that has only x."""
+        """The items of each name, if all have one. `x_1` and `x_2` count as x if the other text has only x."""
         if not all(self.names):
             return None
         same = all(other.names) and not any(map(_INDEX.search, other.names))
@@ -104,7 +106,7 @@ class MathText:
 
 
 def prepare(text: str) -> MathText:
-    """Takes `text` apart; one that is too long for math-verify is left as it is."""
+    """Split `text` into its parts. A text that is too long for math-verify stays as it is."""
     if len(text) > MAX_CHARS:
         return MathText(text, text, (text,), ("",), False, (), "", text)
     text = _in_sentence(_in_box(text))
@@ -116,7 +118,7 @@ def prepare(text: str) -> MathText:
     written = compact(typography.unwrap(text))
     text, unit = units.without_unit(text)
     if not unit and text.endswith("%"):
-        unit = "%"  # it stays: 50% is also 1/2
+        unit = "%"  # this sign is kept, as 50% is also 1/2
     words = tuple(w.lower() for part in _FONT_WORDS.findall(text) for w in _WORD.findall(_JOINED.sub(" ", part)))
     text = _without_outer_braces(_JOINED.sub(", ", _one_space(typography.unwrap(text))).strip())
     text = _PLAIN_COMMAND.sub(r"\\\1 ", text)
@@ -140,7 +142,7 @@ def prepare(text: str) -> MathText:
 
 
 def compact(text: str) -> str:
-    """`text` without spaces and signs of currency, percent and degrees, apart from the space of `1 1/2`."""
+    """`text` without spaces and without signs of currency, percent and degrees. The space of `1 1/2` is kept."""
     text = _DEGREES.sub("", text.strip()).replace("\\%", "").replace("%", "")
     text = re.sub(r"(?<!\d) | (?!\d)", "", text)
     text = _SINGLE_SCRIPT.sub(r"\1\2", text)
@@ -148,7 +150,7 @@ def compact(text: str) -> str:
 
 
 def number(text: str) -> Fraction | None:
-    """The value of a decimal, fraction, mixed number, repeating decimal, or any of them times a power of ten, or None."""
+    """The value of a decimal, fraction, mixed number or repeating decimal, also times a power of ten; None otherwise."""
     text = compact(text)
     scale = Fraction(1)
     if power := _POWER_OF_TEN.search(text):
@@ -169,17 +171,17 @@ def number(text: str) -> Fraction | None:
 
 
 def is_rounded(text: str) -> bool:
-    """Whether a number is written as a decimal, which may be an approximation of one."""
+    """Whether a number is written as a decimal, which may be an approximation."""
     return "." in text and "\\overline" not in text
 
 
 def components(text: str) -> tuple[str, tuple[str, ...]] | None:
-    """The brackets (`(]`) and the two or more parts of a tuple or an interval, or None for anything else."""
+    """The brackets (such as `(]`) and the two or more parts of a tuple or an interval; None for anything else."""
     if len(text) < 5 or text[0] not in "([" or text[-1] not in ")]":
         return None
     parts = _items(text[1:-1], thousands=False)
     depth = 0
-    for character in text[1:-1]:  # `(1,2) \cup (3,4)` isn't one
+    for character in text[1:-1]:  # `(1,2) \cup (3,4)` is no tuple
         depth += (character in "([{") - (character in ")]}")
         if depth < 0:
             return None
@@ -187,26 +189,27 @@ def components(text: str) -> tuple[str, tuple[str, ...]] | None:
 
 
 def marks(text: str) -> list[tuple[str, ...]]:
-    """What math-verify doesn't see in `text`: primes, the bases of numbers, and that a Greek letter is a capital."""
+    """The marks in `text` that math-verify doesn't see: primes, the bases of numbers, and capitals of Greek letters."""
     return sorted(match.groups("") for match in _MARKS.finditer(text)) + sorted({(c,) for c in _CAPITALS.findall(text)})
 
 
 def sides_to_check(text: str) -> list[str]:
-    """Of a chain of equations, its last side and all others that are numbers: `3+3=6` claims two values, `5=6` too.
+    """For a chain of equations: its last side, and all others that are numbers. `3+3=6` claims two values, and so does
+    `5=6`.
 
-    A side with letters may only name what the last one says (`S = ab = 6`). Without an equation: `text` alone.
+    A side with letters may only name the value of the last one (`S = ab = 6`). Without an equation: `text` alone.
     """
     *others, last = _EQUALS.split(text)
     return [*(side for side in others if side and not re.search(r"(?<![a-zA-Z\\])[a-zA-Z]", side)), last]
 
 
 def _one_space(text: str) -> str:
-    """`text` with single spaces: the patterns here take quadratic time, and worse, for runs of them."""
+    """`text` with single spaces, as the patterns here take quadratic time or more for many spaces in a row."""
     return " ".join(text.split())
 
 
 def _one_notation(text: str) -> str:
-    """`1 000` as 1000, `2 million` as a power of ten, `percent` as its sign, bases as `_{5}` and primes as `'`."""
+    """Writes `1 000` as 1000, `2 million` as a power of ten, `percent` as its sign, bases as `_{5}` and primes as `'`."""
     text = _SPACED_THOUSANDS.sub(lambda m: m[0].replace(" ", ""), text)
     text = _PERCENT.sub(r"\\%", _SCALED.sub(_power_of_ten, text))
     text = _PRIMES.sub(lambda m: "'" * (m[1] or "\\prime").count("\\"), text)
@@ -228,13 +231,13 @@ def _as_subscript(match: re.Match[str]) -> str:
 
 
 def _name_and_value(text: str) -> tuple[str, str]:
-    """The `x` of an `x =` at the start of `text`, empty without it, and the rest."""
+    """The `x` of an `x =` at the start of `text`, or an empty text, and the rest."""
     name = _NAMED.match(text)
     return (re.sub(r"[ {}]", "", name[1]), text[name.end() :]) if name else ("", text)
 
 
 def _in_box(text: str) -> str:
-    r"""What the only box holds, if it stands at the end (`so it is $\boxed{12}$.`), else `text`."""
+    r"""The content of the only box, if it is at the end (`so it is $\boxed{12}$.`), else `text`."""
     if text.count("\\boxed{") != 1:  # two boxes are two values
         return text
     inside = text.partition("\\boxed{")[2].rstrip(" \n.$")
@@ -269,7 +272,7 @@ def _without_outer_braces(text: str) -> str:
 
 
 def _items(text: str, thousands: bool) -> list[str]:
-    """`text` split at the commas or semicolons outside brackets; `1,234` is one number unless it stands in a set.
+    """`text`, split at the commas or semicolons outside brackets. `1,234` is one number unless it is in a set.
 
     Between semicolons, commas make a tuple: `p=5, q=2; p=7, q=2` are (5,2) and (7,2).
     """
@@ -298,7 +301,7 @@ def _split(text: str, separator: str) -> list[str]:
 
 
 def _outside_brackets(text: str) -> str:
-    """`text` without the commas of thousands, apart from those in round and square brackets and sets."""
+    """`text` without the commas of thousands, except those in round brackets, square brackets and sets."""
     pieces, depth, end = [], 0, 0
     for match in re.finditer(r"\\[{}]|[()\[\]]", text):
         piece = text[end : match.start()]

@@ -1,7 +1,7 @@
-"""Is the final answer right? Mathematics by value, questions by the words they share with a gold answer.
+"""Decides whether the final answer is right: mathematics by value, questions by the words shared with a gold answer.
 
-Answers are hostile text: what is done to them here takes milliseconds, and math-verify, which may not (`9^{9^{9}}`),
-runs in a process of its own with a deadline (see `verifier`).
+Answers are hostile text. The work that is done on them here takes milliseconds. math-verify may take longer
+(`9^{9^{9}}`), so it runs in a process of its own with a deadline (see `verifier`).
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from trajectory import typography
 from trajectory.types import Task
 
 TOLERANCE = Fraction(1, 10**6)
-"""Numbers closer than this are equal, if one of them is a decimal. Integers and fractions are exact."""
+"""Numbers that differ by less than this are equal if one of them is a decimal. Integers and fractions must be exact."""
 
 SMALL = Fraction(1, 10**3)
-"""Below this the tolerance is relative: 1.6e-19 isn't 0."""
+"""Below this value the tolerance is relative, as 1.6e-19 isn't 0."""
 
 QA_CORRECT_F1 = 0.5
-"""From this token F1 on, an answer to a question counts as correct."""
+"""Token F1 from which an answer to a question counts as correct."""
 
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 _COMMAND = re.compile(r"\\[a-zA-Z]+")
-_PUNCTUATION = frozenset(string.punctuation)  # of which `$+<=>^`|~` are symbols in Unicode
+_PUNCTUATION = frozenset(string.punctuation)  # Unicode calls some of these symbols: `$+<=>^`|~`
 _EXACT_ONLY = {"yes", "no", "noanswer"}
 
 
@@ -41,7 +41,7 @@ class AnswerScore:
 
 
 def score_answer(answer: str | None, task: Task, timeout_s: float) -> AnswerScore:
-    """Scores a final answer against the task's golds, the best of which counts; None is wrong.
+    """Score a final answer against the task's golds; the best match counts. None is wrong.
 
     `timeout_s` bounds each comparison by math-verify.
     """
@@ -59,9 +59,9 @@ def score_answer(answer: str | None, task: Task, timeout_s: float) -> AnswerScor
 def math_equal(answer: str, gold: str, timeout_s: float) -> verifier.Verdict:
     """Whether two mathematical answers are equal: as prepared text, as numbers or sets of numbers, or by math-verify.
 
-    The order of a list or a set means nothing, the order of a tuple does. A word that only one of them has (`\\text{red}`)
-    makes them different: math-verify would take it for a product of letters. So do different words or units
-    behind the numbers of both, and different names of the values of both (`x=5` and `y=5`).
+    The order of a list or a set doesn't count, but that of a tuple does. A word that only one of them has (`\\text{red}`)
+    makes them different, as math-verify would take it for a product of letters. So do different words or units behind the
+    numbers of both, and different names of the values of both (`x=5` and `y=5`).
     """
     ours, theirs = math_text.prepare(answer), math_text.prepare(gold)
     if (
@@ -96,13 +96,13 @@ def _has_other_words(text: math_text.MathText, other: math_text.MathText) -> boo
 
 
 def _is_equation_in(text: math_text.MathText, names: tuple[str, ...]) -> bool:
-    """Whether `text` is an equation in an unknown that the gold answer has solved: `2x=7` for `x = 7/2`."""
+    """Whether `text` is an equation in an unknown for which the gold answer gives the solution: `2x=7` for `x = 7/2`."""
     letters = _COMMAND.sub("", text.latex)
     return len(names) == 1 and letters.count("=") == 1 and names[0] != "" and names[0] in letters
 
 
 def _same_order(ours: math_text.MathText, theirs: math_text.MathText, timeout_s: float) -> verifier.Verdict | None:
-    """The verdict about a tuple and a tuple or a list without brackets, in which the order counts then."""
+    """The verdict about a tuple and a tuple or a list without brackets. Their order counts."""
     pair, gold_pair = _as_tuple(ours), _as_tuple(theirs)
     if pair and gold_pair:
         return _same_tuple(pair, gold_pair, timeout_s)
@@ -120,12 +120,12 @@ def _same_order(ours: math_text.MathText, theirs: math_text.MathText, timeout_s:
 
 
 def _as_tuple(text: math_text.MathText) -> tuple[str, tuple[str, ...]] | None:
-    """The brackets and the parts of a tuple, which `x=1, y=2` is, too."""
+    """The brackets and the parts of a tuple. `x=1, y=2` is a tuple, too."""
     if text.is_set:
         return None
     if len(text.items) == 1:
         return math_text.components(text.items[0])
-    plain = {name for name in text.names if name and "_" not in name}  # of `x_1` and `x_2` either may be the first
+    plain = {name for name in text.names if name and "_" not in name}  # `x_1` and `x_2` may come in either order
     return ("()", text.items) if len(plain) == len(text.items) else None
 
 
@@ -135,7 +135,7 @@ def _same_tuple(
     (brackets, parts), (gold_brackets, gold_parts) = pair, gold_pair
     if len(parts) != len(gold_parts):
         return verifier.Verdict(False)
-    if len(parts) == 2 and brackets != gold_brackets:  # of three, `[1,2,3]` and `(1,2,3)`, none is an interval
+    if len(parts) == 2 and brackets != gold_brackets:  # with three parts, `[1,2,3]` and `(1,2,3)`, it is no interval
         return verifier.Verdict(False)
     return _all(_same(part, gold, timeout_s) for part, gold in zip(parts, gold_parts, strict=True))
 
@@ -163,20 +163,20 @@ def _same(answer: str, gold: str, timeout_s: float) -> verifier.Verdict:
     if values is not None and gold_values is not None:
         if _close(values[0], gold_values[0]):
             return verifier.Verdict(True)
-        if "%" not in answer + gold:  # 50% may be 50 or 1/2: math-verify knows both
+        if "%" not in answer + gold:  # 50% may be 50 or 1/2, and math-verify accepts both
             return verifier.Verdict(False)
     return _ask(answer, gold, timeout_s)
 
 
 def _ask(answer: str, gold: str, timeout_s: float) -> verifier.Verdict:
-    """math-verify's verdict, unless it can't see the difference: it takes `f'` for `f`, `123_5` for 123 and `E` for e."""
+    """math-verify's verdict, unless it can't see the difference: for it `f'` is `f`, `123_5` is 123 and `E` is e."""
     if math_text.marks(answer) != math_text.marks(gold) or (len(answer) == len(gold) == 1 and answer != gold):
         return verifier.Verdict(False)
     return verifier.equal(answer, gold, timeout_s)
 
 
 def _all(verdicts: Iterable[verifier.Verdict]) -> verifier.Verdict:
-    """The first of `verdicts` that isn't equal; none is asked for after it."""
+    """The first of `verdicts` that isn't equal. Verdicts after it aren't computed."""
     return next((verdict for verdict in verdicts if not verdict.equal), verifier.Verdict(True))
 
 
@@ -185,7 +185,7 @@ def _one_text(items: tuple[str, ...]) -> str:
 
 
 def _values(items: tuple[str, ...]) -> list[tuple[Fraction, bool]] | None:
-    """The items' values, sorted, each with whether it may be rounded, if all are numbers."""
+    """The items' values, sorted, each with whether it may be rounded; None unless all are numbers."""
     values = [(value, math_text.is_rounded(item)) for item in items if (value := math_text.number(item)) is not None]
     return sorted(values) if len(values) == len(items) else None
 
@@ -199,7 +199,7 @@ def _close(a: tuple[Fraction, bool], b: tuple[Fraction, bool]) -> bool:
 
 
 def qa_f1(answer: str, gold: str) -> float:
-    """Token F1 of the `normalise`d answers; yes, no and noanswer must match exactly."""
+    """Token F1 of the `normalise`d answers. yes, no and noanswer must match exactly."""
     answer, gold = normalise(answer), normalise(gold)
     if answer == gold:
         return 1.0
@@ -211,7 +211,7 @@ def qa_f1(answer: str, gold: str) -> float:
 
 
 def normalise(text: str) -> str:
-    """`text` in lower case, without LaTeX's fonts and spaces, punctuation of any script, articles, and doubled spaces."""
+    """`text` in lower case, without LaTeX's fonts and spaces, punctuation of any script, articles, and double spaces."""
     text = typography.unwrap(typography.plain_spaces(typography.fold(text))).lower()
     text = "".join(c for c in text if c not in _PUNCTUATION and not unicodedata.category(c).startswith("P"))
     return " ".join(_ARTICLES.sub(" ", text).split())

@@ -1,4 +1,4 @@
-"""How good is the path of a trajectory? Stage 1 keeps, repairs and accepts by this (arXiv 2601.23032).
+"""Scores the quality of a trajectory. Stage 1 keeps, repairs and accepts trajectories by it (arXiv 2601.23032).
 
 candidates ─▶ assess ─▶ split ─▶ kept
                           └────▶ to repair ─▶ a repair is assessed again, with the same ideal length
@@ -16,7 +16,7 @@ from trajectory.types import Task, Trajectory
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """A trajectory's score and what it is made of."""
+    """A trajectory's score and its dimensions."""
 
     score: float  # in [0, 1], rounded to 4 places
     dimensions: dict[str, float]  # unweighted, each in [0, 1]
@@ -26,16 +26,16 @@ class Quality:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One of a question's trajectories, assessed."""
+    """One of a question's trajectories, with its quality."""
 
     index: int
-    correct: bool  # a wrong one is of low quality, whatever it scores
+    correct: bool  # a wrong one counts as of low quality, whatever its score
     quality: Quality
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Indices of a question's candidates."""
+    """Indices of a question's candidates: those to keep and those to repair."""
 
     kept: tuple[int, ...]
     to_repair: tuple[int, ...]
@@ -51,9 +51,9 @@ def assess(trajectory: Trajectory, task: Task, ideal_num_words: int, config: Qua
 
 
 def split(candidates: Sequence[Candidate], config: QualityConfig) -> Split:
-    """Which of a question's candidates are kept: all right ones, the best of them, or none; the first of equal ones.
+    """Decide which of a question's candidates are kept: all right ones, the best of them (the first of equal ones), or none.
 
-    The paper scores right answers only, so a wrong sibling takes no part in "every candidate".
+    The paper scores only right answers, so wrong candidates don't count in "every candidate".
     """
     right = [candidate for candidate in candidates if candidate.correct]
     if all(candidate.quality.score >= config.keep_all_from for candidate in right):
@@ -69,5 +69,5 @@ def split(candidates: Sequence[Candidate], config: QualityConfig) -> Split:
 
 
 def ideal_length(texts_of_correct: Sequence[str]) -> int:
-    """Words of a question's shortest correct trajectory; 0, which means no ideal, if there is none."""
+    """Number of words of a question's shortest correct trajectory; 0, which means no ideal, if there is none."""
     return min((len(text.split()) for text in texts_of_correct), default=0)

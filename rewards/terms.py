@@ -1,6 +1,7 @@
-"""The terms that a trajectory's reward is the sum of, one function each.
+"""The terms of a trajectory's reward, one function each. The reward is their sum.
 
-A further term is a function of `TermInput` and its line in `REWARD_TERMS`; its name stands in metrics, reports and logs.
+To add a term, write a function of `TermInput` and add a line to `REWARD_TERMS`. Its name appears in metrics, reports and
+logs.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from trajectory.types import Task, Trajectory
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TermInput:
-    """What a term may look at."""
+    """The data that a term may use."""
 
     task: Task
     trajectory: Trajectory
@@ -27,12 +28,12 @@ class TermInput:
 
 
 def outcome_term(given: TermInput) -> float:
-    """`outcome_weight` times the outcome; 0 of a malformed trajectory."""
+    """`outcome_weight` times the outcome; 0 for a malformed trajectory."""
     return given.config.outcome_weight * given.result.value if given.format_ok else 0.0
 
 
 def format_term(given: TermInput) -> float:
-    """What a trajectory gets for its form alone: well-formed but wrong mathematics a little, malformed ones a penalty."""
+    """Reward for the form alone: a little for mathematics that is well-formed but wrong, a penalty for malformed ones."""
     config, is_math = given.config, given.task.kind == "math"
     if given.format_ok:
         return config.wrong_but_well_formed if is_math and not given.result.correct else 0.0
@@ -40,14 +41,14 @@ def format_term(given: TermInput) -> float:
 
 
 def trajectory_term(given: TermInput) -> float | None:
-    """What the reward model's score adds; 0 of a malformed trajectory. Raises ValueError for a score that isn't finite."""
+    """The reward model's part; 0 for a malformed trajectory. Raises ValueError for a score that isn't finite."""
     if given.rm is None:
         return None
     return trajectory_part(given.task.kind, given.result, given.rm, given.config) if given.format_ok else 0.0
 
 
 def overlong_term(given: TermInput) -> float | None:
-    """DAPO's soft punishment of long trajectories, if it is on."""
+    """DAPO's soft punishment of long trajectories, if it is enabled."""
     limit, buffer = given.config.overlong_limit_tokens, given.config.overlong_buffer_tokens
     return overlong_penalty(given.trajectory.num_generated_tokens, limit, buffer) if buffer else None
 
@@ -55,7 +56,7 @@ def overlong_term(given: TermInput) -> float | None:
 def overlong_penalty(num_tokens: int, limit: int, buffer: int) -> float:
     """DAPO's soft overlong punishment (arXiv 2503.14476, eq. 13), in [-1, 0].
 
-    0 up to `limit - buffer` tokens, from there linear to -1 at `limit`, and -1 beyond.
+    It is 0 up to `limit - buffer` tokens, then falls linearly to -1 at `limit`, and stays -1 beyond.
     """
     excess = num_tokens - (limit - buffer)
     return -min(1.0, max(0.0, excess / buffer))
@@ -67,4 +68,4 @@ REWARD_TERMS: dict[str, Callable[[TermInput], float | None]] = {
     "trajectory": trajectory_term,
     "overlong": overlong_term,
 }
-"""Every term by its name in `Reward.parts`; one that returns None doesn't apply, and is no part of that reward."""
+"""Every term by its name in `Reward.parts`. A term that returns None doesn't apply and is no part of that reward."""

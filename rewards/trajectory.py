@@ -1,6 +1,6 @@
-"""What the reward model's score of a whole trajectory adds to its reward, and how such scores are normalised.
+"""The part of a reward that comes from the reward model's score of the whole trajectory, and how scores are normalised.
 
-A reward model's scalar has no scale of its own: Bradley-Terry training fixes differences alone. `RunningNorm` gives it one.
+A reward model's score has no scale of its own: Bradley-Terry training fixes only differences. `RunningNorm` gives it one.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ PAPER_CLIP = 3.0
 
 
 def trajectory_part(kind: TaskKind, result: AnswerScore, rm: float, config: RewardConfig) -> float:
-    """What is added to the reward of a well-formed trajectory that the reward model scored `rm`.
+    """The part that is added to the reward of a well-formed trajectory with the reward-model score `rm`.
 
-    `rm` is the model's scalar as it comes with preset "paper", and `RunningNorm.normalise` of it with "default". Raises
-    ValueError if it isn't finite.
+    With preset "paper", `rm` is the model's raw score; with "default" it is `RunningNorm.normalise` of it. Raises ValueError
+    if it isn't finite.
     """
     if not math.isfinite(rm):
         raise ValueError(f"the reward model's score is {rm}: a broken model or checkpoint, nothing to reward by")
@@ -33,17 +33,17 @@ def trajectory_part(kind: TaskKind, result: AnswerScore, rm: float, config: Rewa
 def paper_qa(f1: float, rm: float, weight: float) -> float:
     """The released code's reward of a well-formed QA trajectory: max(F1, clip(F1 + weight·rm, ±3)), and F1 where it is 0.
 
-    A score below 0 changes nothing: the outer max takes it back. Mathematics has no such term.
+    A score below 0 has no effect, because of the outer max. Mathematics has no such term.
     """
     return max(f1, min(PAPER_CLIP, max(-PAPER_CLIP, f1 + weight * rm))) if f1 > 0 else f1
 
 
 def bounded(kind: TaskKind, result: AnswerScore, normalised: float, config: RewardConfig) -> float:
-    """weight · normalised score, raising and lowering, but never across what the answer decides.
+    """weight · normalised score, which raises or lowers the reward, but never across the limit that the answer sets.
 
-    For trajectories of one task, before any overlong punishment: malformed ≤ well-formed and wrong ≤ boundary ≤
-    well-formed and right. The boundary lies between a wrong answer's reward and a right one's: half-way for math, at
-    the F1 from which an answer counts as correct for QA. At the default weight and clip neither side of math reaches it.
+    For trajectories of one task, before any overlong punishment, this holds: malformed ≤ well-formed and wrong ≤ boundary ≤
+    well-formed and right. The boundary lies between the reward of a wrong answer and that of a right one: half-way for math,
+    and for QA at the F1 from which an answer counts as correct. With the default weight and clip, math never reaches it.
     """
     base, floor, boundary = _levels(kind, result, config)
     change = config.trajectory_weight * max(-config.trajectory_clip, min(config.trajectory_clip, normalised))
@@ -53,7 +53,7 @@ def bounded(kind: TaskKind, result: AnswerScore, normalised: float, config: Rewa
 
 
 def _levels(kind: TaskKind, result: AnswerScore, config: RewardConfig) -> tuple[float, float, float]:
-    """A well-formed trajectory's reward without the model; a malformed one's; the boundary of wrong and right."""
+    """Rewards without the reward model: a well-formed trajectory's, a malformed one's, the boundary of wrong and right."""
     right = config.outcome_weight
     if kind == "qa":
         return right * result.value, config.bad_format_qa, right * outcome.QA_CORRECT_F1
@@ -62,15 +62,15 @@ def _levels(kind: TaskKind, result: AnswerScore, config: RewardConfig) -> tuple[
 
 
 class RunningNorm:
-    """Mean and deviation of the scores seen so far, and scores measured by them.
+    """Normalises scores by the mean and the deviation of those seen so far.
 
-    Batches are merged by Chan, Golub and LeVeque's update, which never subtracts large squares. With `memory` values seen
-    the oldest begin to fade, so that a policy or model that drifts is measured by its present; after the reward model was
-    replaced begin anew, or the first scores are measured by another model's.
+    Batches are merged by Chan, Golub and LeVeque's update, which never subtracts large squares. Once `memory` values were
+    seen, the weight of the oldest falls, so that the norm follows a policy or model that changes. After the reward model is
+    replaced, use a new norm; otherwise the first scores are normalised by those of another model.
     """
 
     def __init__(self, *, clip: float, memory: int = 10_000) -> None:
-        """`clip`: largest |normalised score|. `memory`: values that the past counts for at most."""
+        """`clip`: largest |normalised score|. `memory`: largest number of values that the past counts as."""
         assert clip > 0
         assert memory > 1
         self._clip = clip
@@ -85,11 +85,11 @@ class RunningNorm:
 
     @property
     def deviation(self) -> float:
-        """Of the sample (n − 1); 0 until two values were seen."""
+        """Sample deviation (n − 1); 0 until two values were seen."""
         return math.sqrt(self._squares / (self._count - 1)) if self._count > 1 else 0.0
 
     def update(self, scores: Sequence[float]) -> None:
-        """Take a batch of the model's scores in. Raises ValueError, and takes nothing in, if one isn't finite."""
+        """Include a batch of the model's scores. Raises ValueError, and includes none, if one isn't finite."""
         if not all(map(math.isfinite, scores)):
             raise ValueError(f"a reward model's score isn't finite: {[s for s in scores if not math.isfinite(s)][:3]}")
         if not scores:
@@ -102,20 +102,20 @@ class RunningNorm:
         self._mean += delta * n / total
         self._count = total
         if self._count > self._memory:
-            self._squares *= (self._memory - 1) / (self._count - 1)  # the deviation stays, its weight shrinks
+            self._squares *= (self._memory - 1) / (self._count - 1)  # the deviation stays the same, its weight falls
             self._count = float(self._memory)
 
     def normalise(self, score: float) -> float:
-        """(score − mean) / deviation, within ± clip; 0 while nothing is known or all scores seen were the same."""
+        """(score − mean) / deviation, within ± clip; 0 while nothing was seen or all scores seen were the same."""
         deviation = self.deviation
-        if deviation <= 1e-9 * max(1.0, abs(self._mean)):  # equal but for rounding
+        if deviation <= 1e-9 * max(1.0, abs(self._mean)):  # they are equal except for rounding
             return 0.0
         return max(-self._clip, min(self._clip, (score - self._mean) / deviation))
 
     def state(self) -> dict[str, float]:
-        """What a checkpoint keeps."""
+        """The state for a checkpoint."""
         return {"count": self._count, "mean": self._mean, "squares": self._squares}
 
     def restore(self, state: dict[str, float]) -> None:
-        """Go on from what `state` returned."""
+        """Continue from a value of `state`."""
         self._count, self._mean, self._squares = state["count"], state["mean"], state["squares"]

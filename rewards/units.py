@@ -1,7 +1,7 @@
 r"""Units behind a number: `17\text{ metres}`, `12 cm^2`, `5 m/s`.
 
-A unit is a word in a font, a known word, or behind a space a known symbol or any word of four letters and more. `2t` and
-`5m` have none: they are products.
+A unit is one of these: a word in a font, a known word, or, after a space, a known symbol or any word of four letters or
+more. `2t` and `5m` have no unit: they are products.
 """
 
 from __future__ import annotations
@@ -66,13 +66,13 @@ _WORD = re.compile(r"[a-zA-Z]{2,}")
 
 
 def without_unit(text: str) -> tuple[str, str]:
-    r"""`text` without what stands behind its number, and that by one name: `m^2` for `square metres` and `m^{2}`.
+    r"""`text` without its unit, and the unit under one name: `m^2` for `square metres` and `m^{2}`.
 
-    The name is empty without a unit, and for one that isn't made of words, powers and `/`.
+    The name is empty if there is no unit, and for one that isn't made of words, powers and `/`.
     """
     for pattern in (_IN_FONT, _BARE):
         shorter = pattern.sub("", text)
-        # A unit within (`2 hours 30 minutes`) makes the last one a part of the number.
+        # A unit in the middle (`2 hours 30 minutes`) makes the last one a part of the number.
         if shorter != text and not _WORD.search(re.sub(r"\\[a-zA-Z]+", "", shorter)):
             return shorter, _name(text[len(shorter) :])
     return text, ""

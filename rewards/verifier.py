@@ -1,7 +1,7 @@
-"""math-verify in a process of its own, because two short answers can keep it busy for ever or fill the memory.
+"""Runs math-verify in a process of its own, because two short answers can keep it busy for ever or fill the memory.
 
-A deadline inside the process can't be relied on: Python's signal handlers wait until a long integer operation ends, and
-they need the main thread. So a process that passes its deadline is killed, and the next question starts another.
+A deadline inside the process isn't reliable: Python's signal handlers wait until a long integer operation ends, and they
+need the main thread. So a process that misses its deadline is killed, and the next question starts another.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import IO
 
 MAX_CHARS = 1000
-"""Longer answers aren't compared: no gold answer is near it, and parsing time grows with length."""
+"""Longer answers aren't compared: no gold answer is nearly as long, and parsing time grows with length."""
 
 NO_VERDICT = "no_verdict/"
-"""What the note begins with if the answers couldn't be compared. A name follows: too_long, timeout, died or failed."""
+"""Beginning of the note if the answers couldn't be compared. A name follows: too_long, timeout, died or failed."""
 
-START_TIMEOUT_S = 60.0  # it imports sympy: about 2 s, longer on a busy machine
+START_TIMEOUT_S = 60.0  # it imports sympy, which takes about 2 s, and longer on a busy machine
 
 _CHILD = Path(__file__).with_name("math_verify_child.py")
 
@@ -33,28 +33,29 @@ _CHILD = Path(__file__).with_name("math_verify_child.py")
 @dataclass(frozen=True, slots=True)
 class Verdict:
     equal: bool
-    note: str = ""  # empty for a verdict; else `NO_VERDICT`, a reason's name, and what happened
+    note: str = ""  # empty if there is a verdict; otherwise `NO_VERDICT`, a reason's name, and the details
 
 
 class MathVerifier:
-    """One child process, started when it is first needed. Threads take turns, and each turn ends at its deadline."""
+    """One child process, started when it is first needed. Threads use it one after another; each turn has a deadline."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._child: subprocess.Popen[bytes] | None = None
 
     def equal(self, answer: str, gold: str, timeout_s: float) -> Verdict:
-        """Whether math-verify finds `answer` equal to `gold`; what it can't compare isn't equal, with a note.
+        """Whether math-verify finds `answer` equal to `gold`. If it can't compare them, they count as different, with a
+        note.
 
-        Raises RuntimeError if the child can't be started, which is a broken installation and not a wrong answer.
+        Raises RuntimeError if the child can't be started, which means a broken installation and not a wrong answer.
         """
         if max(len(answer), len(gold)) > MAX_CHARS:
             return _no_verdict("too_long", f"an answer of more than {MAX_CHARS} characters isn't compared")
         request = json.dumps({"answer": answer, "gold": gold, "timeout_s": timeout_s}).encode() + b"\n"
-        with self._lock:  # no deadline of its own: whoever holds it has one
+        with self._lock:  # this needs no deadline: the thread that holds the lock has one
             child = self._running_child()
             try:
-                os.write(_fd(child.stdin), request)  # at most 25 KB into an empty pipe: it can't block
+                os.write(_fd(child.stdin), request)  # at most 25 KB into an empty pipe, so it can't block
                 reply = _read_line(child, timeout_s)
             except TimeoutError as error:
                 self._stop()
@@ -90,7 +91,7 @@ class MathVerifier:
     def _stop(self) -> None:
         if self._child is not None:
             self._child.kill()
-            self._child.wait()  # killed: it ends at once
+            self._child.wait()  # it was killed, so it ends at once
             for pipe in (self._child.stdin, self._child.stdout):
                 if pipe is not None:
                     pipe.close()
@@ -98,7 +99,7 @@ class MathVerifier:
 
 
 def _fd(pipe: IO[bytes] | None) -> int:
-    assert pipe is not None  # both were asked for
+    assert pipe is not None  # both pipes were requested
     return pipe.fileno()
 
 
@@ -122,9 +123,9 @@ atexit.register(_verifier.close)
 
 
 def equal(answer: str, gold: str, timeout_s: float) -> Verdict:
-    """`MathVerifier.equal` of the one verifier that this process shares; it remembers verdicts, and nothing else.
+    """`MathVerifier.equal` of the verifier that this process shares. Verdicts are remembered; answers without one aren't.
 
-    A process that was stopped or had no CPU for a while says nothing about an answer, so the next call asks again.
+    A missing verdict may mean that the process was stopped or had no CPU, and not that the answer is at fault.
     """
     try:
         return _decided(answer, gold, timeout_s)
@@ -133,14 +134,14 @@ def equal(answer: str, gold: str, timeout_s: float) -> Verdict:
 
 
 class _NoVerdictError(Exception):
-    """Keeps `verdict` out of the cache, which holds what is returned and not what is raised."""
+    """Carries `verdict` past the cache, which stores what is returned and not what is raised."""
 
     def __init__(self, verdict: Verdict) -> None:
         super().__init__(verdict.note)
         self.verdict = verdict
 
 
-@lru_cache(maxsize=10_000)  # siblings give the same answers
+@lru_cache(maxsize=10_000)  # trajectories of the same group often give the same answer
 def _decided(answer: str, gold: str, timeout_s: float) -> Verdict:
     verdict = _verifier.equal(answer, gold, timeout_s)
     if verdict.note:

@@ -1,6 +1,6 @@
-"""Locations: a location is a local path or a URI (`s3://bucket/runs/mine`), and what is at a URI has a copy on each node.
+"""Locations. A location is a local path or a URI (`s3://bucket/runs/mine`); a URI's files have a copy on each node.
 
-Strings and paths only; `storage.objects` reads and writes.
+This file handles strings and paths only. `storage.objects` reads and writes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ def is_uri(location: str) -> bool:
 
 
 def join(location: str, *names: str) -> str:
-    """A path below a location; a URI's query stays at its end."""
+    """The path of `names` below a location. A URI's query stays at its end."""
     if not is_uri(location):
         return str(Path(location, *names))
     place, mark, query = location.partition("?")
@@ -24,7 +24,7 @@ def join(location: str, *names: str) -> str:
 
 
 def check_uri(uri: str) -> None:
-    """ValueError if it can't be a folder's URI: without asking the storage."""
+    """ValueError if it can't be the URI of a folder. The storage isn't contacted."""
     match = re.fullmatch(r"[a-z][a-z0-9+.-]*://([^?#]*)(\?[^#]*)?", uri)
     if not match or not match[1].strip("/"):
         raise ValueError(f"{uri!r} is no URI of a folder, such as s3://bucket/runs/mine")

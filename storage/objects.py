@@ -1,10 +1,10 @@
-"""Folders at a URI (`s3://bucket/runs/mine`), on any file system that pyarrow or fsspec knows, and their local copies.
+"""Folders at a URI (`s3://bucket/runs/mine`), on any file system that pyarrow or fsspec supports, and their local copies.
 
-An object is whole or absent, but there is no renaming of folders. So a folder that must be whole or absent, such as a
-checkpoint, has a marker beside it: `step-000002.json` names the files of `step-000002/` with their sizes. It is written
-last and removed first; without it the folder doesn't exist.
+An object is always complete or absent, but folders can't be renamed. So a folder that must be complete or absent, such as a
+checkpoint, has a marker beside it: `step-000002.json` lists the files of `step-000002/` with their sizes. The marker is
+written last and removed first. Without it the folder doesn't count as existing.
 
-`fetch` is for folders that are only read, such as models: each node gets its copy.
+`fetch` is for folders that are only read, such as models: each node gets its own copy.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from storage.whole import replacing
 T = TypeVar("T")
 
 RETRY_S = 120.0
-"""How long a failing operation on one object is tried again, unless it is said."""
+"""How long a failing operation on one object is tried again, by default, seconds."""
 NUM_THREADS = 8
 CHUNK_BYTES = 8 << 20
 FETCH_TIMEOUT_S = 1800.0
-"""Longest wait for another process of this node that fetches the same folder."""
+"""Longest wait for another process of this node that fetches the same folder, seconds."""
 STAMP = ".fetched.json"
-"""In a fetched folder: what the original was when it was read."""
-MISTAKES = (errno.ENOSPC, errno.EDQUOT)  # of the local disk: trying again won't help
+"""File in a fetched folder that describes the original at the time when it was read."""
+MISTAKES = (errno.ENOSPC, errno.EDQUOT)  # errors of the local disk, for which another try is useless
 
 CAUSES = (
     (r"ExpiredToken|RequestExpired|TokenRefreshRequired", "the credentials have expired"),
@@ -55,12 +55,12 @@ CAUSES = (
 
 
 class StorageError(RuntimeError):
-    """The storage did not do as asked within its deadline. The message names the place, the cause and what was tried."""
+    """The storage failed until the deadline. The message names the place, the cause and what was tried."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """What a listing says of an object; another upload of the same name has another time."""
+    """A listing's data on an object. A second upload under the same name has another time."""
 
     size: int  # bytes
     mtime_ns: int | None
@@ -68,7 +68,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """One folder at a URI. Picklable; every operation opens the file system anew, so renewed credentials are taken up.
+    """One folder at a URI. It can be pickled. Every operation opens the file system anew, to use renewed credentials.
 
     All methods raise StorageError once an operation has failed for `retry_s` seconds.
     """
@@ -83,7 +83,7 @@ class Storage:
         return Storage(join(self.uri, *names), self.retry_s)
 
     def entries(self) -> dict[str, Entry]:
-        """All files below, by their paths from here; empty if there is nothing."""
+        """All files below this folder, by their paths relative to it; empty if there are none."""
 
         def list_all(fs: Any, root: str) -> dict[str, Entry]:
             from pyarrow.fs import FileSelector, FileType
@@ -98,7 +98,7 @@ class Storage:
         return self._try("list", list_all)
 
     def read(self, name: str) -> bytes:
-        """Raises FileNotFoundError."""
+        """The bytes of the object. Raises FileNotFoundError."""
 
         def read(fs: Any, root: str) -> bytes:
             with fs.open_input_file(f"{root}/{name}") as file:
@@ -108,7 +108,7 @@ class Storage:
         return self._try(f"read {name}", read)
 
     def write(self, name: str, data: bytes) -> None:
-        """The object whole, or as it was."""
+        """Write the object. If this fails, the object stays as it was."""
 
         def write(fs: Any, root: str) -> None:
             _make_parent(fs, f"{root}/{name}")
@@ -118,7 +118,7 @@ class Storage:
         self._try(f"write {name}", write)
 
     def upload(self, folder: Path, names: Collection[str], *, last: Collection[str] = ()) -> None:
-        """The named files of a local folder to the same names here; those of `last` when the others are there."""
+        """Upload the named files of a local folder under the same names; those of `last` after all the others."""
         _in_parallel(lambda name: self._upload(folder, name), [name for name in names if name not in last])
         _in_parallel(lambda name: self._upload(folder, name), [name for name in names if name in last])
 
@@ -134,7 +134,7 @@ class Storage:
         self._try(f"upload {name}", copy)
 
     def download(self, folder: Path, names: Collection[str]) -> None:
-        """The named files to the same names below a local folder. OSError if its disk is full."""
+        """Download the named files to the same names in a local folder. OSError if its disk is full."""
         _in_parallel(lambda name: self._download(folder, name), list(names))
 
     def _download(self, folder: Path, name: str) -> None:
@@ -151,7 +151,7 @@ class Storage:
         self._try(f"download {name}", copy)
 
     def remove(self, *names: str) -> None:
-        """The named objects; one that isn't there is no error."""
+        """Remove the named objects. It is no error if one doesn't exist."""
 
         def remove(fs: Any, root: str) -> None:
             for name in names:
@@ -163,7 +163,7 @@ class Storage:
         self._try(f"remove {', '.join(names)}", remove)
 
     def clear(self) -> None:
-        """Everything below."""
+        """Remove everything below this folder."""
 
         def clear(fs: Any, root: str) -> None:
             fs.delete_dir_contents(root, missing_dir_ok=True)
@@ -173,7 +173,7 @@ class Storage:
     # --- folders that are whole or absent ---------------------------------------------------------------------------
 
     def sealed(self) -> list[str]:
-        """The names of the whole folders below, sorted as text."""
+        """The names of the complete folders below this one, sorted as text."""
 
         def list_markers(fs: Any, root: str) -> list[str]:
             from pyarrow.fs import FileSelector
@@ -184,17 +184,17 @@ class Storage:
         return self._try("list", list_markers)
 
     def seal(self, name: str) -> None:
-        """Declares the folder `name` to be whole as it is now."""
+        """Declare the folder `name`, as it is now, complete."""
         files = {path: entry.size for path, entry in sorted(self.at(name).entries().items())}
         self.write(f"{name}.json", json.dumps({"id": uuid.uuid4().hex, "files": files}, indent=1).encode())
 
     def unseal(self, name: str) -> None:
-        """Removes the folder `name`, its marker first."""
+        """Remove the folder `name`, its marker first."""
         self.remove(f"{name}.json")
         self.at(name).clear()
 
     def sealed_files(self, name: str) -> dict[str, int]:
-        """Names and sizes of a whole folder's files. Raises StorageError if one is missing or of another size."""
+        """Names and sizes of a complete folder's files. Raises StorageError if one is missing or has another size."""
         try:
             files: dict[str, int] = json.loads(self.read(f"{name}.json"))["files"]
         except (FileNotFoundError, ValueError, KeyError) as error:
@@ -210,7 +210,7 @@ class Storage:
     # --- trying again -----------------------------------------------------------------------------------------------
 
     def check(self) -> None:
-        """Writes and removes an object, without a second try: for mistakes that are to be told before a run starts."""
+        """Write and remove an object, with a single try, to find mistakes before a run starts."""
         once = Storage(self.uri, 0.0)
         name = f".check-{uuid.uuid4().hex}"
         once.write(name, b"autotraj")
@@ -223,7 +223,7 @@ class Storage:
                 return work(*_open(self.uri))
             except FileNotFoundError:
                 raise
-            except OSError as error:  # what pyarrow raises for all that a server or a network can do
+            except OSError as error:  # pyarrow raises it for every error of a server or the network
                 if error.errno in MISTAKES:
                     raise
                 if (tried := time.monotonic() - started) + pause > self.retry_s:
@@ -233,7 +233,7 @@ class Storage:
 
 
 def fetch(location: str, *, retry_s: float = RETRY_S) -> str:
-    """A local path with what is at `location`: itself, or a copy that is made, or renewed, if it isn't there as it is now.
+    """A local path with the files of `location`: itself if it is local, else a copy, which is made or renewed if needed.
 
     For models: any process of any node may ask, and the first one copies. Raises StorageError.
     """
@@ -255,7 +255,7 @@ def fetch(location: str, *, retry_s: float = RETRY_S) -> str:
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """A folder on this node for the length of the block. Those that killed processes of this host left are removed."""
+    """A folder on this node for the duration of the block. It also removes those of killed processes of this host."""
     host = f"scratch-{socket.gethostname()}-"
     cache().mkdir(parents=True, exist_ok=True)
     for old in cache().glob(f"{host}*"):
@@ -267,7 +267,7 @@ def scratch() -> Iterator[Path]:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """One process of this node at a time."""
+    """Lets one process of this node in at a time."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + FETCH_TIMEOUT_S
     with (folder.parent / f".{folder.name}.lock").open("w") as file:
@@ -285,7 +285,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def explain(error: BaseException) -> str:
-    """An error of pyarrow's, with what it means in front if that is known."""
+    """The text of pyarrow's error, after its meaning if that is known."""
     text = " ".join(str(error).split())
     for pattern, meaning in CAUSES:
         if re.search(pattern, text):
@@ -294,7 +294,7 @@ def explain(error: BaseException) -> str:
 
 
 def _open(uri: str) -> tuple[Any, str]:
-    """The file system and the path on it."""
+    """The file system of `uri`, and the path on it."""
     import pyarrow as pa
     from pyarrow.fs import FileSystem, FSSpecHandler, PyFileSystem
 
@@ -308,19 +308,19 @@ def _open(uri: str) -> tuple[Any, str]:
 
     try:
         filesystem, path = fsspec.core.url_to_fs(uri)
-    except (ValueError, ImportError) as error:  # a scheme that nobody knows, or whose package isn't installed
+    except (ValueError, ImportError) as error:  # an unknown scheme, or one whose package isn't installed
         raise StorageError(f"{uri.partition('?')[0]}: {error}") from error
     return PyFileSystem(FSSpecHandler(filesystem)), path
 
 
 def _make_parent(fs: Any, path: str) -> None:
-    """Object stores have no folders, and making one costs requests."""
+    """Make the parent folder, except on object stores, which have no folders and where it would cost requests."""
     if fs.type_name not in ("s3", "gcs", "abfs"):
         fs.create_dir(path.rpartition("/")[0], recursive=True)
 
 
 def _in_parallel(work: Callable[[str], None], names: Sequence[str]) -> None:
-    """The first error ends it; what is under way is waited for, what isn't is left."""
+    """Run `work` for all names. After a first error, running work is finished and the rest isn't started."""
     with ThreadPoolExecutor(NUM_THREADS) as threads:
         futures = [threads.submit(work, name) for name in names]
         try:
@@ -332,5 +332,5 @@ def _in_parallel(work: Callable[[str], None], names: Sequence[str]) -> None:
 
 
 def files_of(folder: Path) -> list[str]:
-    """All files below a local folder, by their paths from there."""
+    """All files in a local folder and below, by their paths relative to it."""
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())

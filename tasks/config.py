@@ -11,40 +11,40 @@ from trajectory.types import TaskKind
 
 
 class TaskConfig(Section):
-    """Where the questions come from."""
+    """Where the tasks come from."""
 
     source: Annotated[str, IsPath(but=("word-problems",), prefix="hf:")] = "word-problems"
     """`word-problems` (generated); a file ending in .jsonl, .json, .parquet, .csv or .tsv, or in one of these and .gz; or
     `hf:name` (`hf:name:subset`): a Hugging Face data set or a folder of its files, read with `datasets`."""
 
     split: str = "train"
-    """Of `word-problems`: `train` or `eval`, which share no problem. Of `hf:`: the split's name. Files have none."""
+    """For `word-problems`: `train` or `eval`, which share no problem. For `hf:`: the split's name. Files have no split."""
 
     limit: int | None = Field(default=None, ge=1)
-    """Take the first so many tasks; for `word-problems` how many to generate (1000 if not set)."""
+    """Use only the first this many tasks; for `word-problems`: how many to generate (1000 if not set)."""
 
     kind: TaskKind = "math"
     """How answers are compared: `math` as numbers and expressions, `qa` by the words they share."""
 
     question_field: str = "question"
-    """The field that holds the question: a text, or a list of chat messages that is one turn of the user's. This and the
-    other fields may be paths: `extra_info.question`, `prompt.1.content`."""
+    """The field with the question: a text, or a list of chat messages that is one turn of the user. This field name and the
+    others may be paths: `extra_info.question`, `prompt.1.content`."""
 
     answer_field: str = "answer"
-    """The field that holds the gold answer, a text or a number, or a list of them: `reward_model.ground_truth`,
-    `answers.text`. Of a text with `#### gold` only the gold is taken, and for `math` of one with `\\boxed{gold}`, too. For
+    """The field with the gold answer: a text or a number, or a list of them: `reward_model.ground_truth`, `answers.text`.
+    From a text with `#### gold` only the gold answer is taken; for `math` also from a text with `\\boxed{gold}`. For
     `qa`, true and false are read as yes and no."""
 
     id_field: str | None = None
-    """The field that holds a task's id. Without one, ids are made from the questions and stay the same between runs."""
+    """The field with a task's id. Without one, ids are made from the questions and stay the same between runs."""
 
     seed: Seed = 0
-    """For `word-problems`: which ones are generated."""
+    """For `word-problems`: selects which ones are generated."""
 
     tiers: dict[Tier, NonNegativeFloat] = Field(default={"easy": 1.0}, min_length=1)
-    """For `word-problems`: how hard, as shares (1 and 3 are a quarter and three quarters). Tiers: `easy`, one or two
-    operations; `steps`, three to five; `distractors`, numbers that don't matter; `units`, dozens, weeks and hours;
-    `chained`, a second sum that needs the first's result; `lookup`, a price that only the search corpus knows."""
+    """For `word-problems`: how hard they are, as shares (1 and 3 are a quarter and three quarters). Tiers: `easy`, one or
+    two operations; `steps`, three to five; `distractors`, irrelevant numbers; `units`, dozens, weeks and hours;
+    `chained`, a second sum that needs the first's result; `lookup`, a price that only the search corpus contains."""
 
     @field_validator("tiers")
     @classmethod

@@ -1,7 +1,7 @@
-"""What the fields of a row say: the question, the gold answers, the id.
+"""Reads the fields of a row: the question, the gold answers, the id.
 
-A value is read where its meaning is plain, and refused with its place, its field and the remedy where it isn't. The text of
-a Python object in place of an answer would be trained on and never be right.
+A value is read if its meaning is clear. Otherwise it is refused with its place, its field and the remedy. If the text of a
+Python object were taken for an answer, the model would be trained on it and could never be right.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from trajectory.markup import last_boxed
 from trajectory.types import TaskKind
 
 _HASHES = "####"
-"""GSM8K's worked solutions end with it and the gold answer, on the same line or the next."""
+"""GSM8K's worked solutions end with this and the gold answer, on the same line or the next."""
 
-_BARE_BOXED = re.compile(r"\\boxed\s*([^\s{}$.,]+)")  # `\boxed 2`, as some of MATH's solutions have it
+_BARE_BOXED = re.compile(r"\\boxed\s*([^\s{}$.,]+)")  # `\boxed 2`, which occurs in some of MATH's solutions
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 _WRITTEN = re.compile(r"""\s*(\[\s*(\{\s*)?['"]|\{\s*['"][\w ]+['"]\s*:)""")
-"""How a list of texts or of objects, or an object, begins that Python or JSON wrote; nothing in LaTeX does."""
+"""The beginning of a list of texts or objects, or of an object, as Python or JSON writes it. No LaTeX begins like this."""
 
 CHOICES = ("choices", "options", "endings")
-"""What data sets call the choices of a question."""
+"""Names of the field with a question's choices, in different data sets."""
 
 
 @dataclass(frozen=True, slots=True)
 class MessageForm:
-    """How a data set writes a message: the names of its fields, and what the user is called."""
+    """How a data set writes a message: the names of its fields, and the name of the user's role."""
 
     role: str
     content: str
@@ -42,18 +42,18 @@ class MessageForm:
 
 
 MESSAGES = (MessageForm("role", "content", "user"), MessageForm("from", "value", "human"))
-"""Of the chat APIs, and of ShareGPT."""
+"""The forms of the chat APIs and of ShareGPT."""
 
 LONGEST_GOLD = 500
-"""Characters of a mathematical answer; a longer text is a worked solution, and what it ends with isn't marked."""
+"""Most characters of a mathematical answer. A longer text is a worked solution in which the answer isn't marked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Field:
-    """A field of a row, with what a message about it names."""
+    """A field of a row, with the names that a message about it needs."""
 
     value: Any
-    name: str  # as the setting has it: `answer`, `reward_model.ground_truth`
+    name: str  # as in the setting: `answer`, `reward_model.ground_truth`
     setting: str  # `question_field`, …
     place: str  # the file and the line or row
 
@@ -65,7 +65,7 @@ def find(row: Mapping[str, Any] | Sequence[Any], *, setting: str, name: str, pla
     """The field `name` of a row: a name of its own, or a path with dots into objects and lists.
 
     `prompt.0.content` takes an item of a list; `answers.text` takes `text` of every object in a list.
-    Raises ValueError, naming what there is instead, if the row has no such field.
+    Raises ValueError, naming the fields that exist, if the row has no such field.
     """
     if isinstance(row, Mapping) and name in row:
         return Field(value=row[name], name=name, setting=setting, place=place)
@@ -84,7 +84,7 @@ def find(row: Mapping[str, Any] | Sequence[Any], *, setting: str, name: str, pla
 
 
 def question(field: Field) -> str:
-    """The question: a text, or a list of chat messages that is one turn of the user's."""
+    """The question: a text, or a list of chat messages that is one turn of the user."""
     value = field.value
     if isinstance(value, str) and _is_written_list_of_messages(value):
         raise field.refused("is a list of messages written as text", "store the list itself, or the question alone")
@@ -106,7 +106,7 @@ def question(field: Field) -> str:
 
 
 def golds(field: Field, kind: TaskKind) -> tuple[str, ...]:
-    """The gold answers as text, each once: the field's value, or each item of a list. Empty items of a list are skipped."""
+    """The gold answers as text, without repetition: the field's value, or each item of a list. Empty items are skipped."""
     values = [item for value in _listed(field.value) for item in _written_list(field, value)]
     found = (_gold(field, value, kind) for value in values if value is not None)
     texts = tuple(dict.fromkeys(text for text in found if text))
@@ -119,7 +119,7 @@ def golds(field: Field, kind: TaskKind) -> tuple[str, ...]:
 
 
 def check_choices(row: Mapping[str, Any] | Sequence[Any], question: str, answer: Field) -> None:
-    """Raises ValueError for an answer that is a choice's number or letter if the question doesn't show the choices."""
+    """Raises ValueError for an answer that is a choice's number or letter, if the question doesn't show the choices."""
     if not isinstance(row, Mapping):
         return
     given = str(answer.value).strip()
@@ -137,7 +137,7 @@ def check_choices(row: Mapping[str, Any] | Sequence[Any], question: str, answer:
 
 
 def _choices(value: Any) -> list[str]:
-    """The texts of choices: of a list of them, of ARC's object of texts and labels, of an object by letters."""
+    """The texts of choices, which are a list, ARC's object of texts and labels, or an object with letters as names."""
     if isinstance(value, Mapping):
         labelled = all(len(str(name)) == 1 for name in value)
         value = value.get("text") or (list(value.values()) if labelled else None)
@@ -157,7 +157,7 @@ def identity(field: Field) -> str:
 
 
 def _gold(field: Field, value: Any, kind: TaskKind) -> str:
-    """One gold answer as text. Of a worked solution only what it ends with: after `####`, or in MATH's `\\boxed{}`."""
+    """One gold answer as text. From a worked solution only its end is taken: after `####`, or in MATH's `\\boxed{}`."""
     text = _answer_text(field, value, kind)
     if _HASHES in text:
         lines = text.rpartition(_HASHES)[2].split("\n")
@@ -189,9 +189,9 @@ def _listed(value: Any) -> Sequence[Any]:
 
 
 def _written_list(field: Field, value: Any) -> Sequence[Any]:
-    """The texts of a list of texts that is written as text, as CSV files and some columns have it: JSON's or Python's way.
+    """The texts of a list of texts that is itself written as text, in JSON or Python form, as in CSV files and some columns.
 
-    Raises ValueError for an object, or another list of texts, that is written so."""
+    Raises ValueError for an object, or for another kind of list of texts, that is written so."""
     if not isinstance(value, str) or not _WRITTEN.match(value):
         return [value]
     for read in (json.loads, ast.literal_eval):
@@ -199,7 +199,7 @@ def _written_list(field: Field, value: Any) -> Sequence[Any]:
             found = read(value.strip())
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             continue
-        # Numpy puts no commas between items, and Python reads two texts side by side as one.
+        # Numpy puts no commas between items, and Python reads two adjacent texts as one.
         commas = read is json.loads or not re.search(r"""['"]\s+['"]""", value)
         if commas and isinstance(found, list) and all(isinstance(item, str) for item in found):
             return found
@@ -227,7 +227,7 @@ def _answer_text(field: Field, value: Any, kind: TaskKind) -> str:
 
 
 def _number(field: Field, value: int | float | Decimal) -> str:
-    """In plain digits: `7` for 7.0 (a column with gaps makes whole numbers floats), `0.0000001` for 1e-07."""
+    """The number in plain digits: `7` for 7.0 (in a column with gaps, whole numbers are floats), `0.0000001` for 1e-07."""
     if isinstance(value, int):
         return str(value)
     if not math.isfinite(value):
@@ -237,7 +237,7 @@ def _number(field: Field, value: int | float | Decimal) -> str:
 
 
 def _users_turn(field: Field, messages: Sequence[Mapping[str, Any]], form: MessageForm) -> Any:
-    """The content of the only message; its parts joined where it is a list of text parts."""
+    """The content of the only message. If that is a list of text parts, they are joined."""
     roles = [message[form.role] for message in messages]
     if roles != [form.user]:
         first = roles.index(form.user) if form.user in roles else 0
@@ -253,7 +253,7 @@ def _users_turn(field: Field, messages: Sequence[Mapping[str, Any]], form: Messa
 
 
 def _is_written_list_of_messages(text: str) -> bool:
-    """Whether a text is a list of messages as JSON or Python writes it: what is left of one in a CSV file."""
+    """Whether a text is a list of messages as JSON or Python writes it, which is how a CSV file stores one."""
     if not re.match(r"\s*\[\s*\{", text) or "role" not in text:
         return False
     try:
@@ -279,7 +279,7 @@ def _encodable(field: Field, text: str) -> str:
 
 
 def _step(value: Any, step: str) -> tuple[Any] | None:
-    """One step of a path, as a tuple, since what is found may be None; None if there is no such thing."""
+    """One step of a path, as a tuple, since the found value may be None; None if there is no such step."""
     if isinstance(value, Mapping):
         return (value[step],) if step in value else None
     if not _is_list(value):
@@ -292,7 +292,7 @@ def _step(value: Any, step: str) -> tuple[Any] | None:
 
 
 def _names_within(value: Any, path: str) -> list[str]:
-    """What a setting could name instead, of an object or the objects of a list."""
+    """Names that a setting could use instead, from an object or the objects of a list."""
     objects = (
         [value]
         if isinstance(value, Mapping)

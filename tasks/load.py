@@ -1,4 +1,4 @@
-"""Questions with gold answers from files, Hugging Face data sets, or the generator of word problems."""
+"""Loads questions with gold answers from files, Hugging Face data sets, or the generator of word problems."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from tasks.word_problems import problems
 from trajectory.types import Task
 
 _SETTING = re.compile(rf"(?<![\w.])data\.(?=(?:{'|'.join(TaskConfig.model_fields)})\b)")
-"""How messages name a setting of the section, which may be called otherwise."""
+"""Matches the name of a setting in a message, so that the section's real name can replace `data`."""
 
 
 def load_tasks(config: TaskConfig, *, called: str = "data") -> list[Task]:
-    """The tasks that `config` describes, in the order of their source. `called`: its section, for messages.
+    """The tasks that `config` describes, in the order of their source. `called` is its section, for messages.
 
-    Raises ValueError, naming the setting and the remedy, for a source that can't be read, and, with its line, for an
-    unknown field, a value that is no question, gold answer or id (see `task_fields`), and an id that occurs twice.
+    Raises ValueError, naming the setting and the remedy, for a source that can't be read. It also names the line for an
+    unknown field, a value that is no question, gold answer or id (see `tasks.fields`), and an id that occurs twice.
     """
     try:
         return _load(config)
@@ -87,7 +87,7 @@ def _task(row: task_rows.Row, place: str, config: TaskConfig) -> Task:
 
 
 def _rows(config: TaskConfig) -> Iterator[tuple[str, task_rows.Row]]:
-    """Each row with where it stands, for messages."""
+    """Yields each row's place, for messages, and the row."""
     if config.source.startswith("hf:"):
         return _hugging_face(config)
     path = Path(config.source)
@@ -110,7 +110,7 @@ def _hugging_face(config: TaskConfig) -> Iterator[tuple[str, task_rows.Row]]:
     name, _, subset = config.source.removeprefix("hf:").partition(":")
     try:
         rows = datasets.load_dataset(name, subset or None, split=config.split)
-    except Exception as error:  # the hub, the network, the builder: each raises its own kinds
+    except Exception as error:  # the hub, the network and the builder each raise their own kinds of errors
         raise ValueError(
             f"data.source = {config.source!r}, data.split = {config.split!r} can't be loaded: {error}; "
             "check the name ('hf:name' or 'hf:name:subset') and the split, or give a local file of its rows"

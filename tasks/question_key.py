@@ -1,8 +1,8 @@
-"""When are two questions the same question? When their keys are equal.
+"""Decides when two questions are the same: when their keys are equal.
 
-Case, spaces, sentence punctuation and typography don't count, and neither does the choice among LaTeX's ways to write
-one thing (`\\dfrac` and `\\frac`, `$…$` and `\\(…\\)`). Every number, operator, bracket and command counts: `12*3` isn't
-`12+3`, `1.5` isn't `15`, and `\\arccos 1` isn't `\\arccos(-1)`.
+Case, spaces, sentence punctuation and typography don't count, nor which of LaTeX's ways to write the same thing is used
+(`\\dfrac` and `\\frac`, `$…$` and `\\(…\\)`). Every number, operator, bracket and command counts: `12*3` isn't `12+3`, `1.5`
+isn't `15`, and `\\arccos 1` isn't `\\arccos(-1)`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _TOKEN = re.compile(
 
 
 def question_key(question: str) -> str:
-    """The tokens of `question` that count, in order, one space apart."""
+    """The tokens of `question` that count, in order, separated by one space."""
     text = typography.unwrap(_DELIMITERS.sub(" ", typography.plain_latex(typography.fold(question))))
     text = _ESCAPED.sub(lambda m: m[1] or ",", text)
     tokens: list[str] = []
@@ -58,6 +58,8 @@ def question_key(question: str) -> str:
         elif kind == "command" and _FUNCTION.fullmatch(token):
             token = token[1:]  # `\sin x` is `sin x`
         tokens.append(token)
-        if token == "}" and len(tokens) >= 3 and tokens[-3] == "{":  # x^{2} is x^2, \frac{1}{2} is told by its tokens
+        if (
+            token == "}" and len(tokens) >= 3 and tokens[-3] == "{"
+        ):  # x^{2} is x^2; \frac{1}{2} stays clear from its tokens
             tokens[-3:] = [tokens[-2]]
     return " ".join(tokens)

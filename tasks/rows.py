@@ -1,6 +1,6 @@
-"""The rows of a file of tasks, each with where it stands: JSON lines, one JSON value, Parquet, CSV; gzipped or not.
+"""Reads the rows of a file of tasks, each with its place: JSON lines, one JSON value, Parquet, CSV; gzipped or not.
 
-A row is what has fields: an object, or a list of objects, whose fields are named by a path such as `0.value`.
+A row is a value with fields: an object, or a list of objects, whose fields are named by a path such as `0.value`.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ ENDINGS = f"{', '.join(SUFFIXES)} (.gz behind it or not)"
 
 
 def has_rows(path: Path) -> bool:
-    """Whether its name says that it can be read here."""
+    """Whether a file with this name can be read here."""
     return _suffix(path) in SUFFIXES
 
 
 def rows(path: Path) -> Iterator[tuple[str, Row]]:
-    """The rows, and where each stands. Raises ValueError, naming that place, for what isn't one."""
+    """Yields each row's place and the row. Raises ValueError, naming the place, for a value that is no row."""
     suffix = _suffix(path)
     if suffix == ".parquet":
         yield from _parquet(path)
@@ -66,13 +66,14 @@ def _jsonl(path: Path, file: BinaryIO) -> Iterator[tuple[str, Row]]:
         place = f"{path}, line {number}"
         try:
             value = json.loads(line)
-        except (ValueError, RecursionError) as error:  # malformed JSON or UTF-8; too deep
+        except (ValueError, RecursionError) as error:  # malformed JSON or UTF-8; or nested too deeply
             raise ValueError(f"{place}: not valid JSON ({error}); a .jsonl file has one object a line") from error
         yield _row(value, place)
 
 
 def _json(path: Path, file: BinaryIO) -> Iterator[tuple[str, Row]]:
-    """One list of rows, an object whose only list of objects they are, or one row. JSON lines are often named so, too."""
+    """A list of rows, an object with exactly one list of objects, which are the rows, or one row. JSON lines are often in a
+    file of this name, too."""
     text = file.read()
     try:
         value = json.loads(text)
@@ -90,7 +91,7 @@ def _json(path: Path, file: BinaryIO) -> Iterator[tuple[str, Row]]:
         ]
         if len(lists) > 1:
             raise ValueError(
-                f"{path}: an object with {len(lists)} lists of objects in it, so which are the rows can't be told; "
+                f"{path}: this is an object with {len(lists)} lists of objects, so the rows can't be identified; "
                 "a .json file is one list of objects"
             )
         name = f" of {lists[0]!r}" if lists else ""
@@ -102,13 +103,13 @@ def _json(path: Path, file: BinaryIO) -> Iterator[tuple[str, Row]]:
 
 
 def _csv(path: Path, file: BinaryIO, delimiter: str) -> Iterator[tuple[str, Row]]:
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # a worked solution may be longer than the default, 128 KiB
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # a worked solution may be longer than the default of 128 KiB
     reader = csv.DictReader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""), delimiter=delimiter, strict=True)
     number = 0
     try:
         for number, row in enumerate(reader, start=1):
             place = f"{path}, row {number} (up to line {reader.line_num})"
-            # The reader puts fields beyond the header below None, and None into those that are missing.
+            # The reader puts fields beyond the header below the key None, and the value None into fields that are missing.
             if None in row or None in row.values():
                 raise ValueError(
                     f"{place}: it has {'more' if None in row else 'fewer'} fields than the first line names; a field with "

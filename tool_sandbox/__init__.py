@@ -2,6 +2,6 @@
 
 import os
 
-# Read when gRPC is imported. Else its C core writes a line for every handshake that fails, in the gateway's log, too, which
-# then anyone can fill who finds the port. `GRPC_VERBOSITY=INFO` shows them.
+# gRPC reads this variable when it is imported. Without it, its C core logs a line for every handshake that fails, so that
+# anyone who finds the port could fill the gateway's log. `GRPC_VERBOSITY=INFO` shows these lines.
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")

@@ -1,11 +1,11 @@
-"""Who gets the next slot, and what those hear who get none: rules without a clock or a lock.
+"""Decides which client gets the next free slot, and what refused calls are answered. Pure rules: no clock and no lock.
 
-    call ──▶ its client's line ─┐
-    call ──▶ its client's line ─┼──▶ whoever holds the fewest slots; of those, whoever was served longest ago
-    call ──▶ its client's line ─┘
+    call ──▶ queue of its client ─┐
+    call ──▶ queue of its client ─┼──▶ the client that holds the fewest slots; of those, the one served longest ago
+    call ──▶ queue of its client ─┘
 
-The lines together are bounded. When they are full, a newcomer takes the place of the newest call in the longest line, if
-that is longer than the newcomer's own would be: one client can fill the queue, it can't keep the others out of it.
+The queues together are bounded. When they are full, a new call replaces the newest call of the longest queue, if that queue
+is longer than the new call's own would be. So one client can fill the queue, but it can't keep the others out of it.
 """
 
 from __future__ import annotations
@@ -16,21 +16,22 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 REPLY_MARGIN_S = 2.5
-"""Of a client's deadline, kept from queueing: the kill, and a large reply on a busy machine."""
+"""Seconds of a client's deadline in which its call may not queue: they are for the kill, and for a large reply when the
+machine is busy."""
 RUN_SHARE, QUEUE_SHARE = 0.8, 0.1
-"""Of a client's deadline, the most that execution gets and the least that queueing gets: who is killed in time still gets
-its partial output, and a slot that is being cleaned can be waited for."""
+"""Shares of a client's deadline: the most that execution may take, and the least that is left for queueing. A call that is
+killed in time can still return its partial output, and a call can wait for a slot that is being cleaned."""
 MIN_RETRY_S, MAX_RETRY_S = 0.1, 30.0
 
 
 class FairQueue(Generic[T]):
-    """Calls that wait, by client, and how many slots each client holds."""
+    """Holds the calls that wait, by client, and counts the slots that each client holds."""
 
     def __init__(self, max_waiting: int) -> None:
         self._max_waiting = max_waiting
-        self._lines: dict[str, deque[T]] = {}  # of clients that wait; none is empty
+        self._lines: dict[str, deque[T]] = {}  # only clients that wait: no queue in it is empty
         self._held: Counter[str] = Counter()
-        self._last_served: dict[str, int] = {}  # of clients that wait or hold
+        self._last_served: dict[str, int] = {}  # only clients that wait for a slot or hold one
         self._num_served = 0
         self._num_waiting = 0
 
@@ -39,11 +40,12 @@ class FairQueue(Generic[T]):
 
     @property
     def num_clients(self) -> int:
-        """Clients that wait for a slot or hold one."""
+        """Number of clients that wait for a slot or hold one."""
         return len(self._lines.keys() | self._held.keys())
 
     def push(self, client: str, item: T) -> T | None:
-        """`item` waits. Returns who must leave for it: nobody (None), the newest of a longer line, or `item` itself."""
+        """Add `item` to the queue of `client`. Returns the call that must leave: None, the newest call of a longer queue,
+        or `item` itself."""
         leaves: T | None = None
         if self._num_waiting >= self._max_waiting:
             longest = max(self._lines, key=lambda name: len(self._lines[name]), default=client)
@@ -56,7 +58,8 @@ class FairQueue(Generic[T]):
         return leaves
 
     def pop(self) -> tuple[str, T]:
-        """The next to be served, and its client, who holds one slot more from now on. IndexError if nobody waits."""
+        """Remove and return the next call, and its client, which is counted as holding one slot more. IndexError if no
+        call waits."""
         if not self._lines:
             raise IndexError("nobody waits")
         client = min(self._lines, key=lambda name: (self._held[name], self._last_served.get(name, 0)))
@@ -67,18 +70,18 @@ class FairQueue(Generic[T]):
         return client, item
 
     def take(self, client: str) -> None:
-        """`client` holds one slot more: it found one free, and nobody waited."""
+        """Count one slot more for `client`, which found one free while no call waited."""
         self._num_served += 1
         self._last_served[client] = self._num_served
         self._held[client] += 1
 
     def release(self, client: str) -> None:
-        """`client` holds one slot less."""
+        """Count one slot less for `client`."""
         self._held[client] -= 1
         self._tidy(client)
 
     def remove(self, client: str, item: T) -> None:
-        """`item` waits no longer. ValueError if it didn't."""
+        """Remove `item` from the queue. ValueError if it isn't there."""
         if client not in self._lines:
             raise ValueError("it does not wait")
         self._lines[client].remove(item)
@@ -86,7 +89,7 @@ class FairQueue(Generic[T]):
         self._tidy(client)
 
     def clear(self) -> list[T]:
-        """All that waited; nobody does now."""
+        """Empty the queue and return all calls that waited."""
         items = [item for line in self._lines.values() for item in line]
         for client in list(self._lines):
             self._lines[client].clear()
@@ -95,7 +98,7 @@ class FairQueue(Generic[T]):
         return items
 
     def _tidy(self, client: str) -> None:
-        """Forget what is zero: clients come and go, their names must not pile up."""
+        """Remove entries that are zero, since clients come and go and their names must not pile up."""
         if not self._lines.get(client):
             self._lines.pop(client, None)
         if self._held[client] <= 0:
@@ -105,13 +108,13 @@ class FairQueue(Generic[T]):
 
 
 def retry_after_s(num_waiting: int, num_slots: int, mean_call_s: float) -> float:
-    """When to come again: the time in which those who wait now, and one more, will have had a slot each."""
+    """Seconds after which a refused client should try again: by then, those who wait and one more have had a slot each."""
     wait_s = (num_waiting + 1) * mean_call_s / max(num_slots, 1)
     return min(max(wait_s, MIN_RETRY_S), MAX_RETRY_S)
 
 
 def split_deadline(left_s: float | None, timeout_s: float, queue_timeout_s: float) -> tuple[float, float]:
-    """What a call may wait and how long it may run, of what its client's deadline leaves (None: it has none).
+    """Splits what is left of the client's deadline (None: there is none) into (longest wait, longest execution), seconds.
 
     Both together end before the client stops listening."""
     if left_s is None:

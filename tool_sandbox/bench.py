@@ -1,6 +1,6 @@
-"""How fast the sandbox is, measured here and now, beside other ways to run one call.
+"""Measures how fast the sandbox is on this machine, beside other ways to run one call.
 
-Latencies are the callers', in milliseconds. Ways to run a call that share nothing with ours are there for the ratio.
+Latencies are measured at the caller, in milliseconds. The other ways share no code with the sandbox; they give the ratios.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ SYMPY = "import sympy\nx = sympy.Symbol('x')\nprint(sympy.solve(x**2 - 5*x + 6))
 EXPECTED = {PRINT: "4\n", SYMPY: "[2, 3]\n"}
 CALL_TIMEOUT_S = 60.0
 PACED_SHARE = 0.5
-"""Of the calls/s that 32 callers reach without a pause: the load at which a tail is one, and not a queue."""
+"""Share of the calls/s that 32 callers reach without pauses. At this load a high p99 is a slow call and not a queue."""
 TURN_S = 0.5
 PACED_SECONDS_TIMES = 3
-"""The tail needs more calls than a median does."""
+"""A p99 needs more calls than a median does."""
 
 Way = Callable[[str], Awaitable[str]]
 
@@ -55,7 +55,7 @@ def percentile(values: list[float], q: float) -> float:
 
 
 async def time_calls(name: str, way: Way, code: str, concurrency: int, seconds: float) -> BenchRow:
-    """`concurrency` callers, each one call after another, for `seconds`; RunnerError if one prints the wrong thing."""
+    """Measures `concurrency` callers for `seconds`; each makes one call after another. RunnerError if an output is wrong."""
     (row,) = await measure_in_turns({name: way}, code, concurrency, seconds, seconds)
     return row
 
@@ -63,7 +63,7 @@ async def time_calls(name: str, way: Way, code: str, concurrency: int, seconds: 
 async def measure_in_turns(
     ways: dict[str, Way], code: str, concurrency: int, seconds: float, turn_s: float = TURN_S
 ) -> list[BenchRow]:
-    """As `time_calls`, of each way in turn, `turn_s` at a time: a machine that is slow for a while is so for all."""
+    """Like `time_calls`, but in turns of `turn_s` for each way, so that a slow phase of the machine slows all ways."""
     latencies: dict[str, list[float]] = {name: [] for name in ways}
     spent = dict.fromkeys(ways, 0.0)
 
@@ -92,8 +92,8 @@ def _row(name: str, code: str, concurrency: int, latencies: list[float], seconds
 async def measure_paced(
     name: str, way: Way, code: str, concurrency: int, seconds: float, calls_per_s: float
 ) -> BenchRow:
-    """As `time_calls`, with callers that think between calls, for times of an exponential distribution, so that all of them
-    together make `calls_per_s`; less if the calls themselves take long."""
+    """Like `time_calls`, with callers that pause between calls. The pauses follow an exponential distribution, so that all
+    callers together make `calls_per_s`; they make fewer if the calls themselves take long."""
     rng = random.Random(0)
     think_s = concurrency / calls_per_s
 
@@ -116,7 +116,7 @@ async def measure_paced(
 
 
 async def bare(code: str) -> str:
-    """`python -c`, as bare as it gets; its packages are those of this interpreter."""
+    """Runs `python -c` without any sandbox, with the packages of this interpreter."""
     return await _run(sys.executable, "-c", code)
 
 
@@ -137,7 +137,8 @@ async def _run(*command: str) -> str:
 
 @asynccontextmanager
 async def runner_alone(config: SandboxConfig) -> AsyncIterator[Way]:
-    """One container without pool, gateway and gRPC; one call at a time. Waits until the slot is clean, as the pool does."""
+    """Runs calls in one container without pool, gateway and gRPC, one at a time. Like the pool, it waits until the slot is
+    clean."""
     freed = asyncio.Event()
     launcher = Launcher(config)
     launcher.spawn()
@@ -163,7 +164,7 @@ async def runner_alone(config: SandboxConfig) -> AsyncIterator[Way]:
 
 
 def wait_until_full(address: str, config: SandboxConfig, timeout_s: float) -> None:
-    """Returns when every container and spare of the gateway is up, and none starts, which would be measured, too.
+    """Waits until every container and spare of the gateway is ready and none is starting, as that would distort the figures.
 
     Raises GatewayError if that takes longer."""
     wanted = {"serving": config.num_containers, "spare": config.num_spares, "starting": 0, "retiring": 0}
@@ -176,7 +177,7 @@ def wait_until_full(address: str, config: SandboxConfig, timeout_s: float) -> No
 
 
 async def table(config: SandboxConfig, seconds: float, report: Callable[[BenchRow], None]) -> list[BenchRow]:
-    """Every row, `seconds` each; `report` hears of each as it comes. Errors: SandboxError."""
+    """Measures every row for `seconds` and passes each to `report` as soon as it is there. Errors: SandboxError."""
     rows: list[BenchRow] = []
 
     async def add(name: str, way: Way, code: str, concurrency: int) -> None:
@@ -208,7 +209,7 @@ async def table(config: SandboxConfig, seconds: float, report: Callable[[BenchRo
 
             async with runner_alone(config) as alone:
                 await compare({"runner alone, no gateway": alone, "gateway, gRPC": call}, 1, seconds, TURN_S)
-            # A turn ends when its last call does: it has to be long against a call.
+            # A turn ends with its last call, so a turn has to be long compared with a call.
             await compare({"bare python -c, no container": bare, "gateway, gRPC": call}, 8, 2 * seconds, seconds)
             for code in (PRINT, SYMPY):
                 await add("gateway, gRPC", call, code, 32)
@@ -235,7 +236,7 @@ HEADER = "| way | code | callers | p50 ms | p99 ms | calls/s | calls |\n|---|---
 
 
 def ratios(rows: list[BenchRow]) -> list[str]:
-    """What the table says in one line each."""
+    """The main results of the table, one line each."""
     paced = [row for row in rows if "pauses" in row.way]
     others = [row for row in rows if "cell" not in row.way and row not in paced]
     by = {(row.way.split(",")[0].split(":")[0], row.code, row.concurrency): row for row in others}

@@ -1,7 +1,7 @@
-"""The container image: built where it is missing, from a registry's Python or, without one, from Debian packages.
+"""Builds the container image where it is missing, on a registry's Python or else on Debian packages.
 
-The tag is a hash of `image/`, so an image of other sources is never used. Packages come as wheels and are unpacked on this
-machine: `docker build` needs no network, which on many nodes it hasn't got.
+The image's tag is a hash of `image/`, so an image of other sources is never used. Packages are wheels that are unpacked on
+this machine: `docker build` then needs no network, which many nodes don't have.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ REPOSITORY = "autotraj-sandbox"
 REGISTRY_BASE = "python:3.11-slim"
 DEBIAN_BASE = "autotraj-sandbox-base:debian"
 DEBIAN_PACKAGES = ("python3", "dash", "coreutils", "base-files", "libstdc++6")
-"""What a container needs: Python with its standard library, a shell and files for code that calls them, C++ for wheels."""
+"""What a container needs: Python with its standard library, a shell and basic commands, and the C++ library for wheels."""
 
 PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014")
 COMMAND_TIMEOUT_S = 600.0
@@ -34,7 +34,7 @@ PULL_TIMEOUT_S = 120.0
 
 
 def image_tag() -> str:
-    """`autotraj-sandbox:HASH` of the sources in `image/`."""
+    """The tag `autotraj-sandbox:HASH`, where HASH is that of the sources in `image/`."""
     digest = hashlib.sha256()
     for path in sorted(p for p in SOURCES.rglob("*") if p.is_file() and p.suffix != ".pyc"):
         digest.update(str(path.relative_to(SOURCES)).encode() + b"\0" + path.read_bytes() + b"\0")
@@ -42,7 +42,7 @@ def image_tag() -> str:
 
 
 def resolve_image(config: SandboxConfig) -> str:
-    """The image that `config` means: its own, or the one built from `image/`."""
+    """The name of the image to use: the one that `config` names, or else the one built from `image/`."""
     return config.image or image_tag()
 
 
@@ -78,10 +78,10 @@ def check_runtime(config: SandboxConfig) -> None:
 
 
 def user_ids() -> range:
-    """The ids that containers' calls get; ContainerEngineError if the engine can't bound what containers use.
+    """The user ids that calls in containers get; ContainerEngineError if the engine can't limit what containers use.
 
-    Far from the host's users; where the engine has a user namespace (rootless, `userns-remap`), none of them is a user of
-    the host, and usually 65,536 are mapped."""
+    The ids are far from those of the host's users. If the engine uses a user namespace (rootless, `userns-remap`), no id in
+    a container is a user of the host, and usually 65,536 ids are mapped."""
     info = json.loads(_run(["docker", "info", "--format", "{{json .}}"], timeout_s=20.0).stdout)
     if info.get("CgroupDriver") == "none":
         raise ContainerEngineError(
@@ -129,7 +129,7 @@ def ensure_image(config: SandboxConfig) -> str:
 
 
 def _base_image() -> str:
-    """The registry's Python if it is here or can be pulled, else one made from Debian packages; prints which."""
+    """The registry's Python image if it is here or can be pulled, else one made from Debian packages. Prints which."""
     if image_exists(REGISTRY_BASE):
         return REGISTRY_BASE
     if image_exists(DEBIAN_BASE):
@@ -148,14 +148,14 @@ def _base_image() -> str:
 
 
 def _make_debian_base() -> None:
-    """`docker import` of the unpacked closure of `DEBIAN_PACKAGES`: nothing of them is run or configured."""
+    """Imports the unpacked `DEBIAN_PACKAGES` and all they depend on as an image. None of them is run or configured."""
     with tempfile.TemporaryDirectory(prefix="autotraj-base-") as folder:
         packages, root = Path(folder, "packages"), Path(folder, "root")
         packages.mkdir()
-        packages.chmod(0o777)  # apt downloads as a user of its own
+        packages.chmod(0o777)  # apt downloads as another user
         names = _closure(DEBIAN_PACKAGES)
         _run(["apt-get", "download", "--quiet", *names], cwd=packages)
-        for name in ("bin", "sbin", "lib", "lib64"):  # merged /usr, which debootstrap would have made
+        for name in ("bin", "sbin", "lib", "lib64"):  # the merged /usr that debootstrap would make
             (root / "usr" / name).mkdir(parents=True)
             (root / name).symlink_to(f"usr/{name}")
         for package in sorted(packages.glob("*.deb")):
@@ -170,7 +170,7 @@ def _make_debian_base() -> None:
 
 
 def _closure(names: Sequence[str]) -> list[str]:
-    """All packages that `names` need, themselves included; virtual ones left out."""
+    """All packages that `names` need, including `names`, without virtual packages."""
     quiet = [f"--no-{kind}" for kind in ("recommends", "suggests", "conflicts", "breaks", "replaces", "enhances")]
     lines = _run(["apt-cache", "depends", "--recurse", *quiet, *names]).stdout.splitlines()
     found = sorted({line.strip() for line in lines if line and not line[0].isspace() and not line.startswith("<")})
@@ -180,7 +180,7 @@ def _closure(names: Sequence[str]) -> list[str]:
 
 
 def _python_of(base: str) -> tuple[str, str]:
-    """Version and machine of the base's Python, like 3.11 and x86_64: the engine may run on another than this one."""
+    """Version and machine of the base image's Python, like 3.11 and x86_64. The engine may run on another machine."""
     code = "import platform as p; print(*p.python_version_tuple()[:2], sep='.', end=' '); print(p.machine())"
     version, machine = _run(["docker", "run", "--rm", "--network", "none", base, "python3", "-c", code]).stdout.split()
     return version, machine
@@ -193,16 +193,16 @@ def _install_packages(context: Path, python_version: str, machine: str) -> None:
     command += [argument for platform in PLATFORMS for argument in ("--platform", f"{platform}_{machine}")]
     command += ["--python-version", python_version, "--implementation", "cp"]
     _run([*command, "--requirement", str(SOURCES / "requirements.txt")])
-    # A seventh of the whole, and nobody runs them there.
+    # Tests are a seventh of the size, and nobody runs them in a container.
     for folder in sorted((context / "site-packages").glob("**/tests")):
-        if folder.is_dir():  # not gone with one that it was in
+        if folder.is_dir():  # it may have been removed together with its parent
             shutil.rmtree(folder)
 
 
 def _run(
     command: Sequence[str], *, cwd: Path | None = None, check: bool = True, timeout_s: float = COMMAND_TIMEOUT_S
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command; ImageError with the end of what it said if it fails or takes longer than `timeout_s`."""
+    """Run a command. ImageError, with the end of its output, if it fails or takes longer than `timeout_s`."""
     try:
         done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout_s)
     except subprocess.TimeoutExpired:

@@ -1,9 +1,8 @@
 """Clients of the tool sandbox, sync and async. A failed call is a `ToolResult`, never an exception.
 
-Three clocks bound a call, each inside the next: the code's own `timeout_s`, kept by SIGKILL in the container; the
-wait for a slot, `queue_timeout_s` at most; and the gRPC deadline, the sum of both and a margin for the way there and back.
-A gateway that vanishes or hangs without a word is noticed earlier, after `SILENCE_S + SIGN_OF_LIFE_S`; `failover` then goes
-on elsewhere.
+Three limits bound a call, each shorter than the next: the code's own `timeout_s`, kept by SIGKILL in the container; the same
+plus the wait for a slot, at most `queue_timeout_s`; and the gRPC deadline, which adds a margin for the way there and back.
+A gateway that vanishes or hangs is noticed earlier, after `SILENCE_S + SIGN_OF_LIFE_S`; `failover` then uses another one.
 """
 
 from __future__ import annotations
@@ -24,32 +23,32 @@ from trajectory.types import ToolResult
 
 QUEUE_TIMEOUT_S = 30.0
 MARGIN_S = 5.0
-"""On top of execution and queueing: connecting, the kill, and a large reply on a busy machine."""
+"""Added to execution and queueing: time for connecting, for the kill, and for a large reply when the machine is busy."""
 
 MAX_DETAILS_CHARS = 2000
-"""Of what gRPC, or the gateway, says of an error."""
+"""Longest error text of gRPC or the gateway that is kept, characters."""
 
 SILENCE_S, SIGN_OF_LIFE_S = 5.0, 10.0
-"""While a call is in flight: silence after which the gateway is asked for a sign of life, and how long it has to give one;
-it comes from gRPC's own threads, busy or not. The server must allow asking this often (`server.MIN_PING_S`)."""
+"""While a call is running: the silence after which the gateway is pinged, and the time it has to answer, seconds. gRPC's own
+threads answer, even when the gateway is busy. The server must allow pings this often (`server.MIN_PING_S`)."""
 
 _OPTIONS = [
     ("grpc.max_send_message_length", wire.MAX_REQUEST_BYTES),
     ("grpc.max_receive_message_length", wire.MAX_REPLY_BYTES),
-    # A gateway that comes back is found again within seconds, not after gRPC's default of up to two minutes.
+    # A gateway that comes back is found again within seconds; gRPC's default is up to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2000),
-    ("grpc.min_reconnect_backoff_ms", int(SILENCE_S * 1000)),  # in truth: the longest wait for one connection
+    ("grpc.min_reconnect_backoff_ms", int(SILENCE_S * 1000)),  # despite its name: the longest wait for one connection
     ("grpc.keepalive_time_ms", int(SILENCE_S * 1000)),
     ("grpc.keepalive_timeout_ms", int(SIGN_OF_LIFE_S * 1000)),
     # gRPC 1.85 waits this long for a ping's answer, whatever `keepalive_timeout_ms` says.
     ("grpc.http2.ping_timeout_ms", int(SIGN_OF_LIFE_S * 1000)),
-    ("grpc.http2.max_pings_without_data", 0),  # no limit: a call that computes sends nothing else
+    ("grpc.http2.max_pings_without_data", 0),  # 0 is no limit: a call that computes sends no data
 ]
 
 
 class AsyncSandboxClient:
-    """Calls tools of the gateway at `address`; made and used inside one event loop."""
+    """Calls tools of the gateway at `address`. Make it and use it inside one event loop."""
 
     def __init__(
         self,
@@ -59,7 +58,7 @@ class AsyncSandboxClient:
         tls: TlsFiles | None = None,
         queue_timeout_s: float = QUEUE_TIMEOUT_S,
     ) -> None:
-        """Connects with the first call. TlsError if the files of `tls` are none."""
+        """It connects with the first call. TlsError if the files of `tls` can't be used."""
         self.address = address
         self._metadata, self._tls = _metadata(token), tls
         self._queue_timeout_s = queue_timeout_s
@@ -83,11 +82,12 @@ class AsyncSandboxClient:
             return await self.failed(error, deadline_s)
 
     async def ask(self, request: bytes, deadline_s: float) -> ToolResult:
-        """The gateway's answer to an encoded `CallRequest`. Raises grpc.RpcError if none came, WireError if it is none."""
+        """Send an encoded `CallRequest` and return the answer. Raises grpc.RpcError if none came, WireError if it can't be
+        decoded."""
         return wire.decode_result(await self._call(request, timeout=deadline_s, metadata=self._metadata))
 
     async def failed(self, error: WireError | grpc.RpcError, deadline_s: float) -> ToolResult:
-        """The result that stands for an `ask` that raised `error`."""
+        """The result to return when `ask` raised `error`."""
         if isinstance(error, grpc.RpcError) and must_look(str(error.details())):
             return await asyncio.to_thread(_failed, error, self.address, self._tls, deadline_s)
         return _failed(error, self.address, self._tls, deadline_s)
@@ -115,7 +115,7 @@ class SandboxClient:
         tls: TlsFiles | None = None,
         queue_timeout_s: float = QUEUE_TIMEOUT_S,
     ) -> None:
-        """Connects with the first call. TlsError if the files of `tls` are none."""
+        """It connects with the first call. TlsError if the files of `tls` can't be used."""
         self.address = address
         self._metadata, self._tls = _metadata(token), tls
         self._queue_timeout_s = queue_timeout_s
@@ -139,7 +139,7 @@ class SandboxClient:
             return _failed(error, self.address, self._tls, deadline_s)
 
     def stats(self, timeout_s: float = MARGIN_S) -> Stats:
-        """What the gateway says of itself. GatewayError if it doesn't answer; RefusedError if it never will."""
+        """The gateway's figures. GatewayError if it doesn't answer; RefusedError if it will never answer this client."""
         try:
             return wire.decode_stats(self._stats(b"", timeout=timeout_s, metadata=self._metadata))
         except (WireError, grpc.RpcError) as error:
@@ -170,7 +170,7 @@ def _with_name(tls: TlsFiles) -> list[tuple[str, Any]]:
 
 
 def _failed(error: WireError | grpc.RpcError, address: str, tls: TlsFiles | None, deadline_s: float) -> ToolResult:
-    """The result that stands for a call which brought none back. It may connect once: `tls.must_look`."""
+    """The result of a call for which the gateway gave none. It may open one connection: `tls.must_look`."""
     if isinstance(error, WireError):
         return ToolResult(status="rejected", message=f"call to sandbox gateway {address}: {error}")
     code = error.code()
@@ -183,6 +183,6 @@ def _failed(error: WireError | grpc.RpcError, address: str, tls: TlsFiles | None
     message = f"sandbox gateway {address}: {code.name}: {details}"
     if never := mismatch(address, tls, details):
         return ToolResult(status="rejected", message=never)
-    if code is grpc.StatusCode.RESOURCE_EXHAUSTED:  # gRPC's word for a message that is too long: it stays so
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED:  # gRPC's code for a message that is too long: a retry can't help
         return ToolResult(status="rejected", message=message)
     return ToolResult(status="unavailable", message=message, retry_after_s=1.0)

@@ -22,35 +22,35 @@ class SearchConfig(Section):
     """For `bm25`: the folder that `python -m autotraj search-index` made, as seen from the repository root."""
 
     corpus: Annotated[str, IsPath(but=("word-problems",))] = ""
-    """For `bm25`: what a run makes `index` from if it isn't there: a .jsonl file, or `word-problems`, the corpus of that
-    data source's lookups."""
+    """For `bm25`: what a run makes `index` from if it isn't there: a .jsonl file, or `word-problems`, the corpus for the
+    lookups of that data source."""
 
     url: str = ""
     """For `http`: the retriever's address, without `/search`."""
 
     top_n: int = Field(default=3, ge=1, le=100)
-    """Documents of one result."""
+    """Number of documents in one result."""
 
     max_document_chars: int = Field(default=1000, ge=20)
-    """A longer document is cut, characters."""
+    """A document that is longer than this is cut, characters."""
 
     max_chars: int = Field(default=4000, ge=20)
-    """Most characters of a result; `episode.max_result_chars` cuts it once more, in the middle."""
+    """Most characters of a result; `episode.max_result_chars` then shortens it once more, in the middle."""
 
     max_query_chars: int = Field(default=1000, ge=1)
-    """A longer query is `rejected`."""
+    """A query that is longer than this, in characters, is `rejected`."""
 
     max_concurrent: int = Field(default=8, ge=1, le=256)
-    """Queries that run at once; more wait, `queue_timeout_s` at most."""
+    """Queries that may run at once. Others wait, at most `queue_timeout_s`."""
 
     batch_size: int = Field(default=1, ge=1, le=1024)
-    """For `http`: queries that one request carries at most. Above 1, those that come together go to `/batch_search`."""
+    """For `http`: most queries in one request. Above 1, queries that arrive together go to `/batch_search`."""
 
     attempts: int = Field(default=3, ge=1, le=10)
-    """For `http`: tries of one request, all within the call's own deadline."""
+    """For `http`: how often one request is tried, always within the call's own deadline."""
 
     request_timeout_s: float = Field(default=5.0, gt=0)
-    """For `http`: longest wait for one try to connect, and for the next bytes of its answer, seconds."""
+    """For `http`: longest wait of one try, seconds, for the connection and then for the next bytes of the answer."""
 
     @model_validator(mode="after")
     def _has_its_source(self) -> SearchConfig:
@@ -73,51 +73,54 @@ class TlsFiles(Section):
     """Its private key."""
 
     ca: LocalPath = Field(min_length=1)
-    """The CA that the other side's certificate must be signed by; nobody else gets in."""
+    """The CA that must have signed the other side's certificate. A peer without such a certificate is refused."""
 
     name: str = ""
-    """What clients expect in a gateway's certificate instead of the host that they connect to: one name for all gateways,
-    where nodes come and go and nobody knows their addresses beforehand. Empty: the host."""
+    """The name that clients expect in a gateway's certificate instead of the host that they connect to. Use one name for all
+    gateways where nodes come and go and their addresses aren't known in advance. Empty: the host."""
 
 
 class SandboxConfig(Section):
     """The gateway, its pool of containers, and what one call may use."""
 
     address: str = "127.0.0.1:0"
-    """Where the gateway listens, `host:port`; port 0 takes a free one. Anything but loopback needs `tls` or a `token`."""
+    """Where the gateway listens, `host:port`; port 0 takes a free one. An address other than loopback needs `tls` or a
+    `token`."""
 
     token: str = Field(default="", repr=False)
-    """A shared secret that every call must bring. Without `tls` it travels in the clear: for networks that you trust."""
+    """A shared secret that every call must send. Without `tls` it isn't encrypted: use it only in trusted networks."""
 
     tls: TlsFiles | None = None
-    """Mutual TLS: certificate, key and CA. None: none."""
+    """Mutual TLS: certificate, key and CA. None: no TLS."""
 
     metrics_address: str = ""
-    """Where Prometheus may ask, `host:port`, over HTTP on loopback and with `tls` anywhere; empty: nowhere."""
+    """Where Prometheus reads the metrics, `host:port`, over HTTP; other than on loopback it needs `tls`. Empty: no metrics
+    server."""
 
     num_containers: int = Field(default=2, ge=1, le=256)
-    """Warm containers on this node; one zygote forks serially, so one container per one or two cores."""
+    """Warm containers on this node. A zygote forks one call at a time, so use one container for each one or two cores."""
 
     num_spares: int = Field(default=1, ge=0, le=16)
-    """Containers that are warm beside those: one that dies, or is due, is replaced by one of these at once. 0: by one that
-    is started then."""
+    """Further containers that are kept warm. Such a spare replaces a container that died or must be replaced at once. 0: a
+    new container is started only then."""
 
     slots_per_container: int = Field(default=4, ge=1, le=16)
     """Calls and open sessions that may run at once in a container. Slots of a container share its loopback, process list
-    and total memory: 1 is the strict mode."""
+    and total memory; with 1 they share nothing."""
 
     image: str = ""
     """Container image; empty means the one built from `tool_sandbox/image/`, whose tag is the hash of its sources."""
 
     runtime: str = ""
-    """The engine's runtime for the containers, such as `runsc` (gVisor); empty: its default. Refused at start if the engine
-    has none of that name. gVisor needs `slots_per_container = 1`, as it doesn't keep the slots of a container apart."""
+    """The engine's runtime for the containers, such as `runsc` (gVisor); empty: its default. The gateway doesn't start if
+    the engine has no runtime of this name. gVisor needs `slots_per_container = 1`, as it doesn't isolate the slots of a
+    container from each other."""
 
     memory_mib: int = Field(default=512, ge=64)
-    """Memory of one call, MiB, on top of what the interpreter and its preloaded libraries have mapped."""
+    """Memory of one call, MiB, in addition to what the interpreter and its preloaded libraries have mapped."""
 
     scratch_mib: int = Field(default=64, ge=1)
-    """Size of a call's own directory, MiB; it is memory, and wiped after the call."""
+    """Size of a call's own directory, MiB. The directory is in memory, and it is wiped after the call."""
 
     cpus: float = Field(default=2.0, gt=0)
     """Cores that one container may use."""
@@ -126,35 +129,35 @@ class SandboxConfig(Section):
     """Processes and threads of one call."""
 
     max_timeout_s: float = Field(default=60.0, gt=0)
-    """Longest execution time that a call may ask for, seconds."""
+    """Longest execution time that a call may request, seconds."""
 
     max_content_bytes: int = Field(default=256 * 1024, ge=1, le=1024 * 1024)
-    """Longest code, bytes of UTF-8; longer is `rejected`."""
+    """Longest code, bytes of UTF-8. Longer code is `rejected`."""
 
     max_output_bytes: int = Field(default=250_000, ge=1, le=8 * 1024 * 1024)
-    """Most output of a call, bytes; a call that writes more is killed with status `output_limit`. A model reads far less."""
+    """Most output of a call, bytes. A call that writes more is killed with status `output_limit`. A model reads far less."""
 
     max_queue: int = Field(default=1024, ge=0)
-    """Calls that may wait for a slot; one more is answered `unavailable` at once, or makes the client that waits with
-    the most calls lose its newest."""
+    """Calls that may wait for a slot. When so many wait, a further call is answered `unavailable` at once, or it replaces
+    the newest call of the client with the most waiting calls."""
 
     queue_timeout_s: float = Field(default=30.0, gt=0)
     """Longest wait for a slot, seconds; then the answer is `unavailable`."""
 
     session_idle_s: float = Field(default=300.0, gt=0)
-    """An open session that isn't used for so long is closed and its slot freed."""
+    """An open session that wasn't used for this long is closed and its slot becomes free, seconds."""
 
     recycle_after_violations: int = Field(default=20, ge=0)
-    """A container in which so many calls were stopped at their memory or output limit is replaced; 0: never."""
+    """A container in which this many calls were stopped at their memory or output limit is replaced; 0: never."""
 
     recycle_after_calls: int = Field(default=50_000, ge=0)
-    """A container that ran so many calls is replaced; 0: never."""
+    """A container that ran this many calls is replaced; 0: never."""
 
     recycle_after_s: float = Field(default=3600.0, ge=0)
-    """A container of this age, or up to a fifth younger, is replaced; 0: never."""
+    """A container of this age, or up to a fifth younger, is replaced, seconds; 0: never."""
 
     drain_s: float = Field(default=5.0, ge=0)
-    """Time that calls get to end when the gateway is told to stop; new ones are `unavailable` meanwhile."""
+    """Time for running calls to end when the gateway is told to stop, seconds. New calls are `unavailable` meanwhile."""
 
     start_timeout_s: float = Field(default=60.0, gt=0)
     """Longest wait for the first container to be ready, seconds."""

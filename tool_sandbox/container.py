@@ -1,7 +1,8 @@
-"""One warm, hardened container and the conversation with its runner.
+"""One warm, hardened container and the communication with its runner.
 
-The gateway holds the container's stdin and stdout, which the launcher handed over: closing them, or dying, ends it.
-Everything here is asyncio; a call is a future that the reader resolves, and a container's death resolves all of them.
+The gateway holds the container's stdin and stdout, which the launcher passed to it. The container ends when they are closed,
+so also when the gateway dies. Everything here is asyncio: a call is a future that the reader resolves, and when the
+container dies, all open futures get an error.
 """
 
 from __future__ import annotations
@@ -33,20 +34,20 @@ STOP_TIMEOUT_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What the runner says of a call."""
+    """The runner's answer to a call."""
 
     status: str
     message: str
     output: str
     duration_s: float
-    ended: bool  # of a session's cell: the process, and with it the state, is gone
+    ended: bool  # for a cell of a session: its process ended, and the state is lost
 
 
 class Frames(asyncio.Protocol):
-    """Splits what comes from a runner into its frames, as it comes: no task waits for it, so none needs to be woken."""
+    """Splits the bytes of a runner into frames as they arrive. No task waits for frames, so none has to be woken."""
 
     def __init__(self, on_frame: Callable[[bytes], None], on_end: Callable[[str], None]) -> None:
-        """`on_end` is called once, at the end of the stream, with what is wrong with it: a frame over `MAX_FRAME_BYTES`."""
+        """`on_end` is called once, at the end of the stream, with its error, such as a frame over `MAX_FRAME_BYTES`."""
         self._on_frame, self._on_end = on_frame, on_end
         self._transport: asyncio.BaseTransport | None = None
         self._buffer = bytearray()
@@ -77,12 +78,12 @@ class Frames(asyncio.Protocol):
 
 
 class Container:
-    """Started by `start`; `call` until `dead`; `stop`."""
+    """A container. Call `start`; then `call` until `dead`; then `stop`."""
 
     def __init__(
         self, launcher: Launcher, config: SandboxConfig, on_change: Callable[[Container, int | None], None]
     ) -> None:
-        """`on_change` is called with the slot that became free, and with None when the container died."""
+        """`on_change` is called with a slot that became free, or with None when the container died."""
         self._launcher = launcher
         self._config = config
         self._launched: Launched | None = None
@@ -93,7 +94,7 @@ class Container:
         self._died = asyncio.Event()
         self._calls: dict[int, asyncio.Future[Reply]] = {}
         self._ids = itertools.count()
-        self.free: set[int] = set()  # none before it is ready
+        self.free: set[int] = set()  # empty until the container is ready
         self.closing: set[int] = set()  # slots whose session was told to end, and which aren't free yet
         self._last_error = ""
         self._on_change = on_change
@@ -107,7 +108,7 @@ class Container:
         return bool(self.cause_of_death)
 
     async def start(self) -> None:
-        """Run the container and wait until its zygotes are up, `start_timeout_s` at most. Errors: RunnerError; ImageError
+        """Run the container and wait until its zygotes are ready, at most `start_timeout_s`. Errors: RunnerError; ImageError
         if the image is the user's own."""
         self._launched = await self._launcher.launch()
         loop = asyncio.get_running_loop()
@@ -132,9 +133,10 @@ class Container:
     async def call(
         self, slot: int, kind: str, code: str, timeout_s: float, *, session: bool = False, fresh: bool = True
     ) -> Reply:
-        """Run `code` in `slot`; unless `fresh`, in the process of the session that is open there. Cancelling kills it.
+        """Run `code` in `slot`: in a new process if `fresh`, else in that of the session that is open there. Cancelling
+        this coroutine kills the code.
 
-        RunnerError if the container dies, or misses its own deadline."""
+        RunnerError if the container dies, or doesn't answer in time, which ends it."""
         if self.dead:
             raise RunnerError(f"{self!r} died: {self.cause_of_death}")
         call_id = next(self._ids)
@@ -144,7 +146,7 @@ class Container:
             op="call", id=call_id, slot=slot, kind=kind, code=code, timeout_s=timeout_s, session=session, fresh=fresh
         )
         try:
-            # The runner kills at `timeout_s`; if it doesn't answer well after, it hangs.
+            # The runner kills at `timeout_s`. If it hasn't answered some time after that, it hangs.
             async with second_look(timeout_s + STOP_TIMEOUT_S):
                 return await future
         except TimeoutError:
@@ -157,17 +159,17 @@ class Container:
             self._calls.pop(call_id, None)
 
     def end_session(self, slot: int) -> None:
-        """Kill what runs in `slot`; it becomes free when it is clean."""
+        """Kill the session in `slot`. The slot becomes free once it is clean."""
         if not self.dead:
             self.closing.add(slot)
             self._send(op="cancel", id=None, slot=slot)
 
     async def wait_dead(self) -> None:
-        """Returns when the container has died, of whatever cause."""
+        """Returns when the container has died, whatever the cause."""
         await self._died.wait()
 
     async def stop(self) -> None:
-        """End the container; SIGKILL if it hasn't gone in time."""
+        """End the container, with SIGKILL if it doesn't end in time."""
         self._die("it was stopped")
         if self._launched is not None:
             try:
@@ -185,7 +187,7 @@ class Container:
         if self._stdin is None or self.dead:
             return
         data = json.dumps(frame).encode()
-        # Not awaited: a call is small against the transport's buffer, and the slots bound how many there are.
+        # Not awaited: a call is small compared with the transport's buffer, and the slots bound the number of calls.
         self._stdin.write(HEADER.pack(len(data)) + data)
 
     def _die(self, cause: str) -> None:
@@ -197,9 +199,9 @@ class Container:
         for future in self._calls.values():
             if not future.done():
                 future.set_exception(RunnerError(f"{self!r} died: {cause}"))
-                future.exception()  # retrieved: a cancelled caller won't
+                future.exception()  # mark it as retrieved, since a cancelled caller won't do that
         self._died.set()
-        self._ready.set()  # whoever waits for it shall look at `dead`
+        self._ready.set()  # wakes those that wait for it; they then check `dead`
         self._on_change(self, None)
 
     async def _read(self, descriptor: int, protocol: Callable[[], asyncio.Protocol]) -> None:
@@ -220,7 +222,7 @@ class Container:
             self._tasks.append(asyncio.create_task(self._say_why_it_ended()))
 
     async def _say_why_it_ended(self) -> None:
-        # What Docker or the runner complained of. In service others wait, and Docker itself ends later.
+        # Errors that Docker or the runner wrote. Once in service, calls wait for the answer and Docker itself ends later.
         await asyncio.wait(self._tasks[:1], timeout=0.05 if self._ready.is_set() else 1.0)
         self._die(f"its runner ended{self._last_error and f' ({self._last_error})'}")
 

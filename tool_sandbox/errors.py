@@ -1,17 +1,17 @@
-"""What can go wrong, one class a boundary. The last sentence of every message is the remedy.
+"""Errors of the sandbox, one class for each boundary. The last sentence of every message says what to do.
 
     SandboxError
     ├── ContainerEngineError  Docker is missing, down or refuses
     ├── ImageError            the container image is missing or can't be built
     ├── AddressError          the gateway can't listen where it was told to
-    ├── GatewayError          the gateway process didn't come up, or doesn't answer
-    │   └── RefusedError      it won't answer this client as it is set: TLS, token, version
+    ├── GatewayError          the gateway process didn't start, or doesn't answer
+    │   └── RefusedError      it won't answer this client with its present TLS files, token or version
     ├── RunnerError           a container's runner broke its protocol or died
     ├── SearchError           the search index is missing, or its corpus can't be indexed
-    ├── TlsError              the certificate files are missing or aren't ones
+    ├── TlsError              the certificate files are missing or hold something else
     └── WireError             bytes that aren't a request or a reply
 
-A failed *call* is no exception: it is a `ToolResult` whose status says so.
+A *call* that fails raises nothing: it returns a `ToolResult` whose status says so.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ class AddressError(SandboxError):
 
 
 class GatewayError(SandboxError):
-    """The gateway process didn't come up in time, or at all; or it doesn't answer."""
+    """The gateway process didn't start, not in time or not at all; or it doesn't answer."""
 
 
 class RefusedError(GatewayError):
-    """No try of this client will be answered as it is set: its TLS files, its token, or another version of the gateway."""
+    """The gateway will never answer this client with its present settings: TLS files, token, or the gateway's version."""
 
 
 class RunnerError(SandboxError):

@@ -1,14 +1,14 @@
-"""One client of several gateways: the nearest live one gets the call, and another one if it doesn't answer.
+"""One client for several gateways: it calls the nearest live one, and another one if that doesn't answer.
 
-    call ─▶ the nearest that may be asked ──no answer──▶ it rests, the next nearest is asked ──none left──▶ wait, once more
+    call ─▶ the nearest that isn't paused ──no answer──▶ pause it, ask the next nearest ──none left──▶ wait, second round
                     │  └──`unavailable`: full, stopping──▶ the next nearest
                     └──any other answer──▶ done
 
-All of it happens within the one deadline of the call, the same as `client`'s. **Running a call again is harmless**: code has
-no network, its directory is wiped when it ends, and a search only reads; so a call whose answer was lost may have run twice
-and nobody can tell. **A session's cell is another matter**: its process has a state. A session stays on its gateway; if that
-doesn't answer, the cell runs once more on another gateway only, in a new session, and its result says so (`fresh: true`).
-It is never sent to the same gateway twice, where the first may have changed the state.
+All of this happens within the one deadline of the call, which is the same as `client`'s. **It is harmless to run a call
+again**: code has no network, its directory is wiped when it ends, and a search only reads. So a call whose answer was lost
+may run twice without any effect. **A cell of a session is different**, because its process has a state. A session stays on
+its gateway. If that doesn't answer, the cell runs once more, only on another gateway, in a new session, and its result says
+so (`fresh: true`). It is never sent to the same gateway twice, as the first try may have changed the state there.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from tool_sandbox.tls import channel_credentials
 from trajectory.types import ToolResult
 
 FIRST_REST_S, MAX_REST_S = 0.5, 30.0
-"""How long a gateway that didn't answer isn't asked; doubles with each time in a row."""
+"""How long a gateway that didn't answer isn't asked again, seconds; doubles with each failure in a row."""
 MIN_PAUSE_S = 0.1
-"""Before the second round of one call, whatever the gateways say; doubles with each."""
+"""Shortest pause before the second round of one call, seconds, whatever the gateways say; doubles with each round."""
 MAX_PINS = 10_000
-"""Sessions whose gateway is remembered; of more, those unused for longest may begin anew elsewhere."""
+"""Sessions whose gateway is remembered. When there are more, those unused for longest may start anew on another gateway."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +44,11 @@ class Site:
     """A gateway and where it is."""
 
     address: str  # host:port
-    node: str = ""  # of the cluster; empty: not known
+    node: str = ""  # of the cluster; empty: unknown
 
 
 class _Gateway:
-    """What this client knows of one gateway. Times are of the monotonic clock."""
+    """What this client knows of one gateway. Times are from the monotonic clock."""
 
     def __init__(self, site: Site, client: AsyncSandboxClient) -> None:
         self.site, self.client = site, client
@@ -58,7 +58,7 @@ class _Gateway:
         self.gone = False
 
     def didnt_answer(self, now: float) -> None:
-        if now >= self.rests_until or not self.num_failures:  # many calls that fail together are one failure
+        if now >= self.rests_until or not self.num_failures:  # count many calls that fail together as one failure
             self.num_failures += 1
             self.rests_until = now + min(FIRST_REST_S * 2 ** (self.num_failures - 1), MAX_REST_S)
 
@@ -70,15 +70,16 @@ class _Gateway:
 
 @dataclass(slots=True)
 class _Pin:
-    """Where a session is. It is known there as `id#num_moves`: should it ever come back, what it left is not found."""
+    """The gateway of a session. The session's id there is `id#num_moves`, so that a session which moved away and comes back
+    doesn't find its old state."""
 
     gateway: _Gateway | None = None
     num_moves: int = 0
 
 
 class FailoverClient:
-    """Calls tools of whichever gateway is near and answers; made and used inside one event loop. A failed call is a
-    `ToolResult`, never an exception."""
+    """Calls tools of a near gateway that answers. Make it and use it inside one event loop. A call that fails returns a
+    `ToolResult`, it never raises."""
 
     def __init__(
         self,
@@ -89,9 +90,9 @@ class FailoverClient:
         tls: TlsFiles | None = None,
         queue_timeout_s: float = QUEUE_TIMEOUT_S,
     ) -> None:
-        """`here` is the node of this process, whose gateway goes first. TlsError if the files of `tls` are none."""
+        """`here` is the node of this process; its gateway is asked first. TlsError if the files of `tls` can't be used."""
         if tls is not None:
-            channel_credentials(tls)  # now, not when the first gateway is known
+            channel_credentials(tls)  # check them now, not when the first gateway is known
         self._here, self._token, self._tls = here, token, tls
         self._queue_timeout_s = queue_timeout_s
         self._gateways: dict[Site, _Gateway] = {}
@@ -105,7 +106,8 @@ class FailoverClient:
         return list(self._gateways)
 
     def set_gateways(self, sites: Sequence[Site]) -> None:
-        """From now on these. Calls that wait on one that left go on waiting until it answers or is noticed to be gone."""
+        """Use these gateways from now on. A call that waits on a removed one goes on waiting until that one answers or is
+        noticed to be gone."""
         if set(sites) == self._gateways.keys():
             return
         for site in [s for s in self._gateways if s not in sites]:
@@ -123,10 +125,10 @@ class FailoverClient:
     ) -> ToolResult:
         """Run `content` with `tool`, `timeout_s` seconds at most. Cancelling the call kills the code."""
         deadline = time.monotonic() + timeout_s + self._queue_timeout_s + MARGIN_S
-        last_start = deadline - timeout_s / RUN_SHARE  # later, a gateway would cut the code's own time
+        last_start = deadline - timeout_s / RUN_SHARE  # later than this, a gateway would cut the code's own time
         pin = self._pin(session_id) if session_id is not None else None
         was_pinned = pin is not None and pin.gateway is not None
-        asked: list[_Gateway] = []  # in this round
+        asked: list[_Gateway] = []  # those of this round
         num_tries, num_rounds, result = 0, 0, ToolResult(status="unavailable")
         while True:
             gateway = self._choose(asked, pin, last_start)
@@ -153,7 +155,7 @@ class FailoverClient:
                 return self._gave_up(result, num_tries)
 
     async def close(self) -> None:
-        """Hang up on all. Calls in flight are cancelled."""
+        """Close all connections. Running calls are cancelled."""
         await asyncio.gather(*(gateway.client.close() for gateway in self._gateways.values()), *self._closing)
 
     async def __aenter__(self) -> FailoverClient:
@@ -165,7 +167,7 @@ class FailoverClient:
     # --- inside -------------------------------------------------------------------------------------------------------
 
     def _choose(self, asked: Sequence[_Gateway], pin: _Pin | None, last_start: float) -> _Gateway | None:
-        """The next to be asked in this round: the session's own, else the nearest that doesn't rest. None: nobody."""
+        """The next gateway to ask in this round: the session's own, else the nearest that isn't paused, else None."""
         now = time.monotonic()
         if pin is not None and (own := pin.gateway) is not None and not own.gone and own not in asked:
             lost = own.num_failures and own.rests_until > now
@@ -173,7 +175,7 @@ class FailoverClient:
                 return own
         ready = self._ready(asked, now)
         if not ready and not asked and self._gateways:
-            # All rest for longer than this call has: one that is asked too early is better than nobody.
+            # All are paused for longer than this call has. It is better to ask one too early than to ask none.
             soonest = min(self._gateways.values(), key=lambda g: g.rests_until)
             ready = [soonest] if soonest.rests_until >= last_start else []
         if not ready:
@@ -188,7 +190,7 @@ class FailoverClient:
         return [g for g in self._gateways.values() if g.rests_until <= now and g not in asked]
 
     async def _pause(self, num_rounds: int, last_start: float) -> bool:
-        """Wait until a gateway may be asked again, or another list came. False: not within this call's time."""
+        """Wait until a gateway may be asked again or the list of gateways changed. False: not within this call's time."""
         now = time.monotonic()
         until = min((g.rests_until for g in self._gateways.values()), default=last_start)
         until = min(max(until, now + MIN_PAUSE_S * 2**num_rounds), last_start)
@@ -203,10 +205,10 @@ class FailoverClient:
         gateway.num_in_flight += 1
         try:
             result = await gateway.client.ask(request, deadline_s)
-        except WireError as error:  # of another version: the next may be of this one, but who knows what else is wrong
+        except WireError as error:  # a gateway of another version: the next one may be of this client's version
             return await gateway.client.failed(error, deadline_s), True
         except grpc.RpcError as error:
-            too_long = error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED  # it would be too long for all
+            too_long = error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED  # it would be too long for every gateway
             if not too_long:
                 gateway.didnt_answer(time.monotonic())
             return await gateway.client.failed(error, deadline_s), too_long
@@ -232,7 +234,8 @@ class FailoverClient:
         return replace(result, message=message)
 
     def _hang_up_if_done(self, gateway: _Gateway) -> None:
-        """Closing a channel cancels its calls, which would look like a cancelled episode: it waits for the last."""
+        """Close the channel after its last call. Closing it earlier would cancel calls, which looks like a cancelled
+        episode."""
         if gateway.num_in_flight == 0:
             task = asyncio.create_task(gateway.client.close())
             self._closing.add(task)

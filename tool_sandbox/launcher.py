@@ -1,6 +1,6 @@
-"""The gateway's side of the launcher, which starts its containers: `launcher_process.py` says what it may ask for.
+"""The gateway's side of the launcher, which starts its containers. `launcher_process.py` says what the gateway may request.
 
-`spawn` while this process may still use the engine; `connect` in the event loop; then `launch`, `kill`, `close`.
+Call `spawn` while this process may still use the engine, and `connect` in the event loop; then `launch`, `kill`, `close`.
 """
 
 from __future__ import annotations
@@ -25,42 +25,42 @@ from tool_sandbox.second_look import second_look
 
 ROOT = Path(__file__).resolve().parent.parent
 READY_TIMEOUT_S = 120.0
-"""For the launcher to ask the engine for its version and the image, and to remove what was left behind."""
+"""Time for the launcher to ask the engine for its version and the image, and to remove leftover containers."""
 LAUNCH_TIMEOUT_S = 20.0
-"""For the launcher to fork `docker run`, on a busy machine."""
+"""Time for the launcher to fork `docker run`, also on a busy machine."""
 CLOSE_TIMEOUT_S = 20.0
 MAX_MESSAGE_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Launched:
-    """A container that is being started: its name, and our ends of its pipes, which are the receiver's to close."""
+    """A container that is being started: its name, and our ends of its pipes, which the receiver must close."""
 
     name: str
     stdin: int
     stdout: int
     stderr: int
-    ended: asyncio.Event  # `docker run` has
+    ended: asyncio.Event  # set when `docker run` has ended
 
 
 class Launcher:
-    """One a pool. Its process ends with this object's socket, and takes the containers with it."""
+    """The launcher of one pool. Its process ends when this object's socket closes, and then removes the containers."""
 
     def __init__(self, config: SandboxConfig) -> None:
-        # What a container is made of; the launcher needs no secret.
+        # Only the settings of a container: the launcher needs no secret.
         self._settings = config.model_copy(
             update={"address": "127.0.0.1:0", "metrics_address": "", "token": "", "tls": None}
         )
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
-        self._asked: deque[asyncio.Future[Launched]] = deque()  # answered in order
+        self._asked: deque[asyncio.Future[Launched]] = deque()  # they are answered in order
         self._ends: dict[str, asyncio.Event] = {}
         self._ready: asyncio.Future[None] | None = None
         self.broken = ""
-        """Why it starts no more containers; empty while it does."""
+        """Why it can't start containers any more; empty as long as it can."""
 
     def spawn(self) -> None:
-        """Start the process, as this process's user."""
+        """Start the process, as the user of this process."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             command = [sys.executable, "-m", "tool_sandbox.launcher_process", str(theirs.fileno())]
@@ -77,7 +77,7 @@ class Launcher:
         self._control = ours
 
     async def connect(self) -> None:
-        """Returns when the engine and the image are known to be there. Errors: SandboxError, with the remedy."""
+        """Wait until the engine and the image are known to be there. Errors: SandboxError, which says what to do."""
         assert self._control is not None, "spawn() first"
         self._control.setblocking(False)
         loop = asyncio.get_running_loop()
@@ -92,7 +92,7 @@ class Launcher:
             ) from None
 
     async def launch(self) -> Launched:
-        """Start a container of the settings. RunnerError if the launcher can't, or is gone."""
+        """Start a container with the settings of this launcher. RunnerError if the launcher can't, or is gone."""
         future: asyncio.Future[Launched] = asyncio.get_running_loop().create_future()
         self._send({"op": "start"})
         self._asked.append(future)
@@ -103,19 +103,19 @@ class Launcher:
             raise RunnerError(f"waited {LAUNCH_TIMEOUT_S:.0f} s on the launcher to start a container") from None
 
     def kill(self, name: str) -> None:
-        """SIGKILL to the container of that name."""
+        """Send SIGKILL to the container of that name."""
         with contextlib.suppress(RunnerError):
             self._send({"op": "kill", "name": name})
 
     async def close(self) -> None:
-        """Returns when the process is gone, and with it whatever container is left."""
+        """Returns when the process and all its containers are gone."""
         self._hang_up("it was closed")
         if self._process is not None:
             process, self._process = self._process, None
             try:
                 await asyncio.to_thread(process.wait, CLOSE_TIMEOUT_S)
             except subprocess.TimeoutExpired:
-                with contextlib.suppress(PermissionError):  # it is root's, and we are not any more
+                with contextlib.suppress(PermissionError):  # it belongs to root, and this process doesn't any more
                     process.kill()
 
     def _send(self, order: dict[str, str]) -> None:
@@ -123,7 +123,7 @@ class Launcher:
             raise RunnerError(f"there is no launcher: {self.broken}")
         try:
             self._control.send(json.dumps(order).encode())
-        except OSError as error:  # gone, or so many orders wait that its buffer is full
+        except OSError as error:  # the launcher is gone, or so many orders wait that the buffer is full
             raise RunnerError(f"the launcher takes no orders: {error}") from None
 
     def _on_readable(self) -> None:
@@ -151,7 +151,7 @@ class Launcher:
                 launched = Launched(message["name"], stdin, stdout, stderr, asyncio.Event())
                 self._ends[launched.name] = launched.ended
                 future = self._asked.popleft()
-                if future.done():  # nobody waits any more; without its input the container ends
+                if future.done():  # its caller has gone; without its input the container ends
                     for descriptor in descriptors:
                         os.close(descriptor)
                 else:
@@ -182,8 +182,8 @@ class Launcher:
         for future in self._asked:
             if not future.done():
                 future.set_exception(gone)
-                future.exception()  # retrieved: whoever asked may be gone
+                future.exception()  # mark it as retrieved: its caller may be gone
         self._asked.clear()
         for ended in self._ends.values():
-            ended.set()  # nobody will tell
+            ended.set()  # no message about them will come any more
         self._ends.clear()

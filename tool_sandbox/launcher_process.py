@@ -1,15 +1,15 @@
-"""The process that may use the container engine, for a gateway that may not.
+"""The process that may use the container engine, on behalf of a gateway that may not.
 
     gateway, nobody ──{"op": "start"}──────────▶ launcher ──docker run──▶ engine
                     ◀──a name, three pipe ends──
                     ──{"op": "kill", "name"}───▶          ──docker kill─▶
 
-`python -m tool_sandbox.launcher_process FD`: FD is a SOCK_SEQPACKET socket, and its first message the settings. What the
-gateway may ask for afterwards is the two orders above. Nothing of a command comes from it: the settings were read before it
-heard of any client, names are made here, and only a name that was made here can be killed. So whoever takes over the gateway
-gets containers as hardened as the others, a bounded number of them, and no way to the engine.
+`python -m tool_sandbox.launcher_process FD`: FD is a SOCK_SEQPACKET socket, and its first message holds the settings. After
+that the gateway may send only the two orders above. No part of a command comes from the gateway: the settings are read
+before it has any client, names are made here, and only a name that was made here can be killed. So an attacker who takes
+over the gateway gets a bounded number of containers, as hardened as the others, and no access to the engine.
 
-When the gateway's end closes, of whatever cause, its containers are removed, and this process ends.
+When the gateway's end closes, whatever the cause, its containers are removed, and this process ends.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 MAX_ORDER_BYTES = 4096
 MAX_SETTINGS_BYTES = 64 * 1024
 KILL_TIMEOUT_S = 10.0
-"""Of `docker kill`, and then of `docker run` to notice; after that `docker run` itself is killed."""
+"""Time for `docker kill`, and then for `docker run` to notice; after that `docker run` itself is killed."""
 REMOVE_TIMEOUT_S = 60.0
 CHECK_S = 1.0
 
@@ -53,12 +53,12 @@ class _Running:
 
 
 def max_containers(config: SandboxConfig) -> int:
-    """Most containers of one gateway at a time: those in service, the spares, as many that retire, and one of each more."""
+    """Most containers of one gateway at a time: those in service, the spares, as many that retire, and one more of each."""
     return 2 * (config.num_containers + config.num_spares + 1)
 
 
 class LauncherProcess:
-    """One thread; waits for orders and for the ends of its children."""
+    """Waits, in one thread, for orders and for its children to end."""
 
     def __init__(self, control: socket.socket, config: SandboxConfig, user_ids: range) -> None:
         self._control = control
@@ -71,7 +71,7 @@ class LauncherProcess:
         self._selector.register(control, selectors.EVENT_READ, None)
 
     def serve(self) -> None:
-        """Until the gateway is gone."""
+        """Serve until the gateway is gone."""
         try:
             while True:
                 for key, _ in self._selector.select(CHECK_S):
@@ -86,9 +86,9 @@ class LauncherProcess:
             self._remove_all()
 
     def _obey(self) -> bool:
-        """One order; False if there will be no more."""
+        """Carry out one order. False if there will be no more."""
         try:
-            data = self._control.recv(MAX_ORDER_BYTES)  # descriptors that came with it are dropped by the kernel
+            data = self._control.recv(MAX_ORDER_BYTES)  # the kernel closes descriptors that are sent with it
         except ConnectionError:
             return False
         if not data:
@@ -103,7 +103,7 @@ class LauncherProcess:
             case {"op": "kill", "name": str(name), **rest} if not rest and name in self._running:
                 self._kill(self._running[name], name)
             case {"op": "kill", "name": str(name), **rest} if not rest and name.startswith(self._prefix):
-                pass  # it has ended, and the gateway will hear
+                pass  # it has already ended, and the gateway will get the message
             case _:
                 self._tell(
                     {"op": "refused", "error": "the launcher starts containers, and kills its own, and nothing else"}
@@ -111,7 +111,7 @@ class LauncherProcess:
         return True
 
     def _start(self) -> None:
-        """Answered by `started`, with the container's stdin, stdout and stderr, or by `failed`."""
+        """Start a container. Answers `started`, with the container's stdin, stdout and stderr, or `failed`."""
         if len(self._running) >= (limit := max_containers(self._config)):
             self._tell({"op": "failed", "error": f"{limit} containers of this gateway run already"})
             return
@@ -148,7 +148,7 @@ class LauncherProcess:
             running.give_up = time.monotonic() + KILL_TIMEOUT_S
 
     def _ended(self, name: str) -> None:
-        """`docker run` has, and with it the container."""
+        """`docker run` has ended, and so has the container."""
         running = self._running.pop(name)
         self._selector.unregister(running.pidfd)
         os.close(running.pidfd)
@@ -159,7 +159,7 @@ class LauncherProcess:
         self._tell({"op": "ended", "name": name})
 
     def _give_up(self) -> None:
-        """`docker run` that doesn't notice its container's death is no use."""
+        """Kill a `docker run` that doesn't notice that its container has ended."""
         for running in self._running.values():
             if running.give_up < time.monotonic():
                 for process in (running.killer, running.process):
@@ -168,7 +168,7 @@ class LauncherProcess:
                 running.give_up = float("inf")
 
     def _remove_all(self) -> None:
-        """They end by themselves, as their input has ended; this is for one that doesn't."""
+        """Remove all containers. They end by themselves when their input ends; this is for one that doesn't."""
         if not self._running:
             return
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -182,7 +182,7 @@ class LauncherProcess:
 
 
 def main() -> int:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the gateway, which ends us by its end
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the gateway; when that ends, this process ends too
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s sandbox launcher: %(message)s")
     control = socket.socket(fileno=int(sys.argv[1]))
     config = SandboxConfig.model_validate_json(control.recv(MAX_SETTINGS_BYTES))

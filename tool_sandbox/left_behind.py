@@ -1,6 +1,6 @@
-"""Containers whose gateway was killed: found by their label, and removed.
+"""Finds containers whose gateway was killed, by their label, and removes them.
 
-They end by themselves, as their input ends with the gateway; this is for those that could not, whatever the cause.
+Such containers normally end by themselves, as their input ends with the gateway. This is for those that did not.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ DOCKER_TIMEOUT_S = 30.0
 
 
 def own_label() -> str:
-    """`autotraj.gateways.session=OWNER` of this process."""
+    """The label `autotraj.gateways.session=OWNER` of this process."""
     return f"{LABEL}={_owner(os.getpid())}"
 
 
 def _owner(pid: int) -> str:
-    """`NAMESPACE-PID-STARTTIME`, which no other process ever has; empty if there is no such process."""
+    """`NAMESPACE-PID-STARTTIME`, which is unique to this process; empty if there is no such process."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
@@ -32,12 +32,12 @@ def _owner(pid: int) -> str:
 
 
 def _namespace() -> int:
-    """Of process ids: a gateway in a container doesn't see whether those of other containers live."""
+    """The namespace of process ids. A gateway in a container can't see whether processes of other containers live."""
     return os.stat("/proc/self/ns/pid").st_ino
 
 
 def remove_left_behind() -> list[str]:
-    """Remove the containers of dead gateways, and return their names. A failure is only logged: they are in nobody's way."""
+    """Remove the containers of dead gateways and return their names. A failure is only logged: they disturb nothing."""
     template = f'{{{{.Names}}}} {{{{.Label "{LABEL}"}}}}'
     try:
         listed = _docker("ps", "--all", "--filter", f"label={LABEL}", "--format", template)
@@ -53,7 +53,7 @@ def remove_left_behind() -> list[str]:
 
 def _lives(owner: str) -> bool:
     namespace, _, rest = owner.partition("-")
-    # Of another namespace, or with a label that isn't ours: not for us to judge.
+    # Containers of another namespace, or with a label that isn't ours, are left alone: their owner may live.
     return namespace != str(_namespace()) or _owner(int(rest.partition("-")[0])) == owner
 
 

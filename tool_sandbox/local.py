@@ -34,22 +34,22 @@ from tool_sandbox.second_look import GRACE_S
 
 ROOT = Path(__file__).resolve().parent.parent
 STOP_TIMEOUT_S = 15.0
-"""After `drain_s`, which calls that run may take."""
+"""Added to `drain_s`, which running calls may take, seconds."""
 _ERRORS: dict[str, type[SandboxError]] = {
     kind.__name__: kind for kind in (AddressError, ContainerEngineError, ImageError, RunnerError, SearchError, TlsError)
 }
 
 
 class LocalGateway:
-    """The gateway process. `address` is set once it answers; closing it removes its containers.
+    """The gateway process. `address` is set once it answers; `close` removes its containers.
 
-    Should this process be killed instead, the gateway sees its parent gone within a second and stops; should the gateway
-    be killed, its containers see their input end and stop.
+    If this process is killed, the gateway notices within a second that its parent is gone, and stops. If the gateway is
+    killed, its containers notice that their input has ended, and stop.
     """
 
     def __init__(self, config: SandboxConfig) -> None:
-        """Start and wait until a first container is ready, `config.start_timeout_s` at most. Errors: SandboxError, of
-        the kind and with the remedy that the gateway itself gave; GatewayError if it gave none."""
+        """Start it and wait for a first ready container, at most `config.start_timeout_s`. Errors: the SandboxError that
+        the gateway reported, with its remedy; GatewayError if it reported none."""
         self._stop_timeout_s = config.drain_s + STOP_TIMEOUT_S
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tool_sandbox.server", str(os.getpid())],
@@ -61,7 +61,7 @@ class LocalGateway:
         )
         try:
             assert self._process.stdin is not None
-            # Through a pipe, not the command line, where everyone could read the token.
+            # By a pipe and not by the command line, where every user could read the token.
             self._process.stdin.write(config.model_dump_json().encode())
             self._process.stdin.close()
             self.address = self._wait_ready(config.start_timeout_s + 5.0)
@@ -74,7 +74,9 @@ class LocalGateway:
         stdout = self._process.stdout.fileno()
         deadline, line = time.monotonic() + timeout_s, b""
         while not line.endswith(b"\n"):
-            left_s = max(deadline - time.monotonic(), GRACE_S)  # it is read once more if this process was stopped
+            left_s = max(
+                deadline - time.monotonic(), GRACE_S
+            )  # read once more, in case this process was stopped meanwhile
             if not select.select([stdout], [], [], left_s)[0]:
                 raise GatewayError(
                     f"waited {timeout_s:.0f} s on the sandbox gateway, which isn't ready; see its log above"
@@ -94,15 +96,15 @@ class LocalGateway:
 
     @property
     def exit_code(self) -> int | None:
-        """None while it runs."""
+        """The process's exit code; None while it runs."""
         return self._process.poll()
 
     def wait(self, timeout_s: float) -> int:
-        """The exit code of a gateway that ends by itself. Errors: subprocess.TimeoutExpired."""
+        """Wait for a gateway that ends by itself; returns its exit code. Errors: subprocess.TimeoutExpired."""
         return self._process.wait(timeout_s)
 
     def close(self) -> None:
-        """Stop the gateway and its containers; SIGKILL if it takes longer than `drain_s` and 15 s."""
+        """Stop the gateway and its containers, with SIGKILL if that takes longer than `drain_s` and 15 s."""
         self._process.terminate()
         try:
             self._process.wait(self._stop_timeout_s)
@@ -124,7 +126,7 @@ class LocalGateway:
 
 @contextmanager
 def local_sandbox(config: SandboxConfig | None = None, **settings: Any) -> Iterator[SandboxClient]:
-    """A client of a gateway of one's own. `settings` are fields of `SandboxConfig`, laid over `config`."""
+    """Start a gateway and yield a client of it. `settings` are fields of `SandboxConfig` that replace those of `config`."""
     base = config.model_dump() if config is not None else {}
     config = SandboxConfig.model_validate({**base, **settings})
     with (

@@ -1,6 +1,7 @@
-"""What a gateway counts: for Prometheus, and for its `stats` call.
+"""The figures that a gateway counts, for Prometheus and for its `stats` call.
 
-Names are `autotraj_sandbox_…`. Labels are ours, never a caller's text: a hostile tool name must not become a time series.
+Names start with `autotraj_sandbox_`. Label values never contain a caller's text, so that a hostile tool name can't become a
+time series.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ QUANTILES = (0.5, 0.9, 0.99)
 
 
 class Metrics:
-    """Counters and histograms of one gateway, in a registry of its own."""
+    """Counters and histograms of one gateway, in its own registry."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -52,17 +53,17 @@ class Metrics:
         self._gauge("calls_running", "Calls that wait or run").set_function(lambda: self.num_running)
 
     def watch(self, pool: Callable[[], PoolState]) -> None:
-        """Where the gauges get their values."""
+        """Set the function from which the gauges get their values."""
         self._pool = pool
 
     def answered(self, tool: str, result: ToolResult, seconds: float) -> None:
-        """One call was answered. `tool` is a registered name, or `unknown`."""
+        """Count one answered call. `tool` is a registered name, or `unknown`."""
         self._calls.labels(tool=tool, status=result.status).inc()
         self._seconds.labels(tool=tool).observe(seconds)
         self._queue_seconds.labels(tool=tool).observe(result.queue_s)
 
     def serve(self, config: SandboxConfig) -> str:
-        """Answer Prometheus at `config.metrics_address`, from a thread that ends with the process; `host:port`."""
+        """Serve Prometheus at `config.metrics_address`, from a thread that ends with the process; returns `host:port`."""
         host, _, port = config.metrics_address.rpartition(":")
         try:
             listens = metrics_http.serve(host.strip("[]"), int(port), self.registry, config.tls)
@@ -73,7 +74,7 @@ class Metrics:
         return f"{host}:{listens}"
 
     def stats(self, *, draining: bool) -> Stats:
-        """What the `stats` call answers."""
+        """The answer to the `stats` call."""
         calls: dict[str, dict[str, int]] = {}
         for sample in _samples(self._calls, "_total"):
             calls.setdefault(sample[0]["tool"], {})[sample[0]["status"]] = int(sample[1])

@@ -1,8 +1,8 @@
-"""Answers Prometheus over HTTP, from threads beside the gateway.
+"""Serves metrics to Prometheus over HTTP, from threads beside the gateway.
 
-It has a server of its own, as the library's isn't made for hostile clients: `prometheus_client.start_http_server` prints a
-traceback for every client that goes away, shakes hands over TLS in the thread that accepts, so that one silent connection
-keeps everybody out, and lets a connection hold its thread for ever.
+This is our own server because the library's isn't made for hostile clients. `prometheus_client.start_http_server` prints a
+traceback for every client that disconnects. It does the TLS handshake in the thread that accepts, so that one silent
+connection blocks all others. And a connection can hold its thread for ever.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from tool_sandbox.config import TlsFiles
 logger = logging.getLogger(__name__)
 
 SILENCE_S = 10.0
-"""Longest wait for a client's next bytes, its handshake included."""
+"""Longest wait for the client's next bytes, also during the handshake, seconds."""
 
 
 class _Handler(WSGIRequestHandler):
     timeout = SILENCE_S
 
     def log_message(self, format: str, *args: object) -> None:
-        """Nothing: Prometheus comes every few seconds."""
+        """Log nothing: Prometheus comes every few seconds."""
 
 
 class _Server(ThreadingMixIn, WSGIServer):
@@ -38,18 +38,18 @@ class _Server(ThreadingMixIn, WSGIServer):
 
     def get_request(self) -> tuple[socket.socket, Any]:
         connection, address = super().get_request()
-        if self.tls is not None:  # it shakes hands when its own thread reads
+        if self.tls is not None:  # the handshake happens when the connection's own thread reads
             connection = self.tls.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
         return connection, address
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that went away, or is none: it is nobody's fault here."""
+        """Log a client that went away or sent nonsense only at debug level, since nothing is wrong with the gateway."""
         logger.debug("a client of the metrics at %s went wrong", client_address, exc_info=True)
 
 
 def serve(host: str, port: int, registry: CollectorRegistry, tls: TlsFiles | None) -> int:
-    """Listen from now on, in a thread that ends with the process; the port. With `tls`, only to those whose certificate its
-    CA has signed. Raises OSError if the address can't be had."""
+    """Start to listen, in a thread that ends with the process; returns the port. With `tls`, only clients whose certificate
+    was signed by its CA may connect. Raises OSError if it can't listen at the address."""
     family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
 
     class Server(_Server):

@@ -1,10 +1,10 @@
-"""Keeps a node's containers: each place has one, replaced when it dies, and when it is due, before it goes.
+"""Keeps the containers of a node. Each place holds one; it is replaced when it dies, or before it is retired.
 
-start ──▶ in service ──died──▶ stop, take the next
+start ──▶ in service ──died──▶ stop it, take the next one
   ▲           │
-  │           └──due (age, calls, violations, unhealthy)──▶ take the next ──▶ retire: no new calls, those there end, stop
-  │
-  └── the next: a spare, which is up already or coming (spares.py); one started now if there is none
+  │           └──due (age, calls, violations, unhealthy)──▶ take the next one ──▶ retire: no new calls, let those there end,
+  │                                                                               stop it
+  └── the next one: a spare that is ready or starting (spares.py), or else a container that is started now
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ logger = logging.getLogger(__name__)
 
 RESTART_BACKOFF_S = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 STABLE_S = 3.0
-"""A container that served so long didn't die of how we start it: the backoff begins anew."""
+"""A container that served for this long didn't die because of how it was started, so the backoff starts again at zero."""
 NUM_FREE_DEATHS = 3
-"""So many deaths of containers younger than that, one after another in one place, may use up a spare without a wait."""
+"""How many containers younger than that may die in a row in one place and each be replaced by a spare without a wait."""
 RETIRE_CHECK_S = 0.25
 PROBE_IDLE_S = 15.0
-"""A container that nobody used for so long is asked to run a call of ours: a runner that hangs must not wait for theirs."""
+"""A container that wasn't used for this long runs a test call, so that a hanging runner is found before a client's call."""
 PROBE_TIMEOUT_S = 10.0
 SPARE_PROBE_S = 3.0
-"""A spare runs a call of ours within this time before it serves: calls would wait on one that is paused or hangs."""
+"""Time in which a spare must run a test call before it serves. Otherwise calls would wait on one that is paused or hangs."""
 AGE_SPREAD = 0.2
-"""Containers that started together reach `recycle_after_s` up to this share apart."""
+"""Share of `recycle_after_s` by which the ages differ at which containers that started together are replaced."""
 
 VIOLATIONS = ("memory", "output_limit")
-"""Statuses of calls that were stopped at a limit other than time, which a long computation meets in all innocence."""
+"""Statuses of calls that were stopped at a limit. The time limit isn't among them, as honest computations reach it too."""
 
 
 @dataclass(slots=True, eq=False)
 class Member:
-    """A container in service and what it has been through."""
+    """A container in service, with its history."""
 
     container: Container
     born: float
@@ -55,12 +55,12 @@ class Member:
     num_calls: int = 0
     num_violations: int = 0
     last_used: float = 0.0
-    due: str = ""  # why it must go
-    changed: asyncio.Event = field(default_factory=asyncio.Event)  # it died, or is due
+    due: str = ""  # why it must be replaced
+    changed: asyncio.Event = field(default_factory=asyncio.Event)  # set when it died or must be replaced
 
 
 def reason_to_recycle(member: Member, config: SandboxConfig, now: float) -> str:
-    """Why a container that works must go; empty if it need not."""
+    """Why a container that works must be replaced; empty if it need not be."""
     if config.recycle_after_violations and member.num_violations >= config.recycle_after_violations:
         return "violations"
     if config.recycle_after_calls and member.num_calls >= config.recycle_after_calls:
@@ -71,14 +71,14 @@ def reason_to_recycle(member: Member, config: SandboxConfig, now: float) -> str:
 
 
 class Places:
-    """Made and used inside one event loop."""
+    """The places of a pool. Make it and use it inside one event loop."""
 
     def __init__(self, config: SandboxConfig, slots: Slots, metrics: Metrics, make: Callable[[], Container]) -> None:
         self._config = config
         self._slots = slots
         self._metrics = metrics
         self._make = make
-        self._members: dict[Container, Member] = {}  # those in service, and those that retire
+        self._members: dict[Container, Member] = {}  # those in service and those that retire
         self._one_at_a_time = asyncio.Lock()
         self._filled: set[asyncio.Future[None]] = set()  # places with a container in service, by their `first`
         self._spares = Spares(config.num_spares, self._start, self._wait_before_next)
@@ -93,7 +93,9 @@ class Places:
             self._spawn(self._keep(first))
         done: set[asyncio.Future[None]] = set()
         pending = set(firsts)
-        async with second_look(2 * self._config.start_timeout_s):  # each keeps its own limit; this is against a defect
+        async with second_look(
+            2 * self._config.start_timeout_s
+        ):  # each has its own limit; this one guards against a bug
             while pending and all(first.exception() for first in done):
                 more, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
                 done |= more
@@ -116,26 +118,26 @@ class Places:
         }
 
     def died(self, container: Container) -> None:
-        """Its place is filled again."""
+        """Note that `container` died, so that its place is filled again."""
         self._slots.gone(container)
         if member := self._members.get(container):
             member.changed.set()
 
     def ran(self, container: Container, reply: Reply) -> None:
-        """A call of it ended."""
+        """Count a call that ended in `container`, and check whether the container must be replaced."""
         member = self._members.get(container)
         if member is None:
             return
         member.last_used = time.monotonic()
         member.num_calls += 1
         member.num_violations += reply.status in VIOLATIONS
-        if reply.status == "unavailable":  # the runner lives and can't start a process
+        if reply.status == "unavailable":  # the runner lives but can't start a process
             self._make_due(member, "unhealthy")
         elif reason := reason_to_recycle(member, self._config, member.last_used):
             self._make_due(member, reason)
 
     def sweep(self) -> None:
-        """Called now and then: what is due by age, and who has been silent for too long."""
+        """Find containers that are too old, and test those that were silent for too long. To be called regularly."""
         now = time.monotonic()
         for member in self._members.values():
             container = member.container
@@ -150,7 +152,7 @@ class Places:
     # --- one place --------------------------------------------------------------------------------------------------
 
     async def _keep(self, first: asyncio.Future[None]) -> None:
-        """Keeps one place filled until it is cancelled; `first` tells how the first attempt went."""
+        """Keeps one place filled until it is cancelled. `first` gets the result of the first attempt."""
         num_failures = 0
         member: Member | None = None
         try:
@@ -161,7 +163,7 @@ class Places:
                     except (SandboxError, OSError) as error:
                         if not first.done():
                             first.set_exception(error)
-                            first.exception()  # retrieved: `start` may have returned
+                            first.exception()  # mark it as retrieved: `start` may have returned
                         num_failures += 1
                         await self._wait_before_next(str(error), num_failures)
                         continue
@@ -176,7 +178,7 @@ class Places:
                     cause = f"{member.container!r} died: {member.container.cause_of_death}"
                     self._metrics.died.inc()
                     self._members.pop(member.container, None)
-                    self._spawn(member.container.stop())  # its place need not wait for the engine's own cleaning
+                    self._spawn(member.container.stop())  # its place need not wait until the engine has cleaned up
                     member = None
                     if self._spares.num_ready and num_failures <= NUM_FREE_DEATHS:
                         logger.warning("%s; a spare takes its place", cause)
@@ -192,11 +194,11 @@ class Places:
                 await member.container.stop()
 
     def _allow_spares(self) -> None:
-        """Places go before them."""
+        """Let spares start once all places are filled."""
         self._spares.allow(len(self._filled) == self._config.num_containers)
 
     async def _start(self) -> Container:
-        """A container that is ready. Errors: SandboxError, OSError."""
+        """Start a container and return it when it is ready. Errors: SandboxError, OSError."""
         container = self._make()
         self.num_starting += 1
         ready = False
@@ -212,13 +214,13 @@ class Places:
         return container
 
     async def _next(self) -> Container:
-        """A spare that has just run a call of ours, or else one that is started now. Errors: SandboxError, OSError."""
+        """A spare that has just passed a test call, or else a newly started container. Errors: SandboxError, OSError."""
         for _ in range(self._config.num_spares):
             if (spare := await self._spares.take()) is None:
                 break
             try:
                 answers = await _answers(spare)
-            except BaseException:  # cancelled: it is nobody's
+            except BaseException:  # cancelled: nobody else would stop the spare
                 await spare.stop()
                 raise
             if answers:
@@ -228,7 +230,7 @@ class Places:
         return await self._start()
 
     def _serve(self, container: Container) -> Member:
-        """From now on calls go there."""
+        """Send calls to `container` from now on."""
         now = time.monotonic()
         spread = 1.0 - AGE_SPREAD * random.random()
         member = Member(container, now, self._config.recycle_after_s * spread, last_used=now)
@@ -238,8 +240,8 @@ class Places:
         return member
 
     async def _replace(self, member: Member) -> Member:
-        """Take the next, then let this one go; it stays if there is no next."""
-        async with self._one_at_a_time:  # memory and cores for one container more, not for twice as many
+        """Replace `member` by the next container and let it retire. It stays in service if there is no next one."""
+        async with self._one_at_a_time:  # memory and cores are enough for one more container, not for twice as many
             try:
                 following = self._serve(await self._next())
             except (SandboxError, OSError) as error:
@@ -254,7 +256,7 @@ class Places:
         return following
 
     async def _retire(self, member: Member) -> None:
-        """Stop it when its calls and sessions have ended; bounded, should a session never idle."""
+        """Stop it when its calls and sessions have ended. The wait is bounded, as a session may never be idle."""
         container = member.container
         try:
             with contextlib.suppress(TimeoutError):
@@ -267,7 +269,7 @@ class Places:
             await container.stop()
 
     async def _probe(self, member: Member) -> None:
-        """A call of ours; a container that misses its deadline dies of it (`Container.call`)."""
+        """Run a test call. A container that misses the deadline is ended by `Container.call`."""
         container = member.container
         if not container.free or not self._slots.serves(container):
             return
@@ -298,7 +300,7 @@ class Places:
 
 
 async def _answers(container: Container) -> bool:
-    """Whether a container that serves nobody yet runs a call within `SPARE_PROBE_S`."""
+    """Whether a container that serves no calls yet runs a test call within `SPARE_PROBE_S`."""
     try:
         async with second_look(SPARE_PROBE_S):
             reply = await container.call(container.free.pop(), "cold", "pass", SPARE_PROBE_S)

@@ -1,12 +1,13 @@
-"""A node's containers, and the calls and sessions in them.
+"""The containers of a node, and the calls and sessions in them.
 
     call ──▶ queue (bounded, fair between clients: admission.py) ──▶ a free slot (slots.py) ──▶ container (places.py)
                          ▲                                                   │
                          └──── slot clean again, container replaced, idle session closed
 
-A container that dies fails the calls in it, each with an explicit status, and its place in the pool is filled again for as
-long as the pool is open. A session keeps its slot between cells; it loses it, and its state, when nobody used it for
-`session_idle_s`, or when it is idle and another call has no slot. Its next cell then starts anew and says so (`fresh`).
+When a container dies, each call in it fails with an explicit status, and its place in the pool is filled again as long as
+the pool is open. A session keeps its slot between cells. It loses the slot and its state when it wasn't used for
+`session_idle_s`, or when it is idle and another call finds no slot. Its next cell then starts a new session and says so
+(`fresh`).
 """
 
 from __future__ import annotations
@@ -30,21 +31,21 @@ from trajectory.types import ToolResult, ToolStatus
 
 SWEEP_S = 1.0
 SLEPT_S = 1.0
-"""A sweep that is so late: this process was stopped."""
+"""A sweep that is late by this much means that this process was stopped, seconds."""
 
 
 @dataclass(slots=True, eq=False)
 class _Session:
-    """One caller's cells, run one after another in the order they came. `slot` is None until one is open."""
+    """One caller's cells, which run one after another in the order in which they came. `slot` is None until it has one."""
 
     slot: Slot | None = None
-    num_cells: int = 0  # that run or wait
+    num_cells: int = 0  # those that run or wait
     last_used: float = 0.0
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class Pool:
-    """Warm containers behind one queue. Made and used inside one event loop."""
+    """Warm containers behind one queue. Make it and use it inside one event loop."""
 
     def __init__(self, config: SandboxConfig, metrics: Metrics) -> None:
         self._config = config
@@ -56,12 +57,12 @@ class Pool:
         metrics.watch(self.state)
 
     def open(self) -> None:
-        """Starts the launcher, while this process may still use the engine."""
+        """Start the launcher, while this process may still use the engine."""
         self._launcher.spawn()
 
     @property
     def broken(self) -> str:
-        """Why there will be no more containers; empty if there may be."""
+        """Why no more containers can be started; empty as long as they can."""
         return self._launcher.broken
 
     async def start(self) -> None:
@@ -81,7 +82,7 @@ class Pool:
     async def run(
         self, kind: str, code: str, *, timeout_s: float, queue_s: float, session_id: str | None, client: str = ""
     ) -> ToolResult:
-        """One call of `client`, or one cell of the session `session_id`; waits `queue_s` seconds at most for a slot."""
+        """Run one call of `client`, or one cell of the session `session_id`; it waits at most `queue_s` for a slot."""
         started = time.monotonic()
         try:
             if session_id is not None:
@@ -142,7 +143,7 @@ class Pool:
             ended = reply.ended
             return reply
         except asyncio.CancelledError:
-            # Also if the cell had just ended: its answer won't reach the caller, who can't know what state is there.
+            # This holds also if the cell had just ended: its answer won't reach the caller, who can't know the state there.
             if session.slot == where:  # else its process ended, and the slot may be another call's already
                 container.end_session(slot)
             raise
@@ -151,14 +152,14 @@ class Pool:
                 session.slot = None
 
     def _close_session(self, session: _Session) -> None:
-        """Only of an idle one: its process is killed, its slot comes back when it is clean."""
+        """Close an idle session: its process is killed, and its slot becomes free once it is clean."""
         assert session.slot is not None
         container, slot = session.slot
         session.slot = None
         container.end_session(slot)
 
     def _make_room(self, num_short: int) -> None:
-        """Calls wait and every slot is taken: the sessions that were idle longest make room, one for each who waits."""
+        """Close the sessions that were idle longest, one for each call that waits, as calls wait and every slot is taken."""
         idle = [
             session
             for session in self._sessions.values()
@@ -170,12 +171,12 @@ class Pool:
             self._forget_sessions()
 
     async def _sweep(self) -> None:
-        """Closes sessions that nobody used for `session_idle_s`; looks after the containers."""
+        """Close sessions that weren't used for `session_idle_s`, and check the containers, at regular times."""
         last = time.monotonic()
         while True:
             await asyncio.sleep(SWEEP_S)
             now = time.monotonic()
-            # While this process was stopped nobody could use a session: that time doesn't count, and what came is read now.
+            # While this process was stopped, no session could be used. That time doesn't count, and what came is read now.
             slept_s, last = now - last - SWEEP_S, now
             for session in self._sessions.values() if slept_s > SLEPT_S else ():
                 session.last_used += slept_s
@@ -209,7 +210,7 @@ class Pool:
         return Container(self._launcher, self._config, self._on_change)
 
     def _on_change(self, container: Container, slot: int | None) -> None:
-        """A slot is free again or (None) the container died: a session that was there is no more; hand out."""
+        """Handle a slot that is free again, or (None) the container's death, and give free slots to calls that wait."""
         for session in self._sessions.values():
             if session.slot is not None and session.slot[0] is container and slot in (None, session.slot[1]):
                 session.slot = None
@@ -223,10 +224,10 @@ class Pool:
     ) -> ToolResult:
         self._slots.ran(reply.duration_s)
         self._places.ran(container, reply)
-        # Its neighbours used up the container's memory: it did nothing wrong, and may be run again.
+        # Its neighbours used up the container's memory. This call did nothing wrong, and it may be run again.
         crowded_out = reply.status == "crowded_out"
         status: ToolStatus = "unavailable" if crowded_out else reply.status  # type: ignore[assignment]  # there is no other
-        # A model reads these, `actors.episode`: the same words for the same limit, whatever else happened meanwhile.
+        # The model reads these texts (`actors.episode`): always the same words for the same limit, whatever else happened.
         config = self._config
         limits = {
             "timeout": f"The code was stopped: its time limit is {timeout_s:.3g} s.",

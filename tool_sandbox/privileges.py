@@ -1,7 +1,7 @@
-"""What the gateway gives up for good before it hears of a client.
+"""The rights that the gateway gives up for good before it has any client.
 
-It runs no program and opens no Unix socket any more, which is where container engines listen; and if it was root's, it is
-`nobody`'s, without groups and capabilities.
+After that it can't run a program or open a Unix socket, which is how container engines are reached. If it belonged to root,
+it now belongs to `nobody`, without groups and capabilities.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from tool_sandbox.image import syscalls
 
 NOBODY = 65534
 AF_UNIX = 1
-# Name → number on x86_64 and on aarch64, as in image/syscalls.py, whose filter is for the code of models.
+# Name → number on x86_64 and on aarch64, as in image/syscalls.py, whose filter is for code that models write.
 DENIED = {
     "execve": (59, 221),
     "execveat": (322, 281),
-    "io_uring_setup": syscalls.DENIED["io_uring_setup"],  # which could open sockets past this filter
+    "io_uring_setup": syscalls.DENIED["io_uring_setup"],  # it could open sockets that this filter doesn't see
     "process_vm_writev": syscalls.DENIED["process_vm_writev"],
     "ptrace": syscalls.DENIED["ptrace"],
 }
@@ -29,15 +29,15 @@ SET_MODE_FILTER, SYNCHRONISE_THREADS = 1, 1
 
 
 def drop() -> bool:
-    """False if this process isn't root's: it keeps its user and groups then. Raises OSError.
+    """Give up the rights. False if this process doesn't belong to root: it then keeps its user and groups. Raises OSError.
 
-    Holds for the threads that run already, too."""
+    This holds also for threads that already run."""
     if os.geteuid() == 0:
         os.setgroups([])
         os.setresgid(NOBODY, NOBODY, NOBODY)
         os.setresuid(
             NOBODY, NOBODY, NOBODY
-        )  # capabilities go with it, and nobody's other processes can't trace this one
+        )  # this also drops the capabilities, and other processes of nobody can't trace this one
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "no_new_privs can't be set")
@@ -51,7 +51,7 @@ def drop() -> bool:
 
 
 def assemble(machine: str) -> bytes:
-    """The filter's program."""
+    """The program of the filter, as bytes."""
     if machine not in syscalls.MACHINES:
         known = " and ".join(syscalls.MACHINES)
         raise OSError(errno.ENOSYS, f"no system call table for {machine}; there is one for {known}")

@@ -1,4 +1,4 @@
-"""The tool `python`: code for the pool of containers."""
+"""The tool `python`: runs code in the pool of containers."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from trajectory.types import ToolResult
 if TYPE_CHECKING:
     from tool_sandbox.pool import Pool
 
-# A module that is only named in a string routes to the warm zygote, too: slower by some milliseconds, never wrong.
+# A module whose name is only in a string selects the warm zygote, too. That costs some milliseconds and is never wrong.
 _HEAVY = re.compile(
     r"\b(?:gmpy2|matplotlib|mpmath|networkx|numpy|openpyxl|pandas|scipy|seaborn|shapely|sklearn|statsmodels|sympy)\b"
 )
 
 
 class PythonTool:
-    """Runs code in a container, a session's cells in the container that has its state."""
+    """Runs code in a container. A session's cells run in the container that has its state."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
@@ -44,6 +44,6 @@ class PythonTool:
 
 
 def zygote_for(code: str) -> str:
-    """`warm` (numpy, pandas, scipy, sympy are imported) for code that names one of them, or a library that uses one; else
-    `cold`, which forks faster."""
+    """The zygote for `code`: `warm` (numpy, pandas, scipy and sympy are imported) if it names one of them or a library that
+    uses one; else `cold`, which forks faster."""
     return "warm" if _HEAVY.search(code) else "cold"

@@ -1,6 +1,6 @@
-"""Which tools a gateway has: those of `trajectory.tools` that are configured.
+"""The tools of a gateway: those of `trajectory.tools` that are configured.
 
-What runs a further one is a class with these methods and its line in `RUNNERS`.
+To run a further one, write a class with the methods below and add a line to `RUNNERS`.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from trajectory.types import ToolResult
 
 
 class Tool(Protocol):
-    """Used inside the gateway's event loop, after `open`."""
+    """A tool. After `open` it is used inside the gateway's event loop."""
 
     def open(self) -> None:
-        """Starts and reads, before there is a loop or a client, what only the user who started the gateway may: the gateway
-        gives that up next. Errors: SandboxError, with the remedy."""
+        """Open and read all that only the user who started the gateway may, as the gateway gives up these rights next. It is
+        called before there is a loop or a client. Errors: SandboxError, which says what to do."""
 
     @property
     def broken(self) -> str:
-        """Why it can't work any more, so that the gateway ends; empty if it can."""
+        """Why the tool can't work any more, so that the gateway ends; empty as long as it can."""
         ...
 
     async def start(self) -> None:
-        """Ready for calls when it returns. Errors: SandboxError, with the remedy."""
+        """Returns when the tool is ready for calls. Errors: SandboxError, which says what to do."""
 
     async def close(self) -> None:
-        """Ends what runs, also after a `start` that failed or never came; what waits is answered `unavailable`."""
+        """End running calls and answer waiting ones `unavailable`, also if `start` failed or was never called."""
 
     async def run(
         self, content: str, *, timeout_s: float, queue_s: float, session_id: str | None, client: str
     ) -> ToolResult:
-        """One call of `client`, a connection: `timeout_s` seconds of execution after `queue_s` of waiting, both at most.
-        A failure is a result. Cancelling it ends what it started."""
+        """Run one call of `client`, a connection: after at most `queue_s` seconds of waiting, at most `timeout_s` seconds of
+        execution. A failure is a result. Cancelling this coroutine ends what it started."""
         ...
 
 
@@ -53,11 +53,11 @@ def search(config: SandboxConfig, metrics: Metrics) -> Tool | None:
 
 
 RUNNERS: dict[str, Callable[[SandboxConfig, Metrics], Tool | None]] = {"python": python, "search": search}
-"""Name of a tool (`trajectory.tools`) → what makes the one that runs its calls; None: it isn't configured."""
+"""Name of a tool (`trajectory.tools`) → function that makes the object which runs its calls; None: it isn't configured."""
 
 
 def build_tools(config: SandboxConfig, metrics: Metrics) -> dict[str, Tool]:
-    """Name → tool, of those that are configured. Raises SandboxError for one that a model can call and nothing can run."""
+    """The configured tools: name → tool. Raises SandboxError for a tool that a model can call and that nothing can run."""
     names = dict.fromkeys(spec.name for spec in TOOLS.values())
     if missing := sorted(names.keys() - RUNNERS.keys()):
         raise SandboxError(f"nothing runs the tool {missing[0]!r}: add what makes it to tool_sandbox.registry.RUNNERS")

@@ -1,11 +1,11 @@
-"""The gateway: gRPC in front of the tools: a pool of containers, and a search if one is set.
+"""The gateway: a gRPC server for the tools, which are a pool of containers and, if configured, a search.
 
-It opens what only the user who started it may (files, the launcher of its containers), and then, if that is root, becomes
-`nobody`, before it hears of a client.
+It opens what only the user who started it may open (files, the launcher of its containers). Then, if that user is root, it
+becomes `nobody`, before it has any client.
 
-`python -m tool_sandbox.server PARENT_PID` is what `local_sandbox` starts: settings as JSON on stdin, one line of JSON on
-stdout when it is ready (`{"address": …, "metrics_address": …}`) or can't be (`{"error": …}`); it serves until SIGTERM or
-its parent is gone.
+`python -m tool_sandbox.server PARENT_PID` is what `local_sandbox` starts. It reads settings as JSON on stdin. It writes one
+line of JSON on stdout when it is ready (`{"address": …, "metrics_address": …}`) or has failed (`{"error": …}`). It serves
+until SIGTERM or until its parent is gone.
 """
 
 from __future__ import annotations
@@ -39,26 +39,27 @@ from trajectory.types import ToolResult
 logger = logging.getLogger(__name__)
 
 SEND_S = 2.0
-"""Time for answers to leave once the tools have stopped."""
+"""Time to send the last answers after the tools have stopped, seconds."""
 PARENT_CHECK_S = 1.0
 READ_S = 10.0
-"""Longest wait for a request's bytes once its headers came: a client that dribbles is hung up on."""
+"""Longest wait for a request's bytes after its headers came, seconds; a client that is slower is disconnected."""
 RETRY_DRAINING_S = 5.0
 RETRY_UNREAD_S = 1.0
 MIN_PING_S = 4.0
-"""Clients may ask for a sign of life this often (`client.SILENCE_S`); gRPC's default is five minutes, then it hangs up."""
+"""Shortest time between a client's pings, seconds (`client.SILENCE_S`). gRPC's default is five minutes, and it disconnects a
+client that pings more often."""
 
 _OPTIONS = [
     ("grpc.max_receive_message_length", wire.MAX_REQUEST_BYTES),
     ("grpc.max_send_message_length", wire.MAX_REPLY_BYTES),
-    ("grpc.so_reuseport", 0),  # a second gateway on the same port is a mistake, not a second listener
-    ("grpc.max_concurrent_streams", 4096),  # of one connection; more wait on the client's side
-    # Of all connections: beyond gRPC's own 1000 it would cancel anyone's calls by chance. Ours are refused by `max_queue`.
+    ("grpc.so_reuseport", 0),  # a second gateway on the same port is a mistake and must fail
+    ("grpc.max_concurrent_streams", 4096),  # for each connection; further calls wait on the client's side
+    # For all connections: beyond gRPC's own limit of 1000 it would cancel calls at random. `max_queue` refuses them instead.
     ("grpc.server.max_pending_requests", 20_000),
     ("grpc.server.max_pending_requests_hard_limit", 40_000),
     ("grpc.max_metadata_size", 8192),
-    ("grpc.server_handshake_timeout_ms", 10_000),  # a connection that never says hello
-    ("grpc.keepalive_time_ms", 60_000),  # a client that vanished without a word
+    ("grpc.server_handshake_timeout_ms", 10_000),  # for a connection that sends nothing
+    ("grpc.keepalive_time_ms", 60_000),  # for a client that vanished without closing its connection
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.http2.min_ping_interval_without_data_ms", int(MIN_PING_S * 1000)),
 ]
@@ -82,14 +83,14 @@ class Gateway:
         self.metrics_address = ""
 
     def open(self) -> None:
-        """What only the user who started us may do. Errors: SandboxError, with the remedy."""
+        """Do what only the user who started the gateway may do. Errors: SandboxError, which says what to do."""
         if self._config.tls is not None:
             self._credentials = server_credentials(self._config.tls)
         for name in sorted(self._tools):
             self._tools[name].open()
         if self._config.metrics_address:
             self.metrics_address = self._metrics.serve(self._config)
-        # One request each; read as a stream so that its coming has a deadline of ours. Here, as gRPC imports more for it.
+        # One request for each call, read as a stream, so that it has our deadline. Done here, as gRPC imports more for it.
         handlers = {
             wire.CALL: grpc.stream_unary_rpc_method_handler(self._call),
             wire.STATS: grpc.stream_unary_rpc_method_handler(self._stats),
@@ -98,11 +99,11 @@ class Gateway:
 
     @property
     def broken(self) -> str:
-        """Why a tool can't work any more; empty if all can."""
+        """Why a tool can't work any more; empty as long as all can."""
         return next((tool.broken for tool in self._tools.values() if tool.broken), "")
 
     async def start(self) -> None:
-        """Listen, then start the tools. Errors: SandboxError, with the remedy."""
+        """Listen, then start the tools. Errors: SandboxError, which says what to do."""
         self._server = grpc.aio.server(options=_OPTIONS)
         assert self._handlers is not None, "open() first"
         self._server.add_generic_rpc_handlers((self._handlers,))
@@ -119,24 +120,24 @@ class Gateway:
                 f"sandbox.address: can't listen on {self._config.address}, the port is in use or not ours; choose another, "
                 "or port 0 for a free one"
             )
-        # What is quick to fail goes first: no containers for a gateway that lacks its search index.
+        # Tools that fail quickly start first: without its search index, a gateway needs no containers.
         for name in sorted(self._tools, reverse=True):
             await self._tools[name].start()
         await self._server.start()
         self.address = f"{host}:{port}"
 
     async def stop(self) -> None:
-        """Refuse new calls, let those that came end for `drain_s`, then answer the rest and go."""
+        """Refuse new calls, let the accepted ones run for `drain_s`, then answer the rest and end."""
         self._draining = True
         with contextlib.suppress(TimeoutError):
             async with second_look(self._config.drain_s, SHORT_GRACE_S):
                 await self._idle.wait()
-        # Together: those that run or wait are answered, and gRPC has time to send the answers.
+        # Both at once: running and waiting calls are answered, and gRPC has time to send the answers.
         stops = [self._server.stop(SEND_S)] if self._server is not None else []
         await asyncio.gather(*stops, *(tool.close() for tool in self._tools.values()))
 
     async def _call(self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> bytes:
-        """One tool call. Cancelling it, or losing the client, cancels this coroutine and kills the code."""
+        """Run one tool call. If it is cancelled or the client is lost, this coroutine is cancelled and the code killed."""
         started = time.monotonic()
         await self._admit(context)
         data = await self._read(requests, context)
@@ -144,7 +145,7 @@ class Gateway:
         self._idle.clear()
         try:
             name, result = await self._answer(data, context)
-            # Again: it may have stopped reading since.
+            # Checked again: the client may have stopped reading since.
             if refusal := self._refuse_unread(context.peer()):
                 result = replace(refusal, duration_s=result.duration_s, queue_s=result.queue_s)
             self._metrics.answered(name, result, time.monotonic() - started)
@@ -157,7 +158,7 @@ class Gateway:
                 self._idle.set()
 
     async def _answer(self, data: bytes, context: grpc.aio.ServicerContext) -> tuple[str, ToolResult]:
-        """The tool's name, as we know it, and its result."""
+        """The tool's name, or `unknown`, and the result."""
         try:
             request = wire.decode_request(data)
         except WireError as error:
@@ -181,13 +182,13 @@ class Gateway:
         return name, result
 
     def _refuse_unread(self, connection: str) -> ToolResult | None:
-        """What a connection hears that reads its answers too slowly or not at all; None if it reads them."""
+        """The answer for a connection that reads its answers too slowly or not at all; None if it reads them."""
         if not (message := self._unread.refusal(connection)):
             return None
         return ToolResult(status="unavailable", message=message, retry_after_s=RETRY_UNREAD_S)
 
     def _count_unread(self, context: grpc.aio.ServicerContext, size: int) -> None:
-        """`size` bytes are on their way; gRPC says when they have left, or won't."""
+        """Count `size` bytes as unread until gRPC says that they were sent, or never will be."""
         connection = context.peer()
         self._unread.add(connection, size)
         context.add_done_callback(lambda _: self._unread.remove(connection, size))
@@ -198,14 +199,14 @@ class Gateway:
         return wire.encode_stats(self._metrics.stats(draining=self._draining))
 
     async def _admit(self, context: grpc.aio.ServicerContext) -> None:
-        """Aborts the call of a stranger, before anything of it is read."""
+        """Abort the call if its token is wrong, before any of it is read."""
         if self._config.token:
             sent = dict(context.invocation_metadata() or ()).get(wire.TOKEN_KEY, "")
             if not hmac.compare_digest(str(sent).encode(), self._config.token.encode()):
                 await context.abort(grpc.StatusCode.UNAUTHENTICATED, "wrong or missing token")
 
     async def _read(self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> bytes:
-        """The request's bytes; aborts the call if they don't come."""
+        """The request's bytes. Aborts the call if they don't come in time."""
         try:
             async with second_look(READ_S):
                 async for data in requests:
@@ -217,7 +218,7 @@ class Gateway:
         raise AssertionError("abort raises")
 
     def _refuse(self, request: wire.CallRequest) -> str:
-        """Why a well-formed request isn't run; empty if it is."""
+        """Why a well-formed request isn't run; empty if it is run."""
         config = self._config
         if request.tool not in self._tools:
             return f"no tool named {request.tool!r} here; there is {', '.join(sorted(self._tools))}"
@@ -230,13 +231,13 @@ class Gateway:
 
 
 def _concerns_us(record: logging.LogRecord) -> bool:
-    """gRPC logs, with a traceback, every answer whose client vanished while it was sent; a filter of its logger."""
+    """Filter of gRPC's logger: it logs, with a traceback, every answer whose client vanished while it was sent."""
     kind = record.exc_info[0] if record.exc_info else None
     return kind is None or kind.__name__ != "ExecuteBatchError"
 
 
 def _serve(config: SandboxConfig, announce: Callable[[Gateway], None], parent: int | None) -> None:
-    """Until a signal, the end of `parent`, or of what can't be done without. Errors: SandboxError."""
+    """Serve until a signal, until `parent` ends, or until a tool can't work any more. Errors: SandboxError."""
     logging.getLogger("grpc._cython.cygrpc").addFilter(_concerns_us)
     gateway = Gateway(config)
     gateway.open()
@@ -278,8 +279,8 @@ async def _serve_as_nobody(gateway: Gateway, announce: Callable[[Gateway], None]
         await asyncio.wait({starting})
         await gateway.stop()
     if broken:
-        logger.error("the gateway ends, as its launcher did: %s", broken)
-        raise ContainerEngineError(f"sandbox: the gateway ended, as its launcher did ({broken}); start it again")
+        logger.error("the gateway ends because its launcher ended: %s", broken)
+        raise ContainerEngineError(f"sandbox: the gateway ended because its launcher ended ({broken}); start it again")
 
 
 def run(config: SandboxConfig) -> None:

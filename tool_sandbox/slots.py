@@ -1,4 +1,4 @@
-"""The slots of the containers in service: which are free, who holds the others, and the queue for them."""
+"""The slots of the containers in service: which are free, which client holds each of the others, and the queue for them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SMOOTHING = 0.05
 
 
 class NoSlotError(Exception):
-    """No slot for this call: too many wait, it waited too long, or the pool closed. The text says which."""
+    """This call gets no slot: too many wait, it waited too long, or the pool closed. The text says which."""
 
     def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__(message)
@@ -24,38 +24,38 @@ class NoSlotError(Exception):
 
 
 class Slots:
-    """Made and used inside one event loop. `open` a container, then its slots can be acquired."""
+    """The slots of all containers. Make it and use it inside one event loop. After `open`, slots can be acquired."""
 
     def __init__(self, max_queue: int, make_room: Callable[[int], None]) -> None:
-        """`make_room(n)` is called when n calls wait and every slot is taken: idle sessions can make room."""
+        """`make_room(n)` is called when n calls wait and every slot is taken, so that idle sessions can be closed."""
         self._queue: FairQueue[asyncio.Future[Slot]] = FairQueue(max_queue)
         self._make_room = make_room
         self._serving: list[Container] = []
-        self._holders: dict[Slot, str] = {}  # and the client it was given to
+        self._holders: dict[Slot, str] = {}  # slots in use, and the client that each was given to
         self._mean_call_s = 1.0
         self._closed = False
 
     # --- what there is --------------------------------------------------------------------------------------------
 
     def open(self, container: Container) -> None:
-        """From now on calls may go there."""
+        """Send calls to `container` from now on."""
         self._serving.append(container)
         self.dispatch()
 
     def retire(self, container: Container) -> None:
-        """No new calls there; those that hold a slot keep it."""
+        """Send no new calls to `container`. Calls that hold a slot there keep it."""
         if container in self._serving:
             self._serving.remove(container)
 
     def gone(self, container: Container) -> None:
-        """The container died, and with it what was held there."""
+        """Forget `container`, which died, and the slots that were held there."""
         self.retire(container)
         for slot in [slot for slot in self._holders if slot[0] is container]:
             self._release(slot)
         self.dispatch()
 
     def freed(self, slot: Slot) -> None:
-        """The runner says it is clean again."""
+        """Note that the runner reported `slot` as clean again."""
         self._release(slot)
         self.dispatch()
 
@@ -84,7 +84,7 @@ class Slots:
     # --- who gets it ----------------------------------------------------------------------------------------------
 
     async def acquire(self, client: str, timeout_s: float) -> Slot:
-        """A clean slot; NoSlotError if too many wait already, and after `timeout_s`."""
+        """Wait for a clean slot. NoSlotError if too many calls wait already, or after `timeout_s`."""
         if self._closed:
             raise self.no_slot("the gateway is stopping")
         free = self._take_free(client)
@@ -105,7 +105,7 @@ class Slots:
             if not future.done():
                 self._queue.remove(client, future)
                 future.cancel()
-            elif future.exception() is None:  # given at the last moment: give it back
+            elif future.exception() is None:  # it got a slot at the last moment: give it back
                 self.give_back(future.result())
             if isinstance(error, TimeoutError):
                 raise self.no_slot(
@@ -115,19 +115,19 @@ class Slots:
             raise
 
     def hold(self, slot: Slot) -> None:
-        """The gateway itself took it from the container's free ones."""
+        """Note that the gateway itself took `slot` from the container's free ones."""
         self._queue.take("")
         self._holders[slot] = ""
 
     def give_back(self, slot: Slot) -> None:
-        """It was not used."""
+        """Return a slot that was not used."""
         container, number = slot
         container.free.add(number)
         self._release(slot)
         self.dispatch()
 
     def dispatch(self) -> None:
-        """Hands free slots to those who wait."""
+        """Give free slots to calls that wait."""
         while len(self._queue) and (container := self._roomiest()) is not None:
             client, future = self._queue.pop()
             slot = (container, container.free.pop())
@@ -145,17 +145,17 @@ class Slots:
         return retry_after_s(len(self._queue), num_slots, self._mean_call_s)
 
     def ran(self, duration_s: float) -> None:
-        """A call ran so long: those who wait are told when to come again by it."""
+        """Note how long a call ran, seconds. The time after which refused clients should try again depends on it."""
         self._mean_call_s += SMOOTHING * (duration_s - self._mean_call_s)
 
     def close(self) -> None:
-        """Whoever waits hears so, and whoever comes."""
+        """Refuse all calls that wait, and all later ones."""
         self._closed = True
         for future in self._queue.clear():
             future.set_exception(self.no_slot("the gateway is stopping"))
 
     def _take_free(self, client: str) -> Slot | None:
-        """At once: there is a free slot only when nobody waits, since `dispatch` leaves none."""
+        """A free slot at once, if there is one. While calls wait there is none, since `dispatch` gives all away."""
         container = self._roomiest()
         if container is None:
             return None

@@ -1,6 +1,6 @@
-"""Containers that are up before they are needed: one that dies, or is due, is replaced in no time.
+"""Spare containers, started before they are needed, so that one that dies or must be replaced is replaced at once.
 
-place ──take──▶ a spare that is ready, or else the one that is coming ──▶ in service; the next spare is started
+place ──take──▶ a spare that is ready, or else the one that is starting ──▶ in service; the next spare is started
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from tool_sandbox.container import Container
 from tool_sandbox.errors import SandboxError
 
 STABLE_S = 10.0
-"""A spare that lived so long didn't die of how we start it."""
+"""A spare that lived for this long didn't die because of how it was started, seconds."""
 
 
 @dataclass(slots=True, eq=False)
 class _Spare:
-    """Nobody's yet. `came` brings the container, or None if it didn't start."""
+    """A spare that no place has taken yet. `came` brings the container, or None if it didn't start."""
 
     came: asyncio.Future[Container | None]
     taken: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Spares:
-    """Made and used inside one event loop. None is started before `allow`."""
+    """The spares of a pool. Make it and use it inside one event loop. None is started before `allow(True)`."""
 
     def __init__(
         self,
@@ -34,7 +34,7 @@ class Spares:
         start: Callable[[], Awaitable[Container]],
         wait_before_next: Callable[[str, int], Awaitable[None]],
     ) -> None:
-        """`start` brings a container that is ready; `wait_before_next(cause, num_failures)` is the wait after a failure."""
+        """`start` returns a ready container; `wait_before_next(cause, num_failures)` waits after a failure."""
         self._num_spares = num_spares
         self._start = start
         self._wait_before_next = wait_before_next
@@ -47,7 +47,7 @@ class Spares:
         return sum(_is_up(spare) for spare in self._spares)
 
     def allow(self, allowed: bool) -> None:
-        """Whether another may be started now."""
+        """Set whether another spare may be started now."""
         if not self._tasks and allowed:
             self._tasks = [asyncio.create_task(self._keep()) for _ in range(self._num_spares)]
         if allowed:
@@ -56,7 +56,7 @@ class Spares:
             self._allowed.clear()
 
     async def take(self) -> Container | None:
-        """A spare that is ready, or the one that is coming; None if there is neither, or it didn't come."""
+        """A spare that is ready, or the one that is starting. None if there is neither, or if it didn't start."""
         if not self._spares:
             return None
         spare = next(filter(_is_up, self._spares), self._spares[0])
@@ -65,7 +65,7 @@ class Spares:
         try:
             container = await asyncio.shield(spare.came)
         except asyncio.CancelledError:
-            if not spare.came.done():  # it is nobody's again
+            if not spare.came.done():  # give it back, so that another place can take it
                 spare.taken.clear()
                 self._spares.append(spare)
             elif (unwanted := spare.came.result()) is not None:
@@ -79,7 +79,7 @@ class Spares:
         await asyncio.gather(*self._tasks, return_exceptions=True)  # each stops its container
 
     async def _keep(self) -> None:
-        """Keeps one spare there until it is cancelled."""
+        """Keeps one spare ready until it is cancelled."""
         num_failures = 0
         while True:
             await self._allowed.wait()

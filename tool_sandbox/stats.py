@@ -1,4 +1,4 @@
-"""What a gateway says of itself, in one answer to the `stats` call."""
+"""The answer to the `stats` call: the figures of one gateway."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class PoolState(BaseModel):
-    """The pool of containers, now."""
+    """The present state of the pool of containers."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     queue: Count = 0  # calls that wait for a slot
     clients: Count = 0  # connections that wait for a slot or hold one
     slots_free: Count = 0
-    slots_taken: Count = 0  # by a call, an open session, or the cleaning after one
-    sessions: Count = 0  # open ones
+    slots_taken: Count = 0  # by a call, by an open session, or by the cleaning after one
+    sessions: Count = 0  # those that are open
     containers: dict[str, Count] = {}  # by state: serving, spare, starting, retiring
 
 
 class Stats(BaseModel):
-    """Counts since the gateway started, and its state now."""
+    """Counts since the gateway started, and its present state."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 

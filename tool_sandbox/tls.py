@@ -1,6 +1,6 @@
 """Mutual TLS between clients and a gateway: each shows a certificate that one CA of yours has signed.
 
-gRPC calls every connection that doesn't come up "unavailable". `mismatch` tells which of them never will.
+gRPC calls every connection that fails "unavailable". `mismatch` finds those that will never succeed.
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ from tool_sandbox.config import TlsFiles
 from tool_sandbox.errors import TlsError
 
 NO_CONNECTION = "failed to connect to all addresses"
-"""What gRPC says when a connection didn't come up; one that broke later is another matter."""
+"""gRPC's text for a connection that was never made, in contrast to one that broke later."""
 CLOSED = ("Socket closed", "Connection reset", "Broken pipe")
 LOOK_S = 2.0
-"""For one connection of our own, to see what the other side speaks."""
+"""Time for one connection of our own that finds out what the other side speaks, seconds."""
 
 
 def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
-    """Of a gateway that talks to nobody without a certificate of the CA. Errors: TlsError."""
+    """The credentials of a gateway that accepts only clients with a certificate of the CA. Errors: TlsError."""
     key, cert, ca = _read(files)
     return grpc.ssl_server_credentials([(key, cert)], root_certificates=ca, require_client_auth=True)
 
 
 def channel_credentials(files: TlsFiles) -> grpc.ChannelCredentials:
-    """Of a client that talks to no gateway without one. Errors: TlsError."""
+    """The credentials of a client that accepts only gateways with such a certificate. Errors: TlsError."""
     key, cert, ca = _read(files)
     return grpc.ssl_channel_credentials(root_certificates=ca, private_key=key, certificate_chain=cert)
 
 
 def check_files(files: TlsFiles) -> None:
-    """Errors: TlsError, as of the credentials, without making any."""
+    """Check the files without making credentials. Errors: TlsError, the same as those of the credentials."""
     _read(files)
 
 
 def _read(files: TlsFiles) -> tuple[bytes, bytes, bytes]:
-    """Key, certificate and CA. gRPC itself says nothing of what it can't parse: the connection just never comes up."""
+    """Key, certificate and CA. gRPC reports nothing about files that it can't parse: the connection just never succeeds."""
     contents = {}
     for field, marker in (("key", b"PRIVATE KEY-----"), ("cert", b"CERTIFICATE-----"), ("ca", b"CERTIFICATE-----")):
         path = Path(getattr(files, field))
@@ -58,9 +58,9 @@ def _read(files: TlsFiles) -> tuple[bytes, bytes, bytes]:
 
 
 def _check_pair(files: TlsFiles, key: bytes, cert: bytes) -> None:
-    """TlsError unless the key is the certificate's, and the certificate is valid today."""
+    """TlsError unless the key belongs to the certificate and the certificate is valid today."""
     try:
-        certificate = x509.load_pem_x509_certificates(cert)[0]  # of a chain, the first is the holder's own
+        certificate = x509.load_pem_x509_certificates(cert)[0]  # in a chain, the first is the owner's certificate
     except ValueError as error:
         raise TlsError(f"sandbox.tls.cert: {files.cert} holds no certificate that can be read: {error}") from None
     try:
@@ -69,11 +69,11 @@ def _check_pair(files: TlsFiles, key: bytes, cert: bytes) -> None:
         raise TlsError(f"sandbox.tls.ca: {files.ca} holds no certificate that can be read: {error}") from None
     try:
         private = serialization.load_pem_private_key(key, password=None)
-    except (ValueError, TypeError) as error:  # TypeError: it is encrypted
+    except (ValueError, TypeError) as error:  # TypeError: the key is encrypted
         raise TlsError(f"sandbox.tls.key: {files.key} holds no key that can be read: {error}") from None
     if private.public_key() != certificate.public_key():
         raise TlsError(
-            f"sandbox.tls.key: the key in {files.key} and the certificate in {files.cert} don't belong together; "
+            f"sandbox.tls.key: the key in {files.key} doesn't belong to the certificate in {files.cert}; "
             "name the key that the certificate was made for"
         )
     now = datetime.now(UTC)
@@ -86,14 +86,14 @@ def _check_pair(files: TlsFiles, key: bytes, cert: bytes) -> None:
 
 
 def must_look(details: str) -> bool:
-    """Whether `mismatch` will connect to tell, for `LOOK_S` at most for each step."""
+    """Whether `mismatch` must connect to find the reason, which takes at most `LOOK_S` for each step."""
     return NO_CONNECTION in details and any(words in details for words in CLOSED)
 
 
 def mismatch(address: str, tls: TlsFiles | None, details: str) -> str:
-    """Why no try of this client will ever reach the gateway at `address`, as a sentence with the setting to change.
+    """Why this client can never reach the gateway at `address`, as a sentence that names the setting to change.
 
-    `details` is gRPC's text of an UNAVAILABLE. Empty if it may work next time."""
+    `details` is gRPC's text of an UNAVAILABLE. The result is empty if a later try may succeed."""
     gateway = f"sandbox gateway {address}"
     if NO_CONNECTION not in details:
         return ""
@@ -108,7 +108,7 @@ def mismatch(address: str, tls: TlsFiles | None, details: str) -> str:
                 "leave it out for both"
             )
         return ""
-    if "WRONG_VERSION_NUMBER" in details:  # BoringSSL's word for an answer that isn't TLS
+    if "WRONG_VERSION_NUMBER" in details:  # BoringSSL's text for an answer that isn't TLS
         return (
             f"{gateway} doesn't speak TLS and this client does: set sandbox.tls for the gateway, too, or leave it out "
             "for both"
@@ -132,18 +132,18 @@ def mismatch(address: str, tls: TlsFiles | None, details: str) -> str:
 
 
 def _speaks_tls(address: str) -> bool:
-    """Whether a TLS handshake there gets an answer in TLS."""
+    """Whether a TLS handshake at `address` gets an answer in TLS."""
     try:
         _connect(address, _anyone()).close()
     except ssl.SSLError as error:
         return "ALERT" in (error.reason or "")
-    except OSError:  # gone, or silent
+    except OSError:  # no answer, or the connection was closed
         return False
     return True
 
 
 def _refuses(address: str, tls: TlsFiles) -> bool:
-    """Whether the gateway hangs up on whoever shows this certificate: one that takes it speaks first, and at once."""
+    """Whether the gateway disconnects a client with this certificate. One that accepts it sends data first, and at once."""
     context = _anyone()
     context.load_cert_chain(tls.cert, tls.key)
     try:
@@ -157,12 +157,12 @@ def _refuses(address: str, tls: TlsFiles) -> bool:
             return not connection.recv(1)
         except TimeoutError:
             return False
-        except OSError:  # an alert, or a reset
+        except OSError:  # a TLS alert, or a reset
             return True
 
 
 def _anyone() -> ssl.SSLContext:
-    """gRPC has looked at the other side's certificate; this is about ours."""
+    """A context without checks: gRPC has checked the other side's certificate, and this connection tests ours."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     context.set_alpn_protocols(["h2"])
@@ -170,7 +170,7 @@ def _anyone() -> ssl.SSLContext:
 
 
 def _connect(address: str, context: ssl.SSLContext) -> ssl.SSLSocket:
-    """Raises OSError, of which ssl.SSLError is one."""
+    """Connect with TLS. Raises OSError, of which ssl.SSLError is a subclass."""
     raw = socket.create_connection(_host_and_port(address), LOOK_S)
     try:
         return context.wrap_socket(raw)

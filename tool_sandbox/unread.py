@@ -1,4 +1,4 @@
-"""Answers that their clients haven't read yet: bounded for each connection, and for all of them together."""
+"""Counts answers that their clients haven't read yet. They are bounded for each connection and for all connections."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import ctypes
 from collections import Counter
 
 MAX_CONNECTION_BYTES = 16 * 1024 * 1024
-"""Of one connection; beyond that its calls are refused and not run."""
+"""Most unread bytes of one connection; above that its calls are refused and not run."""
 MAX_TOTAL_BYTES = 64 * 1024 * 1024
-"""Of all; beyond that the connections that have more than an equal share of it are refused."""
+"""Most unread bytes of all connections; above that, connections with more than an equal share of it are refused."""
 TRIM_BYTES = 16 * 1024 * 1024
-"""After so many at a time, what was used for them is given back to the machine when the last has been read."""
+"""When the last of at least this many bytes has been read, their memory is given back to the machine."""
 
 
 class Unread:
-    """Counts bytes by connection. For one event loop."""
+    """Counts bytes by connection, for one event loop."""
 
     def __init__(self) -> None:
-        self._bytes: Counter[str] = Counter()  # of connections with any
+        self._bytes: Counter[str] = Counter()  # only connections with unread bytes
         self._total = self._peak = 0
 
     def refusal(self, connection: str) -> str:
-        """What a connection hears that reads its answers too slowly or not at all; empty if it may go on."""
+        """The answer for a connection that reads its answers too slowly or not at all; empty if it may go on."""
         size, limit = self._bytes[connection], MAX_CONNECTION_BYTES
         if self._total > MAX_TOTAL_BYTES:
             limit = min(limit, MAX_TOTAL_BYTES // len(self._bytes))
@@ -33,13 +33,13 @@ class Unread:
         )
 
     def add(self, connection: str, size: int) -> None:
-        """`size` bytes are on their way."""
+        """Note that `size` bytes are being sent."""
         self._bytes[connection] += size
         self._total += size
         self._peak = max(self._peak, self._total)
 
     def remove(self, connection: str, size: int) -> None:
-        """They have left, or never will."""
+        """Note that they were sent, or never will be."""
         self._bytes[connection] -= size
         self._total -= size
         if self._bytes[connection] <= 0:
@@ -48,5 +48,5 @@ class Unread:
             self._peak = 0
             if trim := getattr(
                 ctypes.CDLL(None), "malloc_trim", None
-            ):  # glibc's own; it would keep all that it once had
+            ):  # glibc's malloc, which otherwise keeps all memory that it once had
                 trim(0)

@@ -1,4 +1,4 @@
-"""What travels between client and gateway: two gRPC methods, msgpack maps, generic handlers, nothing generated.
+"""The messages between client and gateway: two gRPC methods with msgpack maps, by generic handlers without generated code.
 
 client ── CallRequest ──▶ /autotraj.ToolSandbox/Call  ── trajectory.types.ToolResult ──▶ client
        ── nothing ──────▶ /autotraj.ToolSandbox/Stats ── stats.Stats ──────────────────▶
@@ -22,29 +22,29 @@ CALL_PATH = f"/{SERVICE}/{CALL}"
 STATS = "Stats"
 STATS_PATH = f"/{SERVICE}/{STATS}"
 TOKEN_KEY = "x-autotraj-token"
-"""Metadata key of the shared token."""
+"""Metadata key under which the shared token is sent."""
 
 MAX_REQUEST_BYTES = 2 * 1024 * 1024
 MAX_REPLY_BYTES = 32 * 1024 * 1024
-"""Above these gRPC itself refuses. A reply may hold 8 MiB of output, at worst 3 bytes a character once decoded."""
+"""gRPC refuses messages above these sizes. A reply may hold 8 MiB of output, at worst 3 bytes a character once decoded."""
 
 MAX_SESSION_ID_CHARS = 200
 MAX_TOOL_CHARS = 100
 
 MAX_RESULT_S = 86_400.0
-"""Longest time that a result may report, seconds: a day is far above every deadline."""
+"""Longest time that a result may report, seconds; a day is far above every deadline."""
 
 _STATUSES = frozenset(get_args(ToolStatus))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallRequest:
-    """One tool call as the client asks for it."""
+    """One tool call as the client requests it."""
 
     tool: str
     content: str
-    timeout_s: float  # of execution; queueing excluded
-    session_id: str | None = None  # None: a call of its own, nothing kept
+    timeout_s: float  # of execution, without queueing
+    session_id: str | None = None  # None: a single call, after which no state is kept
 
 
 _REQUEST_FIELDS = frozenset(field.name for field in fields(CallRequest))
@@ -52,12 +52,12 @@ _RESULT_FIELDS = frozenset(field.name for field in fields(ToolResult))
 
 
 def encode_request(request: CallRequest) -> bytes:
-    """Bytes of `request`; WireError if it can't be sent (lone surrogates, or too long)."""
+    """Bytes of `request`. WireError if it can't be sent (lone surrogates, or too long)."""
     return _pack({name: getattr(request, name) for name in _REQUEST_FIELDS}, MAX_REQUEST_BYTES)
 
 
 def decode_request(data: bytes) -> CallRequest:
-    """The request in `data`, every field checked; WireError says what is wrong with it."""
+    """The request in `data`, with every field checked. WireError says what is wrong with it."""
     message = _unpack(data, _REQUEST_FIELDS)
     tool, content = message.get("tool"), message.get("content")
     timeout_s, session_id = message.get("timeout_s"), message.get("session_id")
@@ -77,9 +77,9 @@ def encode_result(result: ToolResult) -> bytes:
 
 
 def decode_result(data: bytes) -> ToolResult:
-    """The result in `data`, every field checked; WireError if it isn't one (a gateway of another version).
+    """The result in `data`, with every field checked. WireError if it is none (a gateway of another version).
 
-    Only `status` must be there; what is absent has `ToolResult`'s default."""
+    Only `status` is required; an absent field has `ToolResult`'s default."""
     message = _unpack(data, _RESULT_FIELDS)
     status = message.get("status")
     if not isinstance(status, str) or status not in _STATUSES:
@@ -102,7 +102,7 @@ def encode_stats(stats: Stats) -> bytes:
 
 
 def decode_stats(data: bytes) -> Stats:
-    """The stats in `data`; WireError if they aren't (a gateway of another version)."""
+    """The stats in `data`. WireError if they are none (a gateway of another version)."""
     try:
         return Stats.model_validate(_unpack(data, frozenset(Stats.model_fields)))
     except ValidationError as error:
@@ -111,14 +111,14 @@ def decode_stats(data: bytes) -> Stats:
 
 
 def _is_time(value: object) -> bool:
-    """NaN is none: it compares false."""
+    """Whether `value` is a time. NaN is none, as it compares false."""
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= MAX_RESULT_S
 
 
 def _pack(message: dict[str, Any], limit: int) -> bytes:
     try:
         data: bytes = msgpack.packb(message)
-    except (ValueError, OverflowError) as error:  # UnicodeEncodeError is a ValueError
+    except (ValueError, OverflowError) as error:  # UnicodeEncodeError is a subclass of ValueError
         raise WireError(f"can't be encoded: {error}") from error
     if len(data) > limit:
         raise WireError(f"message of {len(data)} bytes; at most {limit} are sent")
@@ -127,7 +127,7 @@ def _pack(message: dict[str, Any], limit: int) -> bytes:
 
 def _unpack(data: bytes, names: frozenset[str]) -> dict[str, Any]:
     try:
-        message = msgpack.unpackb(data)  # gRPC has bounded its length, which bounds whatever it announces within
+        message = msgpack.unpackb(data)  # gRPC bounds the length, which also bounds the sizes that the data announces
     except (ValueError, msgpack.UnpackException) as error:
         raise WireError(f"not msgpack: {error}") from error
     if not isinstance(message, dict):

@@ -1,1 +1,1 @@
-"""The ground floor: what a task, a trajectory and a group are. Imports none of the other rooms."""
+"""The basic types and functions: tasks, trajectories and groups. This room imports only `storage`."""

@@ -1,8 +1,8 @@
-"""From a question to the prompt's token ids, through the model's own chat template.
+"""Makes a prompt's token ids from a question, through the model's own chat template.
 
-A trajectory is one assistant message: tool results stand inside it, so a template is rendered once, for the prompt, and
-everything after it is appended as tokens. A template may begin the reply itself: where its prompt ends with `<think>\n`, the
-model goes on inside that thought, and the text of the reply still begins with the tag (`prompt_opening`).
+A trajectory is one assistant message that contains its tool results. So a template is rendered only once, for the prompt,
+and everything after it is appended as tokens. A template may begin the reply itself: if its prompt ends with `<think>\n`,
+the model continues within that thought, and the text of the reply still begins with the tag (`prompt_opening`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from trajectory import markup
 from trajectory.tools import TOOLS
 
 _PROBE_QUESTION = "What is 2 + 3?"
-# Two thoughts, a tool call and its result: templates that rewrite earlier reasoning or trim text show it here.
+# Two thoughts, a tool call and its result. They show whether a template rewrites earlier reasoning or trims text.
 _PROBE_REPLY = (
     "<think>\nAdd them.\n</think>\n<code>\nprint(2 + 3)\n</code>\n<result>\n5\n</result>\n"
     "<think>It is 5.</think>\n<answer>\n\\boxed{5}\n</answer>"
@@ -23,7 +23,7 @@ _PROBE_REPLY = (
 
 
 class Tokenizer(Protocol):
-    """What we need of a Hugging Face tokenizer."""
+    """The methods of a Hugging Face tokenizer that are used here."""
 
     def apply_chat_template(self, conversation: list[dict[str, str]], **kwargs: Any) -> Any: ...
 
@@ -33,7 +33,7 @@ class Tokenizer(Protocol):
 
 
 def default_system_prompt() -> str:
-    """The grammar as it is told to a model: what each tag is for, and an example of each tool that has one."""
+    """The grammar as it is explained to a model: the use of each tag, and an example of each tool that has one."""
     closing = [f"</{tag}>" for tag in TOOLS]
     after_each = " or ".join([", ".join(closing[:-1]), closing[-1]] if closing[1:] else closing)
     return "\n".join(
@@ -51,7 +51,7 @@ def default_system_prompt() -> str:
 
 def load_tokenizer(path: str) -> Tokenizer:
     """The tokenizer of the model at `path` (a folder or a URI)."""
-    from transformers import AutoTokenizer  # seconds to import
+    from transformers import AutoTokenizer  # the import takes seconds
 
     tokenizer: Tokenizer = AutoTokenizer.from_pretrained(fetch(path))
     return tokenizer
@@ -64,7 +64,7 @@ def prompt_messages(question: str, system_prompt: str) -> list[dict[str, str]]:
 
 
 def render_prompt(tokenizer: Tokenizer, question: str, system_prompt: str) -> list[int]:
-    """Token ids of the prompt (P,), generation prompt included. An empty `system_prompt` sends no system message.
+    """Token ids of the prompt (P,), including the generation prompt. An empty `system_prompt` sends no system message.
 
     Raises ValueError if the tokenizer has no chat template or its template refuses these messages.
     """
@@ -72,22 +72,22 @@ def render_prompt(tokenizer: Tokenizer, question: str, system_prompt: str) -> li
 
 
 def render_messages(tokenizer: Tokenizer, messages: Sequence[dict[str, str]]) -> list[int]:
-    """Token ids of a conversation that the assistant is to continue (P,); raises as `render_prompt` does."""
+    """Token ids of a conversation that the assistant continues (P,). Raises as `render_prompt` does."""
     return encode(tokenizer, render_text(tokenizer, messages))
 
 
 def render_text(tokenizer: Tokenizer, messages: Sequence[dict[str, str]]) -> str:
-    """A conversation that the assistant is to continue, as text; raises as `render_prompt` does."""
+    """A conversation that the assistant continues, as text. Raises as `render_prompt` does."""
     return _render(tokenizer, list(messages), add_generation_prompt=True)
 
 
 def encode(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Token ids of `text` as it stands: no beginning- or end-of-sequence token is added."""
+    """Token ids of `text` itself, without a token for the beginning or end of the sequence."""
     return tokenizer.encode(text, add_special_tokens=False)
 
 
 def prompt_opening(tokenizer: Tokenizer, system_prompt: str) -> str:
-    """What the template's prompt has already of the reply: `<think>` and what follows it, or nothing.
+    """The part of the reply that the template's prompt already has: `<think>` and what follows it, or nothing.
 
     Raises ValueError for a template that opens another tag of the grammar, and as `render_prompt` does.
     """
@@ -97,19 +97,19 @@ def prompt_opening(tokenizer: Tokenizer, system_prompt: str) -> str:
     if not blocks or (last := blocks[-1]).closed or last.end != len(tail):
         return ""
     if last.tag != "think":
-        raise ValueError(f"the chat template begins the reply with <{last.tag}>, where only a <think> can begin one")
+        raise ValueError(f"the chat template begins the reply with <{last.tag}>; a reply can begin only with <think>")
     return tail[last.start :]
 
 
 def without_opening(reply: str, opening: str) -> str:
-    """`reply` as it follows a prompt that ends with `opening`: without the `<think>` that is there already."""
+    """`reply` after a prompt that ends with `opening`: without the `<think>` that is already in the prompt."""
     if not opening or reply.startswith(opening):
         return reply[len(opening) :]
     return reply.lstrip().removeprefix("<think>").lstrip("\n") if reply.lstrip().startswith("<think>") else reply
 
 
 def check_template(tokenizer: Tokenizer, system_prompt: str) -> None:
-    """Raises ValueError, with the remedy, for a chat template from which no episode can begin as it is meant to."""
+    """Raises ValueError, with the remedy, for a chat template with which no episode can begin correctly."""
     prompt = _render(tokenizer, prompt_messages(_PROBE_QUESTION, system_prompt), add_generation_prompt=True)
     shown = " ".join(prompt.split())
     if " ".join(_PROBE_QUESTION.split()) not in shown:
@@ -123,10 +123,10 @@ def check_template(tokenizer: Tokenizer, system_prompt: str) -> None:
 
 
 def check_append_only(tokenizer: Tokenizer, system_prompt: str) -> None:
-    """Make sure that a prompt and a reply stay as they are when the template renders both, as text and as token ids.
+    """Check that a prompt and a reply don't change when the template renders both, neither as text nor as token ids.
 
-    Raises ValueError, with the first difference. Episodes and our own training never render a reply, so they do without;
-    a trainer that renders `messages` by such a template learns from something else than what was sampled.
+    Raises ValueError, with the first difference. Episodes and our own training never render a reply, so they don't need
+    this. But a trainer that renders `messages` by such a template learns from tokens that were not sampled.
     """
     messages = prompt_messages(_PROBE_QUESTION, system_prompt)
     prompt = _render(tokenizer, messages, add_generation_prompt=True)
@@ -153,7 +153,7 @@ def check_append_only(tokenizer: Tokenizer, system_prompt: str) -> None:
 def _render(tokenizer: Tokenizer, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
     try:
         text: str = tokenizer.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, tokenize=False)
-    except Exception as error:  # templates are code: they raise what they like, jinja2's own errors among it
+    except Exception as error:  # templates are code and may raise anything, including jinja2's own errors
         roles = ", ".join(message["role"] for message in messages)
         raise ValueError(
             f"the tokenizer's chat template can't render messages of the roles {roles}: {error}; "

@@ -1,13 +1,13 @@
-"""Who has which task: no prompt is lost, none is trained on twice.
+"""Keeps the state of every task in an epoch, so that no prompt is lost and none is trained on twice.
 
     pending ──lease──▶ leased ──finish──▶ finished ──score──▶ scored ──train──▶ trained
        ▲                 │                   │                   │
        └───hand_back─────┴───────────────────┴───────────────────┘      (after `max_attempts` leases: dropped)
                          └──────────drop─────┴───────────────────┴──────▶ dropped, with a reason
 
-The unit of work is a (task, epoch): every epoch goes through all tasks once, in an order of its own. A hand-back puts
-the task in front of the queue: what takes longest fails most often, and losing it would bias lengths. The ledger is a
-plain state machine for one thread; it neither waits nor knows the time.
+The unit of work is a (task, epoch): every epoch goes through all tasks once, in its own order. A task that is handed back
+goes to the front of the queue: tasks that take longest fail most often, and losing them would bias lengths. The ledger is a
+plain state machine for one thread. It never waits and has no clock.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ State = Literal["leased", "finished", "scored"]
 
 
 class LedgerError(RuntimeError):
-    """A transition that the ledger doesn't allow, such as a result for a lease that was handed back before it came."""
+    """A transition that the ledger doesn't allow, such as a result for a lease that expired before the result came."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lease:
-    """The right, and the duty, to make one group of trajectories for one task."""
+    """Permission to make one group of trajectories for one task, and the duty to do so."""
 
     lease_id: str  # "epoch-index-attempt": unique within a run
     task: Task
@@ -41,7 +41,7 @@ class Lease:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
-    """How many (task, epoch) are in each state. `pending` counts this epoch's rest and what was handed back."""
+    """How many (task, epoch) are in each state. `pending` counts the rest of this epoch and what was handed back."""
 
     pending: int
     leased: int
@@ -59,7 +59,7 @@ class _Entry:
 
 
 class Ledger:
-    """See the module's docstring. Every operation takes O(log n) or less, save `state`, `restore` and a new epoch."""
+    """See the module's docstring. Each operation takes at most O(log n), except `state`, `restore` and a new epoch."""
 
     def __init__(self, tasks: Sequence[Task], *, seed: int, max_attempts: int = 3) -> None:
         if not tasks:
@@ -81,10 +81,10 @@ class Ledger:
         self.drop_reasons: Counter[str] = Counter()
         self.hand_back_reasons: Counter[str] = Counter()
 
-    # What an actor's work goes through
+    # Steps of an actor's work
 
     def lease(self) -> Lease:
-        """Hand out the next task: what was handed back first, then this epoch's rest, then the next epoch."""
+        """Hand out the next task: first what was handed back, then the rest of this epoch, then the next epoch."""
         if self._returned:
             epoch, index, attempts = self._returned.popleft()
         else:
@@ -105,17 +105,17 @@ class Ledger:
         return lease
 
     def finish(self, lease_id: str) -> None:
-        """The group came back."""
+        """Note that the group came back. From now on it doesn't depend on its owner or its deadline."""
         self._move(lease_id, "leased", "finished")
 
     def score(self, lease_id: str) -> None:
-        """Every trajectory of the group has its reward."""
+        """Note that every trajectory of the group has its reward."""
         self._move(lease_id, "finished", "scored")
 
     def train(self, lease_ids: Collection[str], step: int) -> None:
-        """Step `step` consumed these groups: all of them, or none if one of them wasn't scored.
+        """Note that step `step` trained on these groups: on all of them, or on none if one of them wasn't scored.
 
-        Steps must increase: a step that is recorded twice means that something was trained on twice.
+        Steps must increase: if a step were recorded twice, something would have been trained on twice.
         """
         if step <= self._last_step:
             raise LedgerError(f"step {step} can't be recorded after step {self._last_step}")
@@ -129,14 +129,14 @@ class Ledger:
         self._last_step = step
 
     def drop(self, lease_id: str, reason: str) -> None:
-        """Give up on this task for this epoch."""
+        """Give up this task for this epoch."""
         self._remove(lease_id)
         self.drop_reasons[reason] += 1
 
     def hand_back(self, lease_id: str, reason: str) -> bool:
-        """Put the task in front of the queue, or drop it if it was leased `max_attempts` times.
+        """Put the task at the front of the queue, or drop it if it was leased `max_attempts` times.
 
-        Returns whether it waits again.
+        Returns whether it is in the queue again.
         """
         entry = self._remove(lease_id)
         if entry.lease.attempt >= self._max_attempts:
@@ -149,7 +149,7 @@ class Ledger:
     # What can be asked
 
     def state_of(self, lease_id: str) -> State | None:
-        """The state of a lease; None if it ended (trained, dropped, handed back) or never was."""
+        """The state of a lease; None if it ended (trained, dropped, handed back) or never existed."""
         entry = self._entries.get(lease_id)
         return entry.state if entry else None
 
@@ -165,17 +165,17 @@ class Ledger:
 
     @property
     def epoch(self) -> int:
-        """The epoch that new tasks are taken from, from 0."""
+        """The epoch from which new tasks are taken, from 0."""
         return self._epoch
 
     # Checkpoints
 
     def state(self) -> dict[str, Any]:
-        """Everything, as data that msgpack takes."""
+        """The whole state, as data that msgpack can encode."""
         return {
             "tasks": self._fingerprint,
             "epoch": self._epoch,
-            # The order itself, not its seed: a shuffle may differ between versions of numpy.
+            # The order itself and not its seed, as a shuffle may differ between versions of numpy.
             "order": self._order[self._cursor :].astype("<i4").tobytes(),
             "returned": [list(item) for item in self._returned],
             "in_flight": [
@@ -188,12 +188,12 @@ class Ledger:
         }
 
     def restore(self, state: dict[str, Any], held: Collection[str] = ()) -> None:
-        """Become the ledger that gave `state`, in a process where nobody works on anything.
+        """Take over the state of the ledger that returned `state`, in a new process in which nothing is being worked on.
 
-        `held` are the lease ids of the scored groups that the caller restored too: they stay scored. Everything else
-        that was in flight is pending again, in front and in the order it was leased; that attempt doesn't count, as the
-        task wasn't to blame. Raises ValueError if the tasks are others than then, or `held` names a group that wasn't
-        scored.
+        `held` are the lease ids of the scored groups that the caller restored too: they stay scored. All other leases
+        that were not done are pending again, at the front and in the order in which they were leased. That attempt
+        doesn't count, as the task did not cause its end. Raises ValueError if the tasks are not the same as then, or if
+        `held` names a group that wasn't scored.
         """
         if state["tasks"] != self._fingerprint:
             raise ValueError(
@@ -250,13 +250,13 @@ class Ledger:
 def admissible(
     *, leased: int, finished: int, trained: int, version: int, groups_per_step: int, max_staleness: int
 ) -> int:
-    """How many more groups may start now, so that none is likely to be trained on too late (AReaL, arXiv 2505.24298).
+    """How many more groups may start now, so that each is probably trained on in time (AReaL, arXiv 2505.24298).
 
     A group may start only if  leased + finished < (max_staleness + 1 + version) · groups_per_step − trained.
 
-    `finished` counts the groups that came back and aren't trained on yet, scored ones included. `trained` counts the
-    groups that steps consumed. `version` is the policy's, one more after each step. The right side is what the steps up
-    to `max_staleness` from now will consume: what starts now is trained on by then.
+    `finished` counts the groups that came back and aren't trained on yet, including scored ones. `trained` counts the groups
+    that steps used. `version` is the policy's, which rises by one with each step. The right side is the number of groups
+    that the steps up to `max_staleness` from now will use, so a group that starts now is trained on by then.
 
     Worked example, groups_per_step = 4:
       max_staleness = 0, version 0: 4 may start, and no more until the step: synchronous training. After the step
@@ -265,13 +265,13 @@ def admissible(
       (1 + 1 + 1) · 4 − 4 − 4 = 4 may start.
 
     A group whose rewards don't vary has no gradient. With dynamic sampling it is dropped after scoring: it leaves
-    `finished` without entering `trained`, so the formula admits a replacement by itself. Without, it takes its place in
-    the step and is given to `Ledger.train` with the others; dropping it there would leave the step waiting for a group.
+    `finished` and doesn't enter `trained`, so the formula admits a replacement by itself. Without dynamic sampling it is
+    part of the step and is given to `Ledger.train` with the others; if it were dropped, the step would wait for a group.
     """
     capacity = (max_staleness + 1 + version) * groups_per_step - trained
     return max(0, capacity - leased - finished)
 
 
 def is_stale(min_policy_version: int, current_version: int, max_staleness: int) -> bool:
-    """Whether something sampled by `min_policy_version` is too old for the step that `current_version` takes next."""
+    """Whether a sample of `min_policy_version` is too old for the next step, which `current_version` takes."""
     return current_version - min_policy_version > max_staleness

@@ -1,8 +1,9 @@
-"""Groups as bytes, and a log of them that survives being cut off.
+"""Encodes groups as bytes, and keeps a log of them that stays readable after an interrupted write.
 
-The log is a sequence of records, each a header of two little-endian uint32 (length of the payload, its CRC-32) and the
-payload: one group in msgpack. A writer that dies in the middle of a record leaves a torn tail, which readers report and
-the next writer moves away. Nothing here can run code that is hidden in a file, as unpickling would.
+The log is a sequence of records. Each has a header of two little-endian uint32 (length of the payload, its CRC-32) and
+the payload, which is one group in msgpack. If a writer dies within a record, the file ends with an incomplete record
+(torn tail). Readers report it, and the next writer moves it away. Reading can't run code that is hidden in a file, as
+unpickling would.
 """
 
 from __future__ import annotations
@@ -33,12 +34,12 @@ _log = logging.getLogger(__name__)
 
 
 class RecordLog:
-    """An append-only log of byte records: one writer, and readers whenever they like."""
+    """An append-only log of byte records, with one writer, and readers at any time."""
 
     def __init__(self, path: str | Path) -> None:
-        """Open `path` to append to it; it is made if it isn't there.
+        """Open `path` for appending. The file is made if it doesn't exist.
 
-        If it ends with a torn tail, that is moved into `path` + ".torn", so that what follows can be read.
+        If it ends with a torn tail, that is moved into `path` + ".torn", so that later records can be read.
         """
         self._path = Path(path)
         self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115  # `close` closes it
@@ -51,12 +52,12 @@ class RecordLog:
             self._file.truncate(end)
 
     def append_bytes(self, payload: bytes) -> None:
-        """Write one record, in a single write: it is in the file, or OSError is raised and it isn't."""
+        """Write one record, in a single write. If OSError is raised, no part of it is in the file."""
         assert payload, "readers take an empty record for a torn one"
         record = _HEADER.pack(len(payload), zlib.crc32(payload)) + payload
         start = os.fstat(self._file.fileno()).st_size
         if self._file.write(record) != len(record):
-            self._file.truncate(start)  # a torn record in the middle would hide all that follow
+            self._file.truncate(start)  # an incomplete record in the middle would hide all later ones
             raise OSError(errno.ENOSPC, f"no room for {len(record)} bytes more", str(self._path))
 
     def close(self) -> None:
@@ -67,12 +68,12 @@ class TrajectoryLog(RecordLog):
     """An append-only log of groups."""
 
     def append(self, group: Group) -> None:
-        """Write one group, in a single write: it is in the file, or OSError is raised and it isn't."""
+        """Write one group, in a single write. If OSError is raised, no part of it is in the file."""
         self.append_bytes(encode_group(group))
 
 
 def read_log(path: str | Path) -> Iterator[Group]:
-    """The groups of a log in order, up to a torn tail, which is reported as a warning.
+    """The groups of a log in order, up to a torn tail, for which a warning is logged.
 
     Raises ValueError for an intact record that isn't a group of this format.
     """
@@ -80,7 +81,7 @@ def read_log(path: str | Path) -> Iterator[Group]:
 
 
 def read_records(path: str | Path) -> Iterator[bytes]:
-    """The records of a log in order, up to a torn tail, which is reported as a warning."""
+    """The records of a log in order, up to a torn tail, for which a warning is logged."""
     size, end = Path(path).stat().st_size, 0
     for payload, record_end in _records(Path(path), size):
         yield payload
@@ -90,11 +91,11 @@ def read_records(path: str | Path) -> Iterator[bytes]:
 
 
 def _records(path: Path, size: int) -> Iterator[tuple[bytes, int]]:
-    """The intact payloads of the first `size` bytes, each with the offset after it, up to the first that isn't."""
+    """The intact payloads in the first `size` bytes, up to the first that isn't intact, each with the offset after it."""
     with path.open("rb") as file:
         while len(header := file.read(_HEADER.size)) == _HEADER.size:
             length, checksum = _HEADER.unpack(header)
-            # Zeros are what a crash of the whole machine leaves, and the CRC-32 of nothing is 0.
+            # After a crash of the whole machine the file may end in zeros, and the CRC-32 of an empty payload is 0.
             if not 0 < length <= size - file.tell():
                 return
             payload = file.read(length)
@@ -104,13 +105,13 @@ def _records(path: Path, size: int) -> Iterator[tuple[bytes, int]]:
 
 
 def encode_group(group: Group) -> bytes:
-    """A group as msgpack, arrays as their bytes."""
+    """A group as msgpack, with arrays as their bytes."""
     packed: bytes = msgpack.packb({"format": FORMAT, "group": group}, default=_plain, unicode_errors="surrogatepass")
     return packed
 
 
 def decode_group(data: bytes) -> Group:
-    """The group that `encode_group` made `data` from, equal in every field and array.
+    """The group from which `encode_group` made `data`, equal in every field and array.
 
     Raises ValueError for anything else, such as the bytes of another version.
     """
@@ -132,13 +133,13 @@ def decode_group(data: bytes) -> Group:
 
 
 def _plain(value: Any) -> Any:
-    """What msgpack can't write by itself, one level at a time."""
+    """Convert a value that msgpack can't write by itself, one level at a time."""
     if isinstance(value, np.ndarray):
         return {"dtype": value.dtype.str, "shape": value.shape, "data": value.tobytes()}
     if isinstance(value, np.generic):
         return value.item()
     if dataclasses.is_dataclass(value):
-        kind: Any = type(value)  # mypy takes a class for unhashable
+        kind: Any = type(value)  # for mypy, which says that a class is not hashable
         return {name: getattr(value, name) for name in _field_names(kind)}
     raise TypeError(f"a group holds a {type(value).__name__}, which can't be stored")
 
@@ -168,4 +169,6 @@ def _turn(data: dict[str, Any]) -> Turn:
 def _array(data: dict[str, Any]) -> NDArray[Any]:
     if not _DTYPE.fullmatch(data["dtype"]):
         raise ValueError(f"arrays of {data['dtype']!r} aren't read")
-    return np.frombuffer(data["data"], dtype=data["dtype"]).reshape(data["shape"]).copy()  # writable, as it was
+    return (
+        np.frombuffer(data["data"], dtype=data["dtype"]).reshape(data["shape"]).copy()
+    )  # a copy is writable, as before

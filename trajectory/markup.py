@@ -2,8 +2,8 @@
 
     <think>…</think> <code>…</code> <result>…</result> <think>…</think> <answer>… \\boxed{…} …</answer>
 
-The model writes every tag but `<result>`, which the environment writes. `<code>` stands for any tool's tag (`TOOLS`). The
-grammar is flat: a tag inside another block breaks it. All functions take time linear in the text, which may be hostile.
+The model writes every tag except `<result>`, which the environment writes. `<code>` stands for any tool's tag (`TOOLS`). The
+grammar is flat: no tag may be inside another block. All functions take time linear in the text, which may be hostile.
 """
 
 from __future__ import annotations
@@ -27,36 +27,36 @@ Rule = Literal[
     "result_without_tool",
     "no_boxed_answer",
 ]
-"""What a malformed trajectory broke: a tag without its partner; a block that opens inside another; no closed `<think>`;
-no closed `<answer>`; a tool's block that isn't followed by its own closed `<result>`; a `<result>` that follows
-no tool call; no non-empty `\\boxed{}` in the last `<answer>`."""
+"""The rule that a malformed trajectory broke: a tag without its partner; a block that opens inside another; no closed
+`<think>`; no closed `<answer>`; a tool's block that isn't followed by its own closed `<result>`; a `<result>` that
+follows no tool call; no non-empty `\\boxed{}` in the last `<answer>`."""
 
-# `<x>` without spaces: our tags, and the control tokens that a tokenizer would read as one (`<|im_end|>`, `</s>`). It
-# can't look past the next "<", so it stays linear.
+# `<x>` without spaces: our tags, and the control tokens that a tokenizer would read as one token (`<|im_end|>`, `</s>`). The
+# pattern never reads past the next "<", so it stays linear.
 _TAG_LIKE = re.compile(r"<(?=[^<>\s]+>)")
 _BRACE = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
 
 
 def stop_strings() -> tuple[str, ...]:
-    """Where generation stops: the environment has to run a tool, or the episode is over."""
+    """The strings at which generation stops, because the environment must run a tool or the episode has ended."""
     return (*(f"</{tag}>" for tag in TOOLS), "</answer>")
 
 
 @cache
 def _tag(tools: tuple[str, ...]) -> re.Pattern[str]:
-    """A tag of the grammar that has these tools."""
+    """Matches a tag of the grammar with these tools."""
     return re.compile(rf"<(/?)(think|{'|'.join(tools)}|result|answer)>")
 
 
 @cache
 def _foreign_tag_like(tools: tuple[str, ...]) -> re.Pattern[str]:
-    """As `_TAG_LIKE`, but for the tags of the grammar that has these tools."""
+    """Like `_TAG_LIKE`, but without the tags of the grammar with these tools."""
     return re.compile(rf"<(?!/?(?:think|{'|'.join(tools)}|result|answer)>)(?=[^<>\s]+>)")
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One tag's text. An unclosed block reaches to the next tag of the grammar, or to the end."""
+    """The text of one tag. An unclosed block extends to the next tag of the grammar, or to the end."""
 
     tag: str  # think, result, answer or a tool's
     content: str
@@ -66,7 +66,7 @@ class Block:
 
 
 def parse(text: str) -> list[Block]:
-    """The blocks of `text` in order. Text between blocks and closing tags that close nothing are skipped."""
+    """The blocks of `text` in order. Text between blocks, and closing tags without an opening tag, are skipped."""
     blocks: list[Block] = []
     opened: re.Match[str] | None = None
     for match in _tag(tuple(TOOLS)).finditer(text):
@@ -84,7 +84,7 @@ def _block(text: str, opened: re.Match[str], content_end: int, end: int, closed:
 
 
 def validate(text: str) -> tuple[Rule, ...]:
-    """The rules that `text` breaks, each once, in the order of `Rule`; empty if it is well-formed."""
+    """The rules that `text` breaks, each once, in the order of `Rule`. Empty if it is well-formed."""
     blocks = parse(text)
     closed = {block.tag for block in blocks if block.closed}
     neighbours = list(pairwise([None, *blocks, None]))
@@ -110,7 +110,7 @@ def validate(text: str) -> tuple[Rule, ...]:
 
 
 def _pairing(text: str) -> tuple[bool, bool]:
-    """Whether some tag lacks its partner, and whether some block opens inside another."""
+    """Whether a tag lacks its partner, and whether a block opens inside another."""
     depth: Counter[str] = Counter()
     total = 0
     unpaired = nested = False
@@ -129,7 +129,7 @@ def _pairing(text: str) -> tuple[bool, bool]:
 
 
 def trailing_tool_call(text: str) -> ToolCall | None:
-    """The tool call whose closing tag ends `text`, if there is one: what the environment has to run next."""
+    """The tool call whose closing tag ends `text`, if there is one. The environment must run it next."""
     if not text.endswith(stop_strings()):
         return None
     blocks = parse(text)
@@ -139,12 +139,12 @@ def trailing_tool_call(text: str) -> ToolCall | None:
 
 
 def contains_forged_result(text: str) -> bool:
-    """Whether text that the model wrote holds a `<result>` or `</result>`, which only the environment may write."""
+    """Whether text of the model contains `<result>` or `</result>`, which only the environment may write."""
     return "<result>" in text or "</result>" in text
 
 
 def final_answer(text: str) -> str | None:
-    r"""What the last balanced `\boxed{}` of the last closed `<answer>` holds, stripped; None if nothing."""
+    r"""The content of the last balanced `\boxed{}` of the last closed `<answer>`, stripped; None if there is none."""
     answers = [block.content for block in parse(text) if block.tag == "answer" and block.closed]
     return last_boxed(answers[-1]) if answers else None
 
@@ -152,7 +152,7 @@ def final_answer(text: str) -> str | None:
 def last_boxed(text: str) -> str | None:
     r"""The content of the balanced `\boxed{…}` that starts last, stripped; None if there is none or it is empty.
 
-    `\{` and `\}` are characters, not braces.
+    `\{` and `\}` are characters and don't count as braces.
     """
     open_braces: list[tuple[int, bool]] = []  # (where the content starts, is it a \boxed)
     start, end = -1, -1
@@ -167,16 +167,16 @@ def last_boxed(text: str) -> str | None:
 
 
 def escape(text: str) -> str:
-    """`text` with a space after each `<` that begins something tag-like, so that no tag or control token is left.
+    """`text` with a space after each `<` that begins something like a tag, so that no tag or control token remains.
 
-    `</result>` becomes `< /result>`: ASCII, readable to a model, and mostly no longer in tokens; `x<y` and
+    `</result>` becomes `< /result>`, which is ASCII and readable to a model, and mostly has other tokens. `x<y` and
     `<class 'int'>` stay as they are. Lone surrogates, which no tokenizer can encode, become `?`.
     """
     return _TAG_LIKE.sub("< ", text.encode("utf-8", "replace").decode("utf-8"))
 
 
 def quote(text: str) -> str:
-    """A trajectory as it is shown in a prompt: as `escape`, but the tags of the grammar stay.
+    """A trajectory for display in a prompt: escaped as by `escape`, except for the tags of the grammar.
 
     A control token (`<|im_end|>`, `</s>`) in it would end the message that quotes it.
     """
@@ -184,9 +184,9 @@ def quote(text: str) -> str:
 
 
 def render_result(output: str, max_chars: int) -> str:
-    """A tool's output as the environment appends it: exactly one closed `<result>`, whatever `output` holds.
+    """A tool's output as the environment appends it: exactly one closed `<result>`, whatever `output` contains.
 
-    Of an escaped output longer than `max_chars` characters the first and last halves are kept, with a note between.
+    If the escaped output is longer than `max_chars` characters, its beginning and end are kept, with a note between them.
     """
     body = escape(output).strip("\n")
     return f"\n<result>\n{shortened(body, max_chars)}\n</result>\n"

@@ -1,4 +1,4 @@
-"""Which settings are paths on this machine, and how they are made absolute for a process that works in another folder."""
+"""Marks the settings that are paths on this machine, and makes them absolute for a process in another working folder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from trajectory.section import Section
 
 @dataclass(frozen=True, slots=True)
 class IsPath:
-    """Marks a field whose value is a path, unless it is one of `but`, empty or a URI. Behind `prefix` there may be a path or
+    """Marks a field whose value is a path, unless it is one of `but`, empty or a URI. After `prefix` there may be a path or
     another kind of name."""
 
     but: Collection[str] = ()
@@ -36,7 +36,7 @@ S = TypeVar("S", bound=Section)
 
 
 def with_absolute_paths(section: S, base: Path) -> S:
-    """`section` with every relative path in it, and in the sections in it, read from the folder `base`."""
+    """`section` in which every relative path, also in the sections within it, is made absolute from the folder `base`."""
     changed = {
         name: _absolute(getattr(section, name), field, base) for name, field in type(section).model_fields.items()
     }

@@ -1,10 +1,10 @@
-"""Trajectories as records of files, and back to tokens.
+"""Converts trajectories to records of files, and records back to tokens.
 
     sft.jsonl           {"messages": [system?, user, assistant], "task_id", …}
     preferences.jsonl   {"messages": [system?, user], "chosen": reply, "rejected": reply, "task_id", …}
 
-Both also hold what other trainers read (`trainer_columns`). A response is one assistant message with its tool results
-inside. Its tokens are made piece by piece, as an episode makes them, so that what the environment wrote is known and carries
+Both also have the columns that other trainers read (`trainer_columns`). A response is one assistant message that includes
+its tool results. It is tokenised piece by piece, as in an episode, so that the environment's tokens are known and carry
 no loss.
 """
 
@@ -40,23 +40,23 @@ class Encoded:
 
 
 def sft_record(question: str, response: str, system_prompt: str, **extra: Any) -> dict[str, Any]:
-    """One line of `sft.jsonl`; `extra` (task id, scores, where it came from) rides along."""
+    """One line of `sft.jsonl`, with the fields of `extra` (task id, scores, origin) added."""
     return {"messages": [*prompt_messages(question, system_prompt), _assistant(response)], **extra}
 
 
 def preference_record(question: str, chosen: str, rejected: str, system_prompt: str, **extra: Any) -> dict[str, Any]:
-    """One line of `preferences.jsonl`. Raises ValueError if both sides are the same: there is nothing to prefer."""
+    """One line of `preferences.jsonl`. Raises ValueError if both sides are the same, as then neither is preferred."""
     if chosen.split() == rejected.split():
         raise ValueError(f"chosen and rejected are the same text: {chosen[:80]!r}")
     return {"messages": prompt_messages(question, system_prompt), "chosen": chosen, "rejected": rejected, **extra}
 
 
 def preference_sides(record: Mapping[str, Any]) -> tuple[list[Message], list[Message]]:
-    """The conversations that end with the chosen and the rejected reply: of a line of `preferences.jsonl`, or of a record
-    in TRL's chat form, with lists of messages as `prompt`, `chosen` and `rejected`.
+    """The conversations that end with the chosen and the rejected reply, from a line of `preferences.jsonl` or from a record
+    in TRL's chat form, which has lists of messages as `prompt`, `chosen` and `rejected`.
 
-    Raises ValueError, with the reason, for anything else, and for a chosen reply of which it can't be told what tools
-    returned. A rejected one may be as malformed as it was sampled.
+    Raises ValueError, with the reason, for anything else, and for a chosen reply whose tool results can't be identified. A
+    rejected reply may be as malformed as it was sampled.
     """
     prompt = record.get("messages", record.get("prompt"))
     sides = [
@@ -71,9 +71,9 @@ def preference_sides(record: Mapping[str, Any]) -> tuple[list[Message], list[Mes
 
 
 def encode_conversation(tokenizer: Tokenizer, messages: Sequence[Message], *, eos_id: int | None = None) -> Encoded:
-    """Tokens of a conversation that ends with the assistant's message; `eos_id`, if given, ends it and carries loss.
+    """Tokens of a conversation that ends with the assistant's message. `eos_id`, if given, ends it and carries loss.
 
-    A `<think>` with which the template's prompt ends is not repeated in the response.
+    If the template's prompt ends with `<think>`, it is not repeated in the response.
     """
     *prompt, reply = messages
     if reply["role"] != "assistant":
@@ -95,16 +95,16 @@ def encode_conversation(tokenizer: Tokenizer, messages: Sequence[Message], *, eo
 
 
 def reply_behind_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> str:
-    """The last message as it follows the prompt that the template renders of the others."""
+    """The last message as it follows the prompt that the template renders from the other messages."""
     system = messages[0]["content"] if messages[0]["role"] == "system" else ""
     return without_opening(messages[-1]["content"], prompt_opening(tokenizer, system))
 
 
 def split_response(text: str) -> Iterator[tuple[str, bool]]:
-    """The pieces of a response, each with whether the model wrote it; joined they are `text`.
+    """The pieces of a response, each with whether the model wrote it. Joined, they are `text`.
 
-    The environment's is a `<result>` that directly follows a tool call, on the same line or on lines of its own, with the
-    white space before it and one line end behind it. Its output is escaped, so the first `</result>` ends it.
+    The environment wrote each `<result>` that directly follows a tool call, on the same line or on lines of its own, with
+    the white space before it and one line end after it. Its output is escaped, so the first `</result>` ends it.
     """
     end = 0
     while (opened := _CALL_WITH_RESULT.search(text, end)) is not None:
@@ -121,13 +121,13 @@ def split_response(text: str) -> Iterator[tuple[str, bool]]:
 
 
 def check_results(text: str) -> None:
-    """Raises ValueError for a response of which it can't be told what tools returned: it would be trained on."""
+    """Raises ValueError for a response whose tool results can't be identified, as the model would be trained on them."""
     shape = ""
     for piece, by_model in split_response(text):
         inside = piece if by_model else piece.strip().removeprefix("<result>").removesuffix(_END_OF_RESULT)
         if markup.contains_forged_result(inside):
             raise ValueError(
-                f"a <result> that is not closed, is inside another, or follows no tool call: {inside[:80]!r}"
+                f"a <result> that is not closed, is inside another, or does not follow a tool call: {inside[:80]!r}"
             )
         shape += piece if by_model else "<result></result>"
     if "tool_without_result" in markup.validate(shape):
@@ -135,17 +135,17 @@ def check_results(text: str) -> None:
 
 
 def check_sft(record: Mapping[str, Any]) -> None:
-    """Raises ValueError, with the reason, for what isn't a line of `sft.jsonl`."""
+    """Raises ValueError, with the reason, for anything but a line of `sft.jsonl`."""
     check_conversation(record["messages"])
 
 
 def check_preference(record: Mapping[str, Any]) -> None:
-    """Raises ValueError, with the reason, for what isn't a line of `preferences.jsonl`."""
+    """Raises ValueError, with the reason, for anything but a line of `preferences.jsonl`."""
     preference_sides(record)
 
 
 def check_conversation(messages: Any) -> None:
-    """Raises ValueError, with the reason, for what isn't a conversation whose reply can be learned from."""
+    """Raises ValueError, with the reason, for anything but a conversation whose reply can be learned."""
     check_messages(messages)
     if not messages[-1]["content"].strip():
         raise ValueError("the reply is empty")
@@ -153,7 +153,8 @@ def check_conversation(messages: Any) -> None:
 
 
 def check_messages(messages: Any) -> None:
-    """Raises ValueError, with the reason, for what isn't a conversation that ends with one reply, tool results inside."""
+    """Raises ValueError, with the reason, for anything but a conversation that ends with one reply, tool results
+    included."""
     if not isinstance(messages, list) or not messages:
         raise ValueError("the messages are not a list of objects with role and content")
     for message in messages:
@@ -171,8 +172,8 @@ def check_messages(messages: Any) -> None:
 def read_jsonl(
     path: str | Path, fields: Sequence[str], check: Callable[[Mapping[str, Any]], None] = lambda record: None
 ) -> list[dict[str, Any]]:
-    """The records of a file. Raises ValueError, with the line, for what isn't an object with all `fields`, and for what
-    `check` raises ValueError for."""
+    """The records of a file. Raises ValueError, with the line, for anything but an object with all `fields`, and when
+    `check` raises ValueError."""
     records = []
     with Path(path).open("rb") as file:
         for number, line in enumerate(file, start=1):
@@ -194,7 +195,7 @@ def read_jsonl(
 
 
 def distinct(records: Iterable[dict[str, Any]], fields: Sequence[str]) -> list[dict[str, Any]]:
-    """The first of all records that are the same in `fields`, in their order."""
+    """The records without repetition: the first of all that have the same `fields`, in their order."""
     found: dict[str, dict[str, Any]] = {}
     for record in records:
         found.setdefault(json.dumps([record[field] for field in fields]), record)
@@ -202,7 +203,7 @@ def distinct(records: Iterable[dict[str, Any]], fields: Sequence[str]) -> list[d
 
 
 def write_jsonl(path: str | Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """Writes all records, or, if that is interrupted, leaves the file as it was."""
+    """Write all records. If that is interrupted, the file stays as it was."""
     with replacing(Path(path)) as partial, partial.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(record, ensure_ascii=True) + "\n" for record in records)
 

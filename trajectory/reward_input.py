@@ -1,4 +1,4 @@
-"""What a reward model reads of a trajectory. Training and serving must cut alike, so both cut here."""
+"""The tokens of a trajectory that a reward model reads. Training and serving both use this, so that they read the same."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def reward_input(trajectory: Trajectory, *, mask_results: bool) -> NDArray[np.in
 def joined(
     prompt_ids: NDArray[np.int32], response_ids: NDArray[np.int32], mask: NDArray[np.bool_], *, mask_results: bool
 ) -> NDArray[np.int32]:
-    """`reward_input` of what isn't a `Trajectory`: prompt (P,), response (T,), True on the model's own tokens (T,)."""
+    """The same from parts: prompt (P,), response (T,), and a mask (T,) that is True on the model's own tokens."""
     assert len(response_ids) == len(mask)
     sequence: NDArray[np.int32] = np.concatenate([prompt_ids, response_ids[mask] if mask_results else response_ids])
     return sequence

@@ -1,7 +1,7 @@
-"""The tools that a model can call, as the model knows them: one record each.
+"""The tools that a model can call, as the model sees them: one record for each.
 
-The tags of the grammar and its stop strings (`markup`), the system prompt (`chat`), what a gateway offers
-(`tool_sandbox.registry`) and the report's labels derive from these records.
+The tags of the grammar and its stop strings (`markup`), the system prompt (`chat`), the tools of a gateway
+(`tool_sandbox.registry`) and the report's labels are derived from these records.
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ import re
 from dataclasses import dataclass
 
 OWN_TAGS = ("think", "result", "answer")
-"""The tags of the grammar that are no tool's."""
+"""The tags of the grammar that don't belong to a tool."""
 
 _TAG = re.compile(r"[a-z][a-z_]*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolSpec:
-    """A tool as the model's text has it. Raises ValueError for a tag that the grammar can't have."""
+    """A tool's part of the model's text. Raises ValueError for a tag that the grammar can't have."""
 
     tag: str
-    """`<tag>…</tag>` calls the tool with what stands inside. Lower-case letters and underscores."""
+    """`<tag>…</tag>` calls the tool with the text inside. It consists of lower-case letters and underscores."""
 
     name: str
-    """The name under which a gateway has the tool, in `tool_sandbox.registry.RUNNERS`."""
+    """The name of the tool in `tool_sandbox.registry.RUNNERS`."""
 
     usage: str
     """The system prompt's line about the tool, without the dash before it."""
@@ -32,7 +32,7 @@ class ToolSpec:
     """A whole reply that calls the tool, for the system prompt; empty: the prompt shows none."""
 
     label: str
-    """What the report calls a call of it."""
+    """The report's label for a call of the tool."""
 
     def __post_init__(self) -> None:
         if not _TAG.fullmatch(self.tag) or self.tag in OWN_TAGS:
@@ -66,4 +66,4 @@ SEARCH = ToolSpec(
 )
 
 TOOLS: dict[str, ToolSpec] = {tool.tag: tool for tool in (PYTHON, SEARCH)}
-"""Every tool by its tag, in the order in which the system prompt names them."""
+"""Every tool by its tag, in the order of the system prompt."""

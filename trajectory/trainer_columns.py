@@ -1,8 +1,8 @@
-"""What other trainers read of our records, so that they learn from the tokens that were sampled, and from no tool's result.
+"""The columns of our records for other trainers, which then learn from the sampled tokens and from no tool's result.
 
-A chat template renders a reply as it likes: Qwen3's keeps what stands behind the last `</think>` and drops the tool calls
-before it. So the records hold what needs no template: token ids with labels for TRL and `transformers`, and for
-LLaMA-Factory the rendered text in turns (its template `empty` puts turns together as they are).
+Chat templates change replies. Qwen3's template keeps the text after the last `</think>` and drops the tool calls before it.
+So the records have columns that need no template: token ids with labels for TRL and `transformers`, and the rendered text in
+turns for LLaMA-Factory (whose template `empty` joins turns without changes).
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from trajectory.chat import Tokenizer, render_text
 from trajectory.records import encode_conversation, preference_sides, reply_behind_prompt, split_response
 
 NO_LOSS = -100
-"""The label of a token that isn't learned, as PyTorch's cross entropy ignores it."""
+"""The label of a token that isn't learned; PyTorch's cross entropy ignores it."""
 
 
 def sft_columns(record: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
-    """`record` of `sft.jsonl` with three columns more.
+    """`record` of `sft.jsonl` with three more columns.
 
-    `input_ids` and `labels`: prompt, response and end token, in the ids of `tokenizer`; labels only on what the model wrote.
-    `turns`: the same as text, `user` the rendered prompt, `tool` what the environment wrote, `assistant` what the model did.
+    `input_ids` and `labels`: prompt, response and end token, as ids of `tokenizer`; only tokens of the model have labels.
+    `turns`: the same as text. `user` is the rendered prompt, `tool` the environment's text, `assistant` the model's text.
     """
     messages = record["messages"]
     encoded = encode_conversation(tokenizer, messages, eos_id=getattr(tokenizer, "eos_token_id", None))
@@ -43,7 +43,7 @@ def sft_columns(record: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, An
 
 
 def preference_columns(record: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
-    """`record` of `preferences.jsonl` with `prompt`, the rendered text, and both sides as they follow it."""
+    """`record` of `preferences.jsonl` with `prompt`, the rendered text, and both sides as they follow the prompt."""
     chosen, rejected = preference_sides(record)
     return {
         **record,
@@ -54,7 +54,7 @@ def preference_columns(record: Mapping[str, Any], tokenizer: Tokenizer) -> dict[
 
 
 def dataset_info() -> dict[str, Any]:
-    """LLaMA-Factory's `dataset_info.json` for both files; they are trained on with `template: empty`."""
+    """LLaMA-Factory's `dataset_info.json` for both files, which need `template: empty` in training."""
     return {
         "autotraj_sft": {
             "file_name": "sft.jsonl",

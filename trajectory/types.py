@@ -1,8 +1,8 @@
-"""The payloads that travel between the rooms, one a hop.
+"""The data that is passed between the rooms, one type for each step.
 
     Task ──lease──▶ RolloutActor ──Group of Trajectory──▶ rewards ──Reward each──▶ learners
 
-Lengths: P prompt tokens, T response tokens. Arrays are numpy, so that Ray moves them without copies.
+Lengths: P prompt tokens, T response tokens. Arrays are numpy, so that Ray passes them without copies.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ class Task:
 
     id: str
     question: str
-    golds: tuple[str, ...]  # at least one; any of them counts
+    golds: tuple[str, ...]  # at least one; an answer that matches any of them is right
     kind: TaskKind = "math"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolCall:
-    """What the model asked for: the text inside one `<code>` or `<search>`."""
+    """The model's request: the text inside one `<code>` or `<search>`."""
 
     tool: str  # registry name: "python", "search"
     content: str
@@ -45,20 +45,20 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolResult:
-    """What the sandbox answered. `output` is hostile text: escape it before it is shown or appended."""
+    """The sandbox's answer. `output` is hostile text: escape it before it is shown or appended."""
 
     status: ToolStatus
     output: str = ""
-    message: str = ""  # why it isn't ok, who waited on whom; for people, that of a limit for the model, too
-    duration_s: float = 0.0  # inside the sandbox, queueing excluded
+    message: str = ""  # the reason if it isn't ok, for people; the model reads it too if a limit was reached
+    duration_s: float = 0.0  # inside the sandbox, without queueing
     queue_s: float = 0.0
-    fresh: bool = True  # for sessions: False when an existing session's state was there
-    retry_after_s: float | None = None  # a hint that comes with `unavailable`
+    fresh: bool = True  # for sessions: False if the state of an existing session was used
+    retry_after_s: float | None = None  # for `unavailable`: when to try again
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
-    """One engine call and, if it asked for one, its tool call. Offsets are into the response tokens."""
+    """One engine call and, if the model made one, its tool call. Offsets count response tokens."""
 
     text: str  # as sampled, cut after the stop string
     start: int
@@ -72,7 +72,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
-    """A run of response tokens [start, end) that one policy version sampled."""
+    """Response tokens [start, end) in a row that were sampled by one policy version."""
 
     start: int
     end: int
@@ -81,28 +81,28 @@ class Segment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trajectory:
-    """One episode, as sampled: tokens in, tokens out, never re-tokenised.
+    """One episode as it was sampled. Tokens come in and go out, and are never re-tokenised.
 
     `response_ids`, `loss_mask` and `logprobs` have length T. `loss_mask` is True on the model's own tokens and False on
-    the environment's; `logprobs` (natural log, temperature included as the engine reports them) are 0 where it is False.
+    the environment's. `logprobs` (natural log, temperature included as the engine reports them) are 0 where it is False.
     """
 
     task_id: str
-    index: int  # among its siblings
+    index: int  # position in its group
     prompt_ids: NDArray[np.int32]  # (P,)
     response_ids: NDArray[np.int32]  # (T,)
     loss_mask: NDArray[np.bool_]  # (T,)
     logprobs: NDArray[np.float32]  # (T,)
     segments: tuple[Segment, ...]
     turns: tuple[Turn, ...]
-    text: str  # the response as text, tool results included, from a `<think>` on that the prompt may have opened
+    text: str  # the response as text, including tool results, and beginning with a `<think>` that the prompt may have opened
     finish_reason: FinishReason
     duration_s: float = 0.0
-    error: str = ""  # non-empty exactly when finish_reason is "error" or "deadline"
+    error: str = ""  # not empty exactly if finish_reason is "error" or "deadline"
 
     @property
     def opening(self) -> str:
-        """What of `text` is in the prompt's tokens instead of the response's: `<think>`, if the chat template opens it."""
+        """The part of `text` whose tokens are in the prompt: `<think>`, if the chat template opens it."""
         return self.text[: self.text.find(self.turns[0].text)] if self.turns and self.turns[0].text in self.text else ""
 
     @property
@@ -115,24 +115,24 @@ class Trajectory:
 
     @property
     def min_policy_version(self) -> int | None:
-        """The oldest policy that wrote a part of this trajectory; None if nothing was sampled."""
+        """The oldest policy version that wrote a part of this trajectory; None if nothing was sampled."""
         return min((s.policy_version for s in self.segments), default=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reward:
-    """A trajectory's reward with the breakdown that a person reads: total = Σ parts."""
+    """A trajectory's reward with a breakdown for people: total = Σ parts."""
 
     total: float
     parts: dict[str, float]  # weighted contributions, by name
     correct: bool
     format_ok: bool
-    notes: tuple[str, ...] = ()  # e.g. which format rule was broken
+    notes: tuple[str, ...] = ()  # such as the format rule that was broken
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """The siblings sampled for one task under one lease; `rewards` is empty until scored, then one a trajectory."""
+    """The trajectories sampled for one task under one lease. `rewards` is empty until they are scored, then one for each."""
 
     lease_id: str
     task: Task

@@ -1,8 +1,8 @@
-"""One spelling for what is only written in another way: Unicode's look-alikes, LaTeX's fonts, spaces and synonyms.
+"""Gives one spelling to text that differs only typographically: Unicode's look-alikes, LaTeX's fonts, spaces and synonyms.
 
-Who compares two texts folds both first. Nothing here changes a letter, a digit or an operator for another one, so `x²`
-stays apart from `x2`, `1½` from `11/2`, and `\\mathbb{R}` from `R`. All functions take time linear in the text, which may
-be hostile.
+To compare two texts, fold both first. Nothing here replaces a letter, a digit or an operator by another one. So `x²` stays
+different from `x2`, `1½` from `11/2`, and `\\mathbb{R}` from `R`. All functions take time linear in the text, which may be
+hostile.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Callable
 from functools import lru_cache
 
-# UAX #15, "stream-safe": no writing system puts more marks on a letter, and sorting longer runs takes quadratic time.
+# UAX #15, "stream-safe": no writing system puts more marks on a letter, and sorting more of them takes quadratic time.
 _MAX_MARKS = 30
 
 _LOOK_ALIKES = {
@@ -30,10 +30,10 @@ _LOOK_ALIKES = {
     "∶": ":",
     "¿": "",
     "¡": "",
-    **{c: c for c in "ℝℤℕℚℂ"},  # sets of numbers, not letters
+    **{c: c for c in "ℝℤℕℚℂ"},  # sets of numbers, which are no letters
 }
-# Compatibility forms that are the same character for a reader. Not among them are superscripts, fractions and circled
-# numbers, which say something else.
+# Compatibility forms that are the same character for a reader. Superscripts, fractions and circled numbers are not among
+# them, as they have another meaning.
 _SAME_CHARACTER = (
     "<wide>",
     "<narrow>",
@@ -51,7 +51,7 @@ FONTS = (
     "mathrm|mathbf|mathit|mathsf|mathtt|mathnormal|mathup|boldsymbol|bm|pmb|"
     "mbox|hbox|fbox|boxed|operatorname\\*?"
 )
-"""LaTeX commands that only change how their argument looks, as alternatives of a regular expression."""
+"""LaTeX commands that change only the look of their argument, as alternatives of a regular expression."""
 
 _FONT = re.compile(
     rf"\\(?:{FONTS})(?![a-zA-Z])\s*(?P<brace>\{{)?|\\(?:rm|bf|it|sf|tt|sc)(?![a-zA-Z])\s*|\\.|[{{}}]", re.DOTALL
@@ -158,7 +158,7 @@ _SYNONYMS = {
     ),
 }
 FUNCTIONS = "sin|cos|tan|cot|sec|csc|sinh|cosh|tanh|coth|arcsin|arccos|arctan|ln|lg|log|exp|gcd|max|min|det|dim|arg"
-"""Functions that LaTeX has a command for, as alternatives of a regular expression."""
+"""Functions for which LaTeX has a command, as alternatives of a regular expression."""
 
 _FUNCTION_IN_FONT = re.compile(  # `\mathrm{sin} x`; without an argument, `min` and `sec` are units
     rf"\\(?:{FONTS})\s*\{{({FUNCTIONS})\}}\s*(?=[\w({{^\\|])"
@@ -172,7 +172,7 @@ _ROOT = re.compile(r"\\sqrt\s*([a-zA-Z0-9])")
 
 
 def fold(text: str) -> str:
-    r"""`text` in NFC, with one kind each of hyphen, quote, space and width, and without invisible characters.
+    r"""`text` in NFC, with one kind of hyphen, quote, space and width, and without invisible characters.
 
     LaTeX's accents (`Forl\`{i}`) become letters.
     """
@@ -207,10 +207,10 @@ def _few_marks(text: str) -> str:
 def unwrap(text: str, write: Callable[[str], str] = str) -> str:
     r"""`text` without LaTeX's fonts: `\text{Paris}`, `{\bf Paris}` and `\textbf Paris` become `Paris`.
 
-    What a font's braces hold is passed through `write`, innermost first. Other braces stay.
+    The content of a font's braces is passed through `write`, innermost first. Other braces stay.
     """
     pieces: list[str] = []
-    opened: list[tuple[int, bool]] = []  # (how many pieces stood before it, are they a font's braces)
+    opened: list[tuple[int, bool]] = []  # (number of pieces before it, whether the braces belong to a font)
     end = 0
     for match in _FONT.finditer(text):
         pieces.append(text[end : match.start()])
@@ -235,7 +235,7 @@ def unwrap(text: str, write: Callable[[str], str] = str) -> str:
 def plain_latex(text: str) -> str:
     r"""Folded `text` with one spelling of each LaTeX command, and LaTeX for mathematical characters (`≤`, `°`, `x²`, `½`).
 
-    Spaces and sizes of brackets are gone: `\dfrac12\,` and `\frac{1}{2} ` differ in a space only.
+    Spaces and sizes of brackets are removed: `\dfrac12\,` and `\frac{1}{2} ` then differ only in a space.
     """
     if not text.isascii():
         text = "".join(_FRACTIONS.get(c) or _SYMBOLS.get(c) or c for c in text)
@@ -251,7 +251,7 @@ def plain_latex(text: str) -> str:
 
 
 def plain_spaces(text: str) -> str:
-    r"""`text` with a space for each of LaTeX's (`~`, `\,`, `\quad`), and without `\!`, which takes space away."""
+    r"""`text` with a space for each of LaTeX's (`~`, `\,`, `\quad`), and without `\!`, which removes space."""
     return _SPACE.sub(lambda m: "" if m[0].startswith(("\\!", "\\/")) else " ", _WIDE_SPACE.sub(" ", text))
 
 

@@ -1,1 +1,1 @@
-"""Inference engines: the protocol that actors use, and vLLM behind it."""
+"""Inference engines: the protocol that actors use, and vLLM as its implementation."""

@@ -1,4 +1,4 @@
-"""What a checkpoint folder says about itself, read before an engine starts and before an engine takes new weights."""
+"""Checks of a checkpoint folder, before an engine starts and before an engine takes new weights."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from models.on_disk import tensor_shapes
 from models.weight_update import WeightUpdate
 
 OUTPUT_LAYERS = ("lm_head.weight", "embed_out.weight", "output.weight")
-"""How output layers' names end."""
+"""Endings of the names of output layers."""
 
 
 def refuse_tied_embeddings(model: str) -> None:
     """Raises ValueError if input and output embeddings are one tensor.
 
-    vLLM packs linear weights for the CPU when it loads them. A reload packs the embedding anew but leaves a tied `lm_head`
-    with the old weights, with no error (vllm 0.32): every logprob after a sync would be wrong by nats.
+    vLLM packs linear weights for the CPU when it loads them. A reload packs the embedding again but leaves a tied `lm_head`
+    with the old weights, without an error (vllm 0.32), so every logprob after a sync would be wrong by nats.
     """
     config = json.loads((Path(model) / "config.json").read_text())
     tied = (config.get("text_config") or {}).get("tie_word_embeddings", config.get("tie_word_embeddings"))
-    if tied is None:  # then it is the architecture's default, and shows in whether there is an output layer
+    if tied is None:  # then the architecture's default holds; an output layer in the files means that it isn't tied
         tied = not any(name.endswith(OUTPUT_LAYERS) for name in tensor_shapes(model))
     if tied:
         raise ValueError(
@@ -32,7 +32,7 @@ def refuse_tied_embeddings(model: str) -> None:
 
 
 def check_update(update: WeightUpdate, expected: dict[str, tuple[int, ...]], *, backend: str) -> None:
-    """Raises ValueError unless `update` brings every tensor of the checkpoint, each in its shape, by `backend`."""
+    """Raises ValueError unless `update` has every tensor of the checkpoint, each with its shape, and uses `backend`."""
     if update.backend != backend:
         raise ValueError(f"the engine takes weights by {backend!r} (engine.weight_transfer), not by {update.backend!r}")
     given = dict(zip(update.names, update.shapes, strict=True))

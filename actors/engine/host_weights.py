@@ -1,4 +1,4 @@
-"""Weights on their way to an engine of the same node: a safetensors file in shared memory."""
+"""Passes weights to an engine on the same node, as a safetensors file in shared memory."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ SHARED_MEMORY = Path("/dev/shm")
 
 
 def write(payload: Mapping[str, tuple[NDArray[np.generic], str]]) -> Path:
-    """A new file with `payload`'s tensors (name → (array, dtype name); bfloat16 as its uint16 bits); the caller unlinks it.
+    """A new file with `payload`'s tensors (name → (array, dtype name); bfloat16 as its uint16 bits). The caller unlinks it.
 
-    In shared memory if it has room (a container's default is 64 MiB), otherwise in the folder for temporary files.
+    It is in shared memory if that has room (a container's default is 64 MiB), otherwise in the folder for temporary files.
     """
     num_bytes = sum(array.nbytes for array, _ in payload.values())
     roomy = SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free > 1.1 * num_bytes
@@ -36,7 +36,7 @@ def write(payload: Mapping[str, tuple[NDArray[np.generic], str]]) -> Path:
 
 
 def read(path: str) -> Iterator[tuple[str, torch.Tensor]]:
-    """The file's (name, tensor), one after another."""
+    """Yields the file's (name, tensor), one after another."""
     with safe_open(path, framework="pt") as file:
         for name in file.keys():  # noqa: SIM118  # not a dict
             yield name, file.get_tensor(name)
@@ -44,7 +44,7 @@ def read(path: str) -> Iterator[tuple[str, torch.Tensor]]:
 
 def _tensor(array: NDArray[np.generic], dtype: str) -> torch.Tensor:
     with warnings.catch_warnings():
-        # Arrays out of Ray's object store are read-only; so is what we do with them.
+        # Arrays from Ray's object store are read-only, and they are only read here.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         tensor = torch.from_numpy(np.ascontiguousarray(array))
     return tensor.view(torch.bfloat16) if dtype == "bfloat16" else tensor

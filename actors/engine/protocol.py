@@ -1,4 +1,4 @@
-"""What an episode, a scorer and a weight sync need of an inference engine. `vllm_engine.py` is the one we have."""
+"""The interface of an inference engine for episodes, scoring and weight sync. `vllm.py` implements it."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from trajectory.types import Segment
 
 
 class EngineError(Exception):
-    """An engine did not do what was asked of it."""
+    """An engine did not do what was requested."""
 
 
 class EngineDead(EngineError):
-    """The engine is gone or can't be trusted any more; everything in flight on it is lost. Start a new one."""
+    """The engine is gone or can't be trusted any more. All that ran on it is lost. Start a new one."""
 
 
 class EngineTimeout(EngineError):
-    """The engine did not answer within a deadline; the message says what was waited for."""
+    """The engine did not answer within a deadline. The message says which answer was missing."""
 
 
 class RequestFailed(EngineError):
-    """The engine refused or failed this one request."""
+    """The engine refused this one request, or it failed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How one request samples. Temperature only: top-p and top-k would renormalise the logprobs."""
+    """The sampling parameters of one request. Temperature only, as top-p and top-k would renormalise the logprobs."""
 
     max_tokens: int
     temperature: float = 1.0  # 0 is greedy
@@ -41,28 +41,29 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generation:
-    """What one request sampled, n tokens. A stop string may end inside the last token: `text` is cut there, ids aren't."""
+    """The n tokens that one request sampled. A stop string may end inside the last token: `text` is cut there, ids
+    aren't."""
 
-    token_ids: list[int]  # (n,) as sampled, the end-of-sequence token included
+    token_ids: list[int]  # (n,) as sampled, including the end-of-sequence token
     logprobs: list[float]  # (n,) natural log under the distribution that was sampled from, temperature included
-    text: str  # up to and including the stop string; special tokens left out
+    text: str  # up to and including the stop string, without special tokens
     finish_reason: Literal["stop_string", "eos", "length"]
-    segments: tuple[Segment, ...]  # covers [0, n): which policy version sampled what
-    num_cached_tokens: int = 0  # of the prompt, found in the prefix cache
+    segments: tuple[Segment, ...]  # cover [0, n): which policy version sampled which tokens
+    num_cached_tokens: int = 0  # prompt tokens that were found in the prefix cache
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateReport:
-    """What a weight update took, in seconds."""
+    """The duration of each part of a weight update, seconds."""
 
     policy_version: int
     write_s: float  # payload to shared memory, while the engine still samples
-    paused_s: float  # no request advanced
-    num_kept: int  # requests in flight that went on with the new weights
+    paused_s: float  # while no request advanced
+    num_kept: int  # running requests that continued with the new weights
 
 
 class Engine(Protocol):
-    """What rollouts, scoring and weight sync need. Every method raises `EngineError`."""
+    """The methods that rollouts, scoring and weight sync use. Every method raises `EngineError`."""
 
     @property
     def policy_version(self) -> int: ...

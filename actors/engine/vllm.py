@@ -1,7 +1,7 @@
-"""The engine: vLLM's `AsyncLLM`, one class for CPU and GPU.
+"""The engine: vLLM's `AsyncLLM`, with one class for CPU and GPU.
 
-Its core runs in a process of its own, so a tool call or a slow tokenizer here never holds up a decoding step there. vLLM is
-imported when an engine starts, because it reads its environment at import.
+vLLM's core runs in its own process, so a tool call or a slow tokenizer in this process never delays decoding. vLLM is
+imported when an engine starts, because it reads its environment variables at import.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from trajectory.types import Segment
 T = TypeVar("T")
 
 SHUTDOWN_TIMEOUT_S = 10.0
-"""How long vLLM's processes may take to end by themselves before they are killed."""
+"""How long vLLM's processes may take to end by themselves before they are killed, seconds."""
 
 
 class VLLMEngine:
-    """`Engine` on vLLM's `AsyncLLM`. Made and used inside one event loop."""
+    """`Engine` on vLLM's `AsyncLLM`. Make it and use it inside one event loop."""
 
     def __init__(self, config: EngineConfig, *, seed: int = 0) -> None:
         self._config = config
@@ -59,18 +59,18 @@ class VLLMEngine:
 
     @property
     def cause_of_death(self) -> str:
-        """Why nothing can be asked of this engine any more; empty while it lives."""
+        """Why this engine can't be used any more; empty as long as it can."""
         return self._cause_of_death
 
     @property
     def num_requests(self) -> int:
-        """Requests in flight."""
+        """Number of running requests."""
         return len(self._in_flight)
 
     # --- life ---------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Load the model. Raises ValueError for a checkpoint that can't be served, `EngineError` for the rest."""
+        """Load the model. Raises ValueError for a checkpoint that can't be served, `EngineError` for all other errors."""
         try:
             model = await asyncio.to_thread(fetch, self._config.model)
         except StorageError as error:
@@ -84,7 +84,7 @@ class VLLMEngine:
                 raise ValueError(f"engine.model: {error}") from error
         vllm_setup.set_environment(self._config)
         try:
-            # In a thread: loading takes half a minute, and whoever probes this actor meanwhile wants an answer.
+            # In a thread: loading takes half a minute, and this actor must answer health checks meanwhile.
             async with asyncio.timeout(self._config.start_timeout_s):
                 await asyncio.to_thread(self._load)
         except TimeoutError:
@@ -92,7 +92,7 @@ class VLLMEngine:
             raise EngineTimeout(
                 f"vLLM did not come up within engine.start_timeout_s = {self._config.start_timeout_s:g} s"
             ) from None
-        except ValueError as error:  # settings that it refuses
+        except ValueError as error:  # settings that vLLM refuses
             raise ValueError(f"vLLM did not come up: {error}") from error
         except Exception as error:
             raise EngineDead(f"vLLM did not come up: {error}") from error
@@ -101,12 +101,12 @@ class VLLMEngine:
         await self._call(self._llm.update_weight_version(str(self._policy_version)), "take its first policy version")
 
     def _load(self) -> None:
-        # Assigned here and not returned: an import error that some library keeps would hold this call's frames, and with
-        # them the engine, until the interpreter ends, where vLLM's finalizer fails.
+        # Assigned here and not returned: if a library keeps an import error, the error holds the frames of this call.
+        # Through them it would hold the engine until the interpreter ends, where vLLM's finalizer fails.
         self._llm = vllm_setup.start_engine(self._config, self._seed)
 
     async def shutdown(self) -> None:
-        """Stop the engine's processes. Requests in flight fail."""
+        """Stop the engine's processes. Running requests fail."""
         if self._llm is not None:
             await self._die("it was shut down")
             self._llm = None
@@ -114,7 +114,7 @@ class VLLMEngine:
     # --- requests -----------------------------------------------------------------------------------------------------
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling, request_id: str) -> Generation:
-        """Continue `prompt_ids`. Cancelling frees the request in the engine."""
+        """Continue `prompt_ids`. Cancelling this coroutine removes the request from the engine."""
         output = await self._run_request(prompt_ids, _sampling_params(sampling), request_id)
         completion = output.outputs[0]
         if completion.finish_reason not in ("stop", "length"):
@@ -124,7 +124,9 @@ class VLLMEngine:
             finish_reason = "stop_string" if isinstance(completion.stop_reason, str) else "eos"
         return Generation(
             token_ids=list(completion.token_ids),
-            logprobs=list(completion.logprobs.logprobs),  # `FlatLogprobs`: one a token, the sampled one's
+            logprobs=list(
+                completion.logprobs.logprobs
+            ),  # `FlatLogprobs`: for each token only the sampled token's logprob
             text=completion.text,
             finish_reason=finish_reason,
             segments=tuple(
@@ -136,7 +138,7 @@ class VLLMEngine:
         )
 
     async def score(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
-        """log p(token_ids[i + 1] | token_ids[: i + 1]) at temperature 1, (len − 1,), computed anew."""
+        """log p(token_ids[i + 1] | token_ids[: i + 1]) at temperature 1, (len − 1,), computed without the cache."""
         from vllm import SamplingParams
 
         if len(token_ids) < 2:
@@ -146,7 +148,7 @@ class VLLMEngine:
             max_tokens=1,
             prompt_logprobs=0,
             detokenize=False,
-            # The cache holds keys and values, not logits: a hit would leave positions without a logprob.
+            # The cache holds keys and values but no logits, so positions from the cache would have no logprob.
             skip_reading_prefix_cache=True,
             output_kind=_final_only(),
         )
@@ -164,15 +166,15 @@ class VLLMEngine:
         self._in_flight.add(deadline)
         try:
             async with deadline:
-                # A request let in during an update could fill the new version's cache with the old weights' keys.
+                # A request during an update could fill the new version's cache with keys of the old weights.
                 await self._admitting.wait()
                 self._check_alive()
                 prompt = tokens_input(list(token_ids), cache_salt=f"policy-{self._policy_version}")
                 output = None
-                async for output in self._llm.generate(prompt, params, request_id):  # noqa: B007  # the last one counts
+                async for output in self._llm.generate(prompt, params, request_id):  # noqa: B007  # only the last one counts
                     pass
         except TimeoutError:
-            self._check_alive()  # `_die` brings deadlines forward
+            self._check_alive()  # `_die` ends deadlines early
             raise EngineTimeout(
                 f"vLLM did not finish request {request_id} within engine.request_timeout_s = {limit:g} s"
             ) from None
@@ -189,18 +191,18 @@ class VLLMEngine:
     # --- weights ------------------------------------------------------------------------------------------------------
 
     async def init_weight_transfer(self, init_info: dict[str, Any]) -> None:
-        """Join the learner's NCCL group; `init_info` as vLLM's `NCCLWeightTransferInitInfo`. The learner joins meanwhile."""
+        """Join the learner's NCCL group; `init_info` is vLLM's `NCCLWeightTransferInitInfo`. The learner must join, too."""
         from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
 
         request = WeightTransferInitRequest(init_info=init_info)
         await self._call(self._llm.init_weight_transfer_engine(request), "join the weight-transfer group")
 
     async def update_weights(self, update: WeightUpdate) -> UpdateReport:
-        """Take new weights in flight: requests keep their tokens and their KV, and go on under the new version.
+        """Load new weights while requests run: these keep their tokens and their KV, and continue under the new version.
 
-        vLLM counts a request's tokens as they leave the core, where weights change only while it is paused and its output
-        queue is empty; so the spans in `Generation.segments` are exact. The prefix cache is salted with the version: no
-        later request finds keys of older weights. Raises ValueError, and changes nothing, if `update` isn't this model's.
+        vLLM counts a request's tokens as they leave the core. There, weights change only while it is paused and its output
+        queue is empty, so the spans in `Generation.segments` are exact. The prefix cache is salted with the version, so no
+        later request finds keys of older weights. Raises ValueError, and changes nothing, if `update` isn't for this model.
         """
         checkpoint.check_update(update, self._expected, backend=self._config.weight_transfer)
         async with self._updating:
@@ -230,13 +232,13 @@ class VLLMEngine:
             await self._call(self._llm.resume_generation(), "resume")
             return num_kept
         except BaseException as error:
-            # Half the layers may be the old ones: nothing that this engine says from here on is of any policy.
+            # Some layers may still be the old ones, so no policy version describes what this engine would sample now.
             await self._die(f"its update to policy version {policy_version} failed: {error!r}")
             raise
         finally:
             self._admitting.set()
 
-    # --- every wait has an end ------------------------------------------------------------------------------------------
+    # --- every wait has a limit -----------------------------------------------------------------------------------------
 
     def _check_alive(self) -> None:
         if self._cause_of_death:
@@ -245,10 +247,10 @@ class VLLMEngine:
             raise EngineDead("the vLLM engine was not started")
 
     async def _call(self, coroutine: Coroutine[Any, Any, T], what: str) -> T:
-        """Await a control call of vLLM within the update deadline, or until the engine dies.
+        """Await a control call of vLLM until the update deadline, or until the engine dies.
 
-        When the core process dies vLLM fails the requests but leaves control calls pending forever (0.32), hence the
-        look at its output handler, which ends with the engine.
+        When the core process dies, vLLM fails the requests but leaves control calls pending forever (0.32). So this also
+        watches vLLM's output handler, which ends with the engine.
         """
         call = asyncio.ensure_future(coroutine)
         limit = self._config.update_timeout_s
@@ -270,12 +272,12 @@ class VLLMEngine:
         raise EngineTimeout(f"vLLM did not {what} within engine.update_timeout_s = {limit:g} s")
 
     async def _die(self, cause: str) -> None:
-        """Stop vLLM; fail what is in flight, which vLLM's own shutdown leaves waiting, and all that comes later."""
+        """Stop vLLM. Running requests, which vLLM's own shutdown leaves waiting, fail, and so do all later ones."""
         self._cause_of_death = self._cause_of_death or cause
         for deadline in self._in_flight:
             deadline.reschedule(asyncio.get_running_loop().time())
         if self._llm.output_handler is not None:
-            self._llm.output_handler.cancel()  # it would report the end that we are bringing about as a failure
+            self._llm.output_handler.cancel()  # it would report this intended end as a failure
         await asyncio.to_thread(self._llm.shutdown, SHUTDOWN_TIMEOUT_S)
 
 
@@ -288,7 +290,7 @@ def _sampling_params(sampling: Sampling) -> Any:
         stop=list(sampling.stop),
         include_stop_str_in_output=True,
         seed=sampling.seed,
-        logprobs=0,  # the sampled token's alone
+        logprobs=0,  # only those of the sampled tokens
         flat_logprobs=True,
         output_kind=_final_only(),
     )
@@ -302,7 +304,7 @@ def _final_only() -> Any:
 
 @asynccontextmanager
 async def _payload(update: WeightUpdate) -> AsyncIterator[dict[str, Any]]:
-    """The update as vLLM's engine for its backend takes it."""
+    """The update in the form that vLLM's engine for its backend takes."""
     if update.backend == "nccl":
         yield {
             "names": list(update.names),

@@ -1,4 +1,4 @@
-"""How vLLM is set up: its environment and its arguments, with the reason for each that isn't the default."""
+"""Sets up vLLM: its environment and its arguments, with the reason for each that isn't the default."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 from actors.config import EngineConfig
 
 TORCH_NOISE = "`torch.distributed.reduce_op` is deprecated"
-"""What torch 2.13 says whenever vllm 0.32 is imported."""
+"""A warning that torch 2.13 prints whenever vllm 0.32 is imported."""
 
 
 def set_environment(config: EngineConfig) -> None:
-    """What vLLM reads from the environment, here and in the processes it spawns; set before its import."""
+    """Set the variables that vLLM reads, in this process and in those that it starts. Call it before vLLM's import."""
     values = {
-        # At WARNING a start on CPU alone says a dozen things that nobody can act on.
+        # At WARNING, a start on CPU alone logs a dozen messages that a user can't act on.
         "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # this process has threads (gRPC, Ray) that don't survive a fork
@@ -27,11 +27,12 @@ def set_environment(config: EngineConfig) -> None:
     if config.device == "cpu":
         values |= {
             "VLLM_CPU_KVCACHE_SPACE": str(config.cpu_kv_cache_gib),
-            # Pinning is the scheduler's business: several engines would all be bound to the same first cores.
+            # The scheduler must place threads: with pinning, several engines would all be bound to the same first cores.
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "OMP_NUM_THREADS": str(config.cpu_threads),
-            # Without this vLLM's CPU platform puts the worker into a third process, to set OpenMP's environment there; we
-            # have set it. `AsyncLLM` keeps its core process all the same. Saves a third of the start (vllm 0.32).
+            # Without this, vLLM's CPU platform runs the worker in a third process, to set OpenMP's environment there,
+            # which is already set here. `AsyncLLM` keeps its core process in any case. This saves a third of the start
+            # (vllm 0.32).
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         }
     os.environ.update(values)
@@ -39,7 +40,7 @@ def set_environment(config: EngineConfig) -> None:
 
 
 def start_engine(config: EngineConfig, seed: int) -> Any:
-    """An `AsyncLLM`, its core process up and the model loaded; blocks for half a minute. May run in any thread."""
+    """An `AsyncLLM` with its core process started and the model loaded. Blocks for half a minute. Any thread may call it."""
     from vllm.config import WeightTransferConfig
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -56,13 +57,13 @@ def start_engine(config: EngineConfig, seed: int) -> Any:
         block_size=config.block_size,
         enforce_eager=on_cpu if config.enforce_eager is None else config.enforce_eager,
         enable_prefix_caching=True,
-        # A prompt split over two steps rewinds its request's generator, which torch's CPU generators can't do: with a
-        # per-request seed that ends the core process (vllm 0.32: "CPU Generator does not use offset").
+        # A prompt that is split over two steps rewinds its request's generator, which torch's CPU generators can't do.
+        # With a seed for each request that ends the core process (vllm 0.32: "CPU Generator does not use offset").
         enable_chunked_prefill=not on_cpu,
         max_num_batched_tokens=max(2048, config.max_model_len) if on_cpu else None,
-        # One device: the core process does the work itself instead of through one more process.
+        # With one device, the core process does the work itself instead of starting one more process.
         distributed_executor_backend="uni" if config.tensor_parallel_size == 1 else "mp",
-        logprobs_mode="processed_logprobs",  # of the distribution that is sampled from, temperature included
+        logprobs_mode="processed_logprobs",  # those of the distribution that is sampled from, temperature included
         weight_transfer_config=WeightTransferConfig(backend=config.weight_transfer),
         worker_extension_cls="actors.engine.weight_transfer.WorkerExtension",
         disable_log_stats=True,

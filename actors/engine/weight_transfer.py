@@ -1,8 +1,8 @@
 """Our weight-transfer engine for vLLM, for machines without NCCL. It is loaded inside vLLM's worker processes.
 
-vLLM looks up transfer engines in a registry of the worker's own process. Its plugin entry points belong to installed
-packages, and this application installs none; a worker extension is imported by name in every worker before the model
-loads, so registering at import of this module does the same.
+vLLM finds transfer engines in a registry of the worker's own process. vLLM's plugin entry points need an installed package,
+and this application installs none. But a worker extension is imported by name in every worker before the model is loaded, so
+it is enough to register the engine when this module is imported.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from actors.engine import host_weights
 
 @dataclass
 class HostInitInfo(WeightTransferInitInfo):
-    """Nothing to agree on beforehand."""
+    """Empty, as there is nothing to agree on beforehand."""
 
 
 @dataclass
 class HostUpdateInfo(WeightTransferUpdateInfo):
-    """Where one update's tensors lie."""
+    """The place of one update's tensors."""
 
     path: str
 
@@ -45,7 +45,7 @@ class HostWeightTransferEngine(WeightTransferEngine[HostInitInfo, HostUpdateInfo
     update_info_cls = HostUpdateInfo
 
     def init_transfer_engine(self, init_info: HostInitInfo) -> None:
-        """Nothing to connect to."""
+        """Does nothing, as there is no connection."""
 
     def start_weight_update(self) -> None:
         _have_experts_packed_anew(self.model)
@@ -58,12 +58,13 @@ class HostWeightTransferEngine(WeightTransferEngine[HostInitInfo, HostUpdateInfo
         finalize_layerwise_reload(self.model, self.model_config)
 
     def shutdown(self) -> None:
-        """Nothing to release."""
+        """Does nothing, as there is nothing to release."""
 
 
 def _have_experts_packed_anew(model: torch.nn.Module) -> None:
-    """On a CPU vLLM packs the weights of a mixture's experts when it has made the kernel that reads them. A reload finds a
-    kernel and leaves them unpacked, so that every logprob is wrong by nats (0.32). Without a kernel it does both again."""
+    """On a CPU, vLLM packs the weights of a mixture's experts after it has made the kernel that reads them. When it reloads,
+    the kernel exists and the weights stay unpacked, so that every logprob is wrong by nats (0.32). Without the old kernel it
+    does both again."""
     for layer in model.modules():
         method: Any = getattr(layer, "quant_method", None)
         if getattr(method, "moe_kernel", None) is not None and next(layer.parameters()).device.type == "cpu":
@@ -71,17 +72,17 @@ def _have_experts_packed_anew(model: torch.nn.Module) -> None:
 
 
 class WorkerExtension:
-    """Named in vLLM's arguments so that its workers import this module; adds no methods."""
+    """vLLM's arguments name this class so that its workers import this module. It adds no methods."""
 
 
 def _die_with_parent() -> None:
-    """End this process when the one that spawned it is gone.
+    """End this process when the process that started it is gone.
 
-    vLLM's core notices a dead client only when it next sends to it: after a kill −9 of the actor it would keep its memory
-    and its GPU while Ray starts a successor.
+    vLLM's core notices that its client is dead only when it next sends to it. After a kill -9 of the actor it would keep its
+    memory and its GPU while Ray starts a new actor.
     """
     parent = multiprocessing.parent_process()
-    if parent is None:  # imported outside a worker
+    if parent is None:  # imported outside of a worker
         return
 
     def wait() -> None:

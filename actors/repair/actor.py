@@ -1,6 +1,7 @@
-"""The repair actor: bad trajectories in, repairs or the reasons why not out, by an engine of its own or an HTTP endpoint.
+"""The repair actor: it takes bad trajectories and returns repairs, or the reasons why there are none. It uses an engine
+of its own or an HTTP endpoint.
 
-The policy's own engine repairs in `RolloutActor.repair`. What a repair is stands in `repairer`.
+The policy's own engine repairs in `RolloutActor.repair`. `attempts.py` says what a repair is.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from trajectory.types import ToolCall, ToolResult
 class RepairActor:
     """Repairs trajectories. An asynchronous Ray actor; `apply` and `ping` are for RLlib's `FaultTolerantActorManager`.
 
-    `start` must have returned before anything else is asked. When its engine dies, so does the actor: have Ray restart it.
+    `start` must have returned before any other call. When its engine dies, so does the actor: have Ray restart it.
     """
 
     def __init__(self, settings: RepairSettings, index: int = 0) -> None:
@@ -46,19 +47,19 @@ class RepairActor:
         return f"RepairActor({self._index})"
 
     async def start(self) -> None:
-        """Bring the engine up, within `engine.start_timeout_s`, or make ready for the endpoint, which isn't asked yet.
+        """Start the engine, within `engine.start_timeout_s`, or prepare for the endpoint, which isn't contacted yet.
 
-        Every caller waits for the same start. Raises ValueError for a checkpoint that can't be served or a key that isn't
-        there, and `EngineError`.
+        Every caller waits for the same start. Raises ValueError for a checkpoint that can't be served or a key that doesn't
+        exist, and `EngineError`.
         """
         if self._starting is None:
             self._starting = asyncio.create_task(self._start())
         await asyncio.shield(self._starting)
 
     async def repair(self, requests: Sequence[RepairRequest], seed: int) -> list[RepairResult]:
-        """One result a request, in their order, each within `repair.deadline_s`; see `repairer.repair`.
+        """One result for each request, in their order, each within `repair.deadline_s`; see `attempts.repair`.
 
-        Raises EngineDead: results of a dead engine say nothing of the requests."""
+        Raises EngineDead, since results of a dead engine say nothing about the requests."""
         if self._attempt is None:
             raise RuntimeError(f"{self!r} was asked before start() returned")
         work = repair_all(
@@ -79,7 +80,7 @@ class RepairActor:
         return results
 
     async def stats(self) -> dict[str, float]:
-        """Counters since the start (`failed/<reason>` among them), and what is in flight now."""
+        """Counters since the start (`failed/<reason>` among them), and the number of running attempts."""
         counts = {name: float(self._counts[name]) for name in ("requests", "accepted", "attempts", *self._counts)}
         if self._engine is not None and self._sampler is not None:
             return counts | {
@@ -94,7 +95,7 @@ class RepairActor:
         return counts
 
     async def shutdown(self) -> None:
-        """Stop the engine or hang up on the endpoint, and on the sandbox."""
+        """Stop the engine or close the connection to the endpoint, and close the one to the sandbox."""
         if self._engine is not None and self._follower is not None:
             self._follower.stop()
             await self._engine.shutdown()

@@ -1,10 +1,10 @@
-"""Repair of one bad trajectory: prompt a model with it and what is wrong, let it try with its tools, accept or say why not.
+"""Repair of one bad trajectory: a model gets it with its problems and tries again with its tools. The result is judged.
 
     RepairRequest ──prompt──▶ attempt (an episode) ──verdict──▶ accepted
                                  ▲                     │ a named reason
                                  └── warmer ◀──────────┘──none left──▶ hard case
 
-Pure asyncio: who writes the attempt comes in as a callable. What a model wrote, first or last, is hostile text.
+Pure asyncio: the function that makes an attempt is an argument. Text of a model, old or new, is hostile.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _ERRORS: dict[str, Reason] = {
     "EngineTimeout": "engine_timeout",
     "RequestFailed": "engine_failed",
 }
-"""`Trajectory.error` begins with the name of the exception."""
+"""Reasons by exception name, with which `Trajectory.error` begins."""
 
 _LIMITS: dict[str, Reason] = {
     "length": "too_long",
@@ -59,7 +59,7 @@ async def repair_all(
     reward_config: RewardConfig,
     encode: Encode | None = None,
 ) -> list[RepairResult]:
-    """`repair` of all requests at the same time, in their order; how many attempts run at once is `attempt`'s to bound."""
+    """Call `repair` for all requests at the same time; results in their order. `attempt` bounds how many run at once."""
     return await asyncio.gather(
         *(
             repair(
@@ -86,9 +86,9 @@ async def repair(
     seed: int = 0,
     encode: Encode | None = None,
 ) -> RepairResult:
-    """Attempts at `config.temperatures` until one is accepted, within `config.deadline_s`.
+    """Make attempts at `config.temperatures` until one is accepted, within `config.deadline_s`.
 
-    `encode` is the policy's tokenizer where another model repairs; None: the attempt is in the policy's tokens already.
+    `encode` is the policy's tokenizer if another model repairs. None: the attempt already has the policy's tokens.
     """
     prompt = render_repair_prompt(request, config)
     attempts: list[Attempt] = []
@@ -100,7 +100,7 @@ async def repair(
                 except PromptTooLong as error:
                     attempts.append(_failed("prompt_too_long", temperature, str(error)))
                     break
-                # In a thread: comparing two answers may start a process and take seconds.
+                # In a thread, as the comparison of two answers may start a process and take seconds.
                 reason, found = await asyncio.to_thread(
                     verdict, trajectory, request, config, quality_config, reward_config
                 )
@@ -144,8 +144,8 @@ def verdict(
     quality_config: QualityConfig,
     reward_config: RewardConfig,
 ) -> tuple[Reason | None, Quality | None]:
-    """Why an attempt is not accepted, None if it is; and its quality, if it came that far. May block for
-    `reward_config.math_timeout_s` a gold answer."""
+    """Why an attempt is not accepted, or None if it is; and its quality, if it was computed. May block for
+    `reward_config.math_timeout_s` for each gold answer."""
     reason = _why_not(trajectory, request, config)
     if reason is not None:
         return reason, None
@@ -161,7 +161,7 @@ def verdict(
 
 
 def _why_not(trajectory: Trajectory, request: RepairRequest, config: RepairConfig) -> Reason | None:
-    """What can be said without looking at the answer."""
+    """The reason to refuse an attempt that can be found without its answer."""
     if trajectory.finish_reason == "error":
         return _ERRORS.get(trajectory.error.partition(":")[0], "episode_error")
     if "".join(trajectory.text.split()) == "".join(request.trajectory.text.split()):
@@ -173,7 +173,7 @@ def _why_not(trajectory: Trajectory, request: RepairRequest, config: RepairConfi
     if (broken := _broken_markup(trajectory)) is not None:
         return broken
     if request.trajectory.opening and not trajectory.text.lstrip().startswith("<think>"):
-        return "unparseable"  # the policy's prompt has the tag already, and goes on inside it
+        return "unparseable"  # the policy's prompt already has the tag and continues inside it
     results = [turn.tool_result for turn in trajectory.turns if turn.tool_result is not None]
     if any(result.status == "unavailable" for result in results):
         return "tool_unavailable"
@@ -193,7 +193,7 @@ def _broken_markup(trajectory: Trajectory) -> Reason | None:
 
 
 def as_answer(repaired: Trajectory, original: Trajectory, encode: Encode | None) -> Trajectory:
-    """An accepted repair as an answer to the original's prompt: no policy sampled it there, so it has no logprobs."""
+    """An accepted repair as an answer to the original's prompt. No policy sampled it there, so it has no logprobs."""
     if encode is not None:
         repaired = _retokenised(repaired, original.opening, encode)
     return replace(
@@ -207,7 +207,7 @@ def as_answer(repaired: Trajectory, original: Trajectory, encode: Encode | None)
 
 
 def _retokenised(trajectory: Trajectory, opening: str, encode: Encode) -> Trajectory:
-    """The same text in another tokenizer's tokens, piece by piece, as an episode makes them on a prompt that ends with
+    """The same text in another tokenizer's tokens, piece by piece, as an episode makes them after a prompt that ends with
     `opening`."""
     ids: list[int] = []
     mask: list[bool] = []
@@ -232,7 +232,7 @@ def _retokenised(trajectory: Trajectory, opening: str, encode: Encode) -> Trajec
     )
 
 
-# --- who writes -------------------------------------------------------------------------------------------------------
+# --- functions that make attempts -----------------------------------------------------------------------------------------
 
 
 def on_engine(sampler: Sampler, tokenizer: Tokenizer, episode: EpisodeConfig, max_prompt_tokens: int) -> AttemptFn:

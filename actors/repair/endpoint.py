@@ -1,11 +1,11 @@
 """A repairer behind an OpenAI-compatible chat endpoint: completions with retries, and episodes made of them.
 
-An episode needs an engine that continues tokens; a chat endpoint answers messages, and drops the stop string it stopped at.
-So a turn becomes a message, with its tag closed again, and a tool's result the user's next message:
+An episode needs an engine that continues tokens. A chat endpoint answers messages, and drops the stop string at which it
+stopped. So a turn becomes a message with its tag closed again, and a tool's result becomes the user's next message:
 
     user: the prompt ─▶ assistant: …<code>…</code> ─▶ user: <result>…</result> Continue. ─▶ assistant: …</answer>
 
-What is kept is one response as any episode's: turns and results in one text, in the policy's tokens, without logprobs.
+The result is one response as from any episode: turns and tool results in one text, in the policy's tokens, without logprobs.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ from trajectory.records import Message
 from trajectory.types import Task, Trajectory
 
 CONTINUE = "Continue."
-"""Follows a tool's result in the user's message."""
+"""Comes after a tool's result in the user's message."""
 
 MAX_DETAIL_CHARS = 300
-"""Of what the server said, in an error's message."""
+"""Most characters of the server's text in an error's message."""
 
 
 class EndpointError(EngineError):
-    """An endpoint did not do what was asked of it."""
+    """An endpoint did not do what was requested."""
 
 
 class EndpointDown(EndpointError):
-    """Nobody answered, or nothing but server errors came back."""
+    """The endpoint can't be reached, or it answered only with server errors."""
 
 
 class EndpointTimeout(EndpointError):
-    """No completion within a deadline."""
+    """There was no completion within a deadline."""
 
 
 class RateLimited(EndpointError):
-    """The server refused for the number of requests, to the last try."""
+    """The server refused because of the number of requests, up to the last try."""
 
 
 class EndpointRefused(EndpointError):
@@ -56,15 +56,15 @@ class EndpointRefused(EndpointError):
 
 
 class EndpointGarbled(EndpointError):
-    """What came back is no completion."""
+    """The answer is no completion."""
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What an endpoint wrote."""
+    """The text that an endpoint wrote."""
 
     text: str  # without the stop string
-    finish_reason: Literal["stop", "length"]  # "stop": at a stop string or by itself, which can't be told apart
+    finish_reason: Literal["stop", "length"]  # "stop": at a stop string or by itself, as servers don't say which
 
 
 class _Message(BaseModel):
@@ -86,17 +86,17 @@ class _Body(BaseModel):
 
 
 _last_status: ContextVar[list[int]] = ContextVar("last_status")
-"""HTTP statuses that the request of this task has met: the retries are inside `openai`."""
+"""HTTP statuses that this task's request got. They are noted here because the retries happen inside `openai`."""
 
 
 class Endpoint:
-    """A client of one endpoint; made and used inside one event loop."""
+    """A client of one endpoint. Make it and use it inside one event loop."""
 
     def __init__(self, config: EndpointConfig, environ: Mapping[str, str] = os.environ) -> None:
-        """Connects to nothing yet. Raises ValueError if the variable that should hold the key is not set."""
-        import openai  # a second to import
+        """Opens no connection yet. Raises ValueError if the variable that should contain the key is not set."""
+        import openai  # the import takes a second
 
-        # A key that isn't asked for is never sent: left to itself the client would send OPENAI_API_KEY to any server.
+        # A key that isn't needed is never sent. By default the client would send OPENAI_API_KEY to any server.
         key = environ.get(config.api_key_env, "") if config.api_key_env else "none"
         if not key:
             raise ValueError(f"endpoint.api_key_env = {config.api_key_env!r}: no such environment variable is set here")
@@ -112,12 +112,12 @@ class Endpoint:
         self._places = asyncio.Semaphore(config.concurrency)
         self.num_requests_in_flight = 0
         self.num_generated_tokens = 0
-        """As the server counts them; 0 from one that doesn't."""
+        """As counted by the server; 0 if it doesn't count."""
 
     async def complete(
         self, messages: Sequence[Message], *, max_tokens: int, temperature: float, stop: Sequence[str] = ()
     ) -> Completion:
-        """The assistant's next message. Raises `EndpointError`; waits for a place among `concurrency`, then `deadline_s`."""
+        """The assistant's next message. Waits for one of `concurrency` places, then `deadline_s`. Raises `EndpointError`."""
         async with self._places:
             self.num_requests_in_flight += 1
             statuses: list[int] = []
@@ -168,7 +168,9 @@ class Endpoint:
             parsed = _Body.model_validate_json(body)
             choice = parsed.choices[0]
         except (ValidationError, IndexError):
-            raise EndpointGarbled(f"{self._who()} sent what is no completion: {body[:MAX_DETAIL_CHARS]!r}") from None
+            raise EndpointGarbled(
+                f"{self._who()} sent something other than a completion: {body[:MAX_DETAIL_CHARS]!r}"
+            ) from None
         self.num_generated_tokens += parsed.usage.completion_tokens if parsed.usage else 0
         if choice.finish_reason == "content_filter":
             raise EndpointRefused(f"{self._who()} filtered its reply out")
@@ -191,7 +193,7 @@ def _detail(error: Exception) -> str:
 
 
 class Conversation:
-    """One episode's messages: its `generate` and `encode` are what `episode.run` asks for."""
+    """One episode's messages. `episode.run` uses its `generate` and `encode`."""
 
     def __init__(
         self, endpoint: Endpoint, tokenizer: Tokenizer, messages: Sequence[Message], *, temperature: float
@@ -203,12 +205,12 @@ class Conversation:
         self._result: str | None = None
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a tool's result, which goes into the next message: an episode asks for nothing else's."""
+        """Token ids of a tool's result, which goes into the next message. An episode encodes nothing else."""
         self._result = text
         return encode(self._tokenizer, text)
 
     async def generate(self, token_ids: Sequence[int], max_tokens: int) -> Generation:
-        """The next turn; `token_ids` is not read, the messages say the same."""
+        """The next turn. `token_ids` is not used, as the messages have the same content."""
         if self._result is not None:
             self._messages.append({"role": "user", "content": f"{self._result.strip()}\n{CONTINUE}"})
             self._result = None
@@ -217,7 +219,7 @@ class Conversation:
         )
         text, stopped = as_stopped(markup.quote(completion.text), closed_by_stop=completion.finish_reason == "stop")
         ids = encode(self._tokenizer, text)
-        if len(ids) > max_tokens:  # the endpoint's tokenizer has longer tokens than the policy's
+        if len(ids) > max_tokens:  # the endpoint's tokens may be longer than the policy's
             ids, text = ids[:max_tokens], self._tokenizer.decode(ids[:max_tokens])
             stopped, completion = False, Completion(text, "length")
         self._messages.append({"role": "assistant", "content": text})
@@ -229,16 +231,16 @@ class Conversation:
             logprobs=[0.0] * len(ids),
             text=text,
             finish_reason="stop_string" if stopped else finish_reason,
-            segments=(),  # no policy's
+            segments=(),  # they belong to no policy version
         )
 
 
 def as_stopped(text: str, *, closed_by_stop: bool) -> tuple[str, bool]:
     """`text` as an engine returns it, up to and including the first stop string, and whether there is one.
 
-    A server that ignores or keeps stop strings is cut behind the first. One that drops them (`closed_by_stop`: it did not
-    end at a length) leaves the last tag open, which is then closed. A model that ends by itself within such a tag is taken
-    for one that closed it: chat endpoints don't tell.
+    If a server ignores or keeps stop strings, the text is cut after the first. If it drops them (`closed_by_stop`: it did
+    not end because of its length), the last tag is open and is closed here. A model that ends by itself within such a tag
+    counts as having closed it, since chat endpoints don't report the difference.
     """
     ends = [at + len(stop) for stop in markup.stop_strings() if (at := text.find(stop)) >= 0]
     if ends:
@@ -257,13 +259,13 @@ def on_endpoint(
     *,
     max_concurrent_attempts: int,
 ) -> AttemptFn:
-    """Attempts by `endpoint`, in the tokens of the policy's `tokenizer`; the server samples, so seeds aren't read."""
+    """Attempts by `endpoint`, in the tokens of the policy's `tokenizer`. The server samples, so seeds have no effect."""
     places = asyncio.Semaphore(max_concurrent_attempts)
 
     async def attempt(task: Task, prompt: str, seed: int, temperature: float) -> Trajectory:
         messages = prompt_messages(prompt, config.system_prompt)
         conversation = Conversation(endpoint, tokenizer, messages, temperature=temperature)
-        async with places:  # an episode's deadline begins with its place
+        async with places:  # the deadline of an episode starts when it has its place
             return await episode.run(
                 task,
                 [],

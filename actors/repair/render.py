@@ -1,4 +1,4 @@
-"""What a repairer is asked: the question, the bad trajectory with its tool results, and what is wrong with it, in words."""
+"""Writes the message to a repairer: the question, the bad trajectory with its tool results, and its problems in words."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from rewards.quality import Quality
 from trajectory import markup
 
 NO_FLAW = "Nothing stands out, but another attempt was better."
-"""What is wrong with a good trajectory that isn't the question's best."""
+"""The problem that is named for a good trajectory which isn't the question's best."""
 
 _PLACE = re.compile(r"\{(question|trajectory|problems)\}")
 
 
 def render_repair_prompt(request: RepairRequest, config: RepairConfig) -> str:
-    """The user's message. The bad trajectory can't end it or open another; the gold answers are not in it."""
+    """The user's message. The bad trajectory in it can't end the message or open another one. It has no gold answers."""
     if config.problems_as == "names":
         problems = ", ".join(request.problems)
     else:
@@ -28,11 +28,11 @@ def render_repair_prompt(request: RepairRequest, config: RepairConfig) -> str:
         "problems": markup.quote(problems),
     }
     template = config.right_prompt if request.correct else config.wrong_prompt
-    return _PLACE.sub(lambda place: parts[place[1]], template)  # one pass: what was filled in is never filled itself
+    return _PLACE.sub(lambda place: parts[place[1]], template)  # in one pass, so that inserted text is never filled in
 
 
 def describe(problem: str, found: Quality) -> str:
-    """What the name of a problem means, as a sentence with its figures; an unknown name stays as it is."""
+    """The name of a problem as a sentence with its figures. An unknown name stays as it is."""
     if problem == "low length":
         wanted = f"; {found.ideal_num_words} are enough" if found.num_words > found.ideal_num_words > 0 else ""
         return f"Its length is off: it has {found.num_words} words{wanted}."

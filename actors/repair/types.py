@@ -1,4 +1,4 @@
-"""What goes into a repair and what comes out of it."""
+"""The input and output types of a repair."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from rewards.quality import Quality
 from trajectory.types import Task, Trajectory
 
 AttemptFn = Callable[[Task, str, int, float], Awaitable[Trajectory]]
-"""`await attempt(task, prompt, seed, temperature)`: an episode on the user message `prompt`. Its failures are data, but for
-`PromptTooLong`."""
+"""`await attempt(task, prompt, seed, temperature)`: an episode on the user message `prompt`. Its failures are data, except
+for `PromptTooLong`."""
 
 Reason = Literal[
     "copy",
@@ -38,30 +38,31 @@ Reason = Literal[
     "engine_failed",
     "episode_error",
 ]
-"""Why an attempt was not accepted. The first twelve are about what was written: the bad trajectory again; a `<result>` of
-the model's own; a limit of the episode; a tag that is never closed, no closed `<answer>`, or other broken markup; a tool
-that could not be reached; no tool called though the original did or it is required; then the answer, then the score. The
-others are about the way there."""
+"""Why an attempt was not accepted. The first twelve are about the text: the bad trajectory again; a `<result>` that the
+model wrote itself; a limit of the episode; a tag that is never closed, no closed `<answer>`, or other broken markup; a
+tool that could not be reached; no tool call although the original had one or it is required; then the answer, then the
+score. The other reasons are about failures before there was a text."""
 
 OUTAGES: frozenset[Reason] = frozenset(
     {"endpoint_down", "endpoint_timeout", "endpoint_refused", "rate_limited", "engine_dead"}
 )
-"""Nobody was there to write. No further attempt is made: it would meet the same, and endpoints have had their retries."""
+"""Reasons that mean that the repairer can't be reached. No further attempt is made: it would fail in the same way, and
+endpoints have had their retries."""
 
 
 class PromptTooLong(Exception):
-    """The prompt of a repair exceeds its limit; the message says by how much."""
+    """The prompt of a repair exceeds its limit. The message says by how much."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RepairRequest:
-    """A bad trajectory and what is known of it."""
+    """A bad trajectory and its known problems."""
 
     task: Task
     trajectory: Trajectory
-    correct: bool  # right and well-formed: only its path is poor
+    correct: bool  # right and well-formed, so only its path is poor
     quality: Quality
-    ideal_num_words: int  # of the question's shortest correct trajectory; 0 if it has none
+    ideal_num_words: int  # those of the question's shortest correct trajectory; 0 if it has none
     problems: tuple[str, ...]  # names: "wrong answer", "low <dimension>", broken format rules, other notes
 
 
@@ -70,22 +71,22 @@ class Attempt:
     """One attempt at a repair."""
 
     reason: str  # a `Reason`; empty if it was accepted
-    quality: Quality | None  # None if it didn't come that far
-    text: str  # what was written
+    quality: Quality | None  # None if it was not computed
+    text: str  # the text of the attempt
     temperature: float
-    error: str = ""  # for people: who waited on whom
+    error: str = ""  # for people: what failed, or what was waited for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RepairResult:
-    """What became of a request. Nothing accepted: a hard case, and every attempt says why."""
+    """The result of a request. If nothing was accepted, it is a hard case, and every attempt has its reason."""
 
     accepted: Trajectory | None  # as an answer to the original prompt; it carries no logprobs of any policy
-    quality: Quality | None  # of what was accepted
+    quality: Quality | None  # that of the accepted repair
     attempts: tuple[Attempt, ...]
 
     @property
     def outage(self) -> str:
-        """The reason, if nothing was accepted because nobody was there to write: not a hard case, but worth another try."""
+        """The reason, if nothing was accepted because the repairer can't be reached. Then it is no hard case: try again."""
         last = self.attempts[-1].reason if self.attempts else ""
         return last if last in OUTAGES else ""

@@ -1,1 +1,1 @@
-"""The reward model as it is served: its forward pass, and the actor around it."""
+"""Serving of the reward model: its forward pass, and the actor around it."""

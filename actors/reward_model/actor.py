@@ -1,11 +1,11 @@
-"""The reward-model actor: scores trajectories for whoever asks, in common batches, and swaps its model while it serves.
+"""The reward-model actor: it scores trajectories of several callers in common batches, and can replace its model meanwhile.
 
     score() ─┐                        ┌─ batches by length ─▶ worker thread (torch)
     score() ─┼─▶ queue ─▶ one round ──┤                            │
     score() ─┘                        └─ answers, version ◀────────┘
 
-A round takes calls in the order they came, so that a call's scores all come from one model version; `load` reads the next
-model beside the rounds and the round after that uses it.
+A round takes calls in the order in which they came, so all scores of a call come from one model version. `load` reads the
+next model while rounds go on, and the next round uses it.
 """
 
 from __future__ import annotations
@@ -32,28 +32,28 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ROUND_MICRO_BATCHES = 8
-"""A round ends at about so many full micro-batches: later calls, and a swap, wait for no more than that."""
+"""A round ends at about this many full micro-batches, so that later calls and a new model don't wait longer than that."""
 
 
 class RewardModelError(Exception):
-    """A reward model did not do what was asked of it."""
+    """A reward model did not do what was requested."""
 
 
 class RewardModelTimeout(RewardModelError):
-    """It did not answer within a deadline; the message says who waited for what."""
+    """The reward model did not answer within a deadline. The message says which call waited."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scores:
-    """What one call gets."""
+    """The result of one call."""
 
-    values: NDArray[np.float32]  # (N,) the model's scalars, as they come
-    version: int  # of the model that made all of them
+    values: NDArray[np.float32]  # (N,) the model's raw scores
+    version: int  # the version of the model that computed all of them
 
 
 @dataclass(eq=False, slots=True)
 class _Call:
-    """A `score` that waits."""
+    """A call of `score` that waits."""
 
     sequences: list[NDArray[np.int32]]
     answer: asyncio.Future[Scores]
@@ -66,7 +66,7 @@ class _Call:
 class RewardModelActor:
     """Serves one checkpoint. An asynchronous Ray actor: `ray.remote(RewardModelActor).options(num_cpus=…).remote(config)`.
 
-    `start` must have returned before anything else is asked.
+    `start` must have returned before any other call.
     """
 
     def __init__(self, config: ScorerConfig, index: int = 0) -> None:
@@ -89,17 +89,17 @@ class RewardModelActor:
         return f"RewardModelActor({self._index})"
 
     async def start(self, path: str, version: int) -> None:
-        """Load the checkpoint at `path` as `version` and begin to serve; raises as `load` does."""
+        """Load the checkpoint at `path` as `version` and begin to serve. Raises as `load` does."""
         await self.load(path, version)
         if self._serving is None:
             self._serving = asyncio.create_task(self._serve())
 
     async def load(self, path: str, version: int) -> None:
-        """Put the checkpoint at `path` in the present one's place; calls go on meanwhile and keep their place.
+        """Replace the model by the checkpoint at `path`. Calls continue meanwhile and keep their place in the queue.
 
-        Both models are in memory for a moment. If this fails, the present one goes on serving. Raises ValueError for a
-        checkpoint that is no reward model, `RewardModelTimeout` after `load_timeout_s`, and `RewardModelError` if it
-        can't be read. Of versions the caller knows: a run that is set back serves an older one again.
+        Both models are in memory for a short time. If this fails, the present one stays in service. Raises ValueError for
+        a checkpoint that is no reward model, `RewardModelTimeout` after `load_timeout_s`, and `RewardModelError` if it
+        can't be read. The caller numbers the versions: a run that is set back serves an older version again.
         """
         limit = self._config.load_timeout_s
         try:
@@ -111,7 +111,7 @@ class RewardModelActor:
             raise RewardModelTimeout(f"{self!r} did not load {path} within load_timeout_s = {limit:g} s") from None
         except ValueError:
             raise
-        except Exception as error:  # transformers, safetensors and the file system raise what they like
+        except Exception as error:  # transformers, safetensors and the file system may raise anything
             raise RewardModelError(f"{self!r} could not load {path}: {error}") from error
         logger.info("%r serves version %d from %s", self, version, path)
 
@@ -119,7 +119,7 @@ class RewardModelActor:
         """The reward of each token sequence (see `trajectory.reward_input`), within `deadline_s` (None: configured).
 
         Raises ValueError for a sequence that the model can't read, `RewardModelTimeout`, and `RewardModelError` if the
-        model failed or was shut down. One call's failure leaves the others alone.
+        model failed or was shut down. The failure of one call doesn't affect others.
         """
         self._check_serving()
         if not sequences:
@@ -147,7 +147,7 @@ class RewardModelActor:
         return scores
 
     async def stats(self) -> dict[str, float]:
-        """Counters since the start, the version served, and what waits now."""
+        """Counters since the start, the version in service, and the number of waiting calls."""
         return {
             **self._counts,
             "busy_seconds": self._busy_s,
@@ -156,7 +156,7 @@ class RewardModelActor:
         }
 
     async def shutdown(self) -> None:
-        """Stop serving. Calls that wait fail; a forward pass that runs is left to end by itself."""
+        """Stop serving. Waiting calls fail. A forward pass that runs ends by itself."""
         if self._serving is not None:
             self._serving.cancel()
             await asyncio.wait([self._serving], timeout=1.0)
@@ -165,7 +165,7 @@ class RewardModelActor:
     # --- inside -------------------------------------------------------------------------------------------------------
 
     def _read(self, path: str) -> RewardScorer:
-        from actors.reward_model.scorer import RewardScorer  # torch and transformers: seconds to import
+        from actors.reward_model.scorer import RewardScorer  # imports torch and transformers, which takes seconds
 
         return RewardScorer(fetch(path), on_gpu=self._config.num_gpus > 0)
 
@@ -194,7 +194,7 @@ class RewardModelActor:
                 _fail(call, RewardModelError(f"{self!r} was shut down"))
 
     def _next_round(self) -> list[_Call]:
-        """Calls from the head of the queue; at least one if any waits."""
+        """The first calls of the queue; at least one if any waits."""
         calls: list[_Call] = []
         room = ROUND_MICRO_BATCHES * self._config.micro_batch_tokens
         while self._queue and (not calls or self._queue[0].num_tokens <= room):
@@ -219,7 +219,7 @@ class RewardModelActor:
                 continue
             try:
                 values[wanted] = await self._forward(scorer, [entries[i][1] for i in wanted])
-            except Exception as error:  # out of memory, a kernel: torch raises what it likes
+            except Exception as error:  # out of memory, a failing kernel: torch may raise anything
                 for i in wanted:
                     message = f"{self!r}, version {version}, failed on a batch of {len(wanted)} sequences: {error!r}"
                     _fail(entries[i][0], RewardModelError(message))

@@ -1,4 +1,4 @@
-"""A reward model's forward pass: token sequences in, one number each out. Plain torch and transformers, no Ray."""
+"""A reward model's forward pass: from token sequences to one number each. Plain torch and transformers, no Ray."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from models.load import load
 
 
 class RewardScorer:
-    """One loaded checkpoint, an `AutoModelForSequenceClassification` of a causal model with one label."""
+    """A loaded checkpoint: an `AutoModelForSequenceClassification` of a causal model with one label."""
 
     def __init__(self, path: str, *, on_gpu: bool) -> None:
-        """Load the checkpoint in directory `path`. Raises ValueError if it isn't a reward model, OSError if unreadable."""
+        """Load the checkpoint in directory `path`. ValueError if it isn't a reward model, OSError if it can't be read."""
         self._device = torch.device("cuda" if on_gpu else "cpu")
         dtype = torch.bfloat16 if on_gpu else torch.float32
         loaded = load(path, head="scalar", dtype=dtype, device=self._device, local_files_only=True)
@@ -36,11 +36,11 @@ class RewardScorer:
         text_config = model.config.get_text_config()
         self._pad_token_id: int = text_config.pad_token_id
         self._vocab_size: int = text_config.vocab_size
-        # None: a model without positions, such as Mamba, reads any number of tokens.
+        # None: a model without positions, such as Mamba, can read any number of tokens.
         self._max_tokens: int | None = getattr(text_config, "max_position_embeddings", None)
 
     def check(self, sequences: Sequence[NDArray[np.int32]]) -> None:
-        """Raises ValueError for a sequence that the model can't read; on a GPU it would end the process."""
+        """Raises ValueError for a sequence that the model can't read, which would end the process on a GPU."""
         for i, ids in enumerate(sequences):
             if len(ids) == 0 or (self._max_tokens is not None and len(ids) > self._max_tokens):
                 most = "any number" if self._max_tokens is None else self._max_tokens

@@ -1,1 +1,1 @@
-"""Losses: tensors in, a scalar and its metrics out. No processes, no model, no global state."""
+"""Losses: functions from tensors to a scalar and its metrics. No processes, no model, no global state."""

@@ -1,4 +1,4 @@
-"""CISPO (arXiv 2506.13585, eq. 4): the clipped, detached weight times the log-likelihood. Its lower side is open."""
+"""CISPO (arXiv 2506.13585, eq. 4): the clipped, detached weight times the log-likelihood, with no lower clip limit."""
 
 from learners.losses.objective import PolicyObjective, clipped_weight, mean_of_tokens
 

@@ -1,4 +1,4 @@
-"""DAPO (arXiv 2503.14476, eq. 8): a mean over all tokens, and a wider range upwards ("clip-higher")."""
+"""DAPO (arXiv 2503.14476, eq. 8): a mean over all tokens, and a clip range that is wider upwards ("clip-higher")."""
 
 from learners.losses.objective import PolicyObjective, clipped_surrogate, mean_of_tokens
 

@@ -1,4 +1,4 @@
-"""Dr. GRPO (arXiv 2503.20783, sec. 3.2): no bias towards short answers, nor towards easy and hard questions."""
+"""Dr. GRPO (arXiv 2503.20783, sec. 3.2): without a bias towards short answers or towards easy and hard questions."""
 
 from learners.losses.objective import PolicyObjective, clipped_surrogate, sum_over_constant_length
 

@@ -1,4 +1,4 @@
-"""GSPO (arXiv 2507.18071, eq. 5): one ratio a sequence."""
+"""GSPO (arXiv 2507.18071, eq. 5): one ratio for each sequence."""
 
 from learners.losses.objective import PolicyObjective, clipped_surrogate, mean_of_sequence_means
 

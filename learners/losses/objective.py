@@ -1,6 +1,6 @@
-"""What makes up a policy objective, and the parts that several objectives share. Imports no torch: settings read it, too.
+"""The parts of a policy objective, and functions that several objectives share. Imports no torch, as settings read it, too.
 
-An objective is one `PolicyObjective` in a file of its own and its line in `registry.LOSSES`.
+An objective is one `PolicyObjective` in a file of its own and a line in `registry.LOSSES`.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
-    """What the whole batch holds, over all micro-batches and ranks; each is at least 1."""
+    """Counts of the whole batch, over all micro-batches and ranks. Each is at least 1."""
 
     num_tokens: float
     num_sequences: float
-    max_response_tokens: int | None  # the constant length, of an objective that `needs_length`
+    max_response_tokens: int | None  # the constant length, for an objective with `needs_length`
 
 
 ClipRange = tuple[float, float]
@@ -27,27 +27,27 @@ ClipRange = tuple[float, float]
 
 TokenLoss = Callable[["Tensor", "Tensor", "Tensor", ClipRange], "tuple[Tensor, Tensor]"]
 """(ratio, logprobs, advantages, clip range) → (loss of each token, where it was clipped). Shapes: ratio (B, T), or (B, 1)
-with one ratio a sequence; logprobs (B, T), with the gradient; advantages (B, T) or (B, 1); results as the ratio,
+with one ratio for each sequence; logprobs (B, T), with the gradient; advantages (B, T) or (B, 1); results like the ratio,
 or (B, T)."""
 
 Mean = Callable[["Tensor", "Tensor", Counts], "Tensor"]
-"""(token losses (B, T), mask (B, T), counts) → scalar, of which those of all micro-batches add up to the batch's loss."""
+"""(token losses (B, T), mask (B, T), counts) → scalar. The scalars of all micro-batches add up to the batch's loss."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyObjective:
-    """A policy objective. No part has a default: one that was forgotten is an error when the file is imported."""
+    """A policy objective. No part has a default, so that a missing part is an error when the file is imported."""
 
     name: str
-    """What `loss.algorithm` says."""
+    """Its name in `loss.algorithm`."""
     clip_range: ClipRange
-    """The published one."""
+    """The published clip range."""
     ratio_level: Literal["token", "sequence"]
-    """Whether current/proximal is one ratio a token, or the geometric mean over each sequence."""
+    """Whether current/proximal is one ratio for each token, or the geometric mean over each sequence."""
     token_loss: TokenLoss
     mean: Mean
     advantage_scale: Literal["std", "none"]
-    """What `loss.advantage_scale = "auto"` means: divide by the standard deviation of the group's rewards, or don't."""
+    """The meaning of `loss.advantage_scale = "auto"`: divide by the standard deviation of the group's rewards, or not."""
     needs_length: bool
     """Whether `mean` divides by `loss.max_response_tokens`."""
 
@@ -66,8 +66,8 @@ def clipped_surrogate(
 
 
 def clipped_weight(ratio: Tensor, logprobs: Tensor, advantages: Tensor, clip_range: ClipRange) -> tuple[Tensor, Tensor]:
-    """−sg(clip(r))·A·log π (CISPO, arXiv 2506.13585, eq. 4). Clipped tokens keep a gradient: rare, pivotal tokens are not
-    silenced."""
+    """−sg(clip(r))·A·log π (CISPO, arXiv 2506.13585, eq. 4). Clipped tokens keep a gradient, so that rare but decisive
+    tokens are still learned."""
     low, high = clip_range
     clipped = (ratio < 1 - low) | (ratio > 1 + high)
     return -ratio.clamp(1 - low, 1 + high).detach() * advantages * logprobs, clipped
@@ -82,16 +82,17 @@ def sequence_mean(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def mean_of_sequence_means(token_loss: Tensor, mask: Tensor, counts: Counts) -> Tensor:
-    """Every sequence counts the same, whatever its length."""
+    """A mean in which every sequence has the same weight, whatever its length."""
     return sequence_mean(token_loss, mask).sum() / counts.num_sequences
 
 
 def mean_of_tokens(token_loss: Tensor, mask: Tensor, counts: Counts) -> Tensor:
-    """Every token of the batch counts the same."""
+    """A mean in which every token of the batch has the same weight."""
     return (token_loss * mask).sum() / counts.num_tokens
 
 
 def sum_over_constant_length(token_loss: Tensor, mask: Tensor, counts: Counts) -> Tensor:
-    """Sums of sequences over one length for all: no sequence's length changes what its tokens weigh."""
+    """Sums of sequences, divided by one constant length, so that a token's weight doesn't depend on its sequence's
+    length."""
     assert counts.max_response_tokens is not None
     return (token_loss * mask).sum() / (counts.num_sequences * counts.max_response_tokens)

@@ -1,15 +1,15 @@
-"""The policy loss: a `PolicyObjective`, the correction for what the engine sampled with, and the KL penalty.
+"""The policy loss: a `PolicyObjective`, the correction for the engine's sampling policy, and the KL penalty.
 
-Three policies meet in a policy loss (decoupled objective, AReaL, arXiv 2505.24298):
+A policy loss uses three policies (decoupled objective, AReaL, arXiv 2505.24298):
 
-    behaviour  what the engine sampled with, some versions old and in other kernels
-    proximal   `old`: the learner's policy before this batch's first update; the trust region is around it
-    current    what is being differentiated
+    behaviour  the policy with which the engine sampled, some versions old and computed by other kernels
+    proximal   `old`: the learner's policy before this batch's first update; the centre of the trust region
+    current    the policy that is differentiated
 
 The clipped ratio is current/proximal; proximal/behaviour is a detached, truncated (TIS) or masked (MIS) weight.
 
 Shapes: B sequences, T response tokens (padded). All means are over *global* counts that the caller passes in, so the
-losses (and metrics) of micro-batches on all ranks simply add up to those of the whole batch.
+losses (and metrics) of micro-batches on all ranks add up to those of the whole batch.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from learners.config import LossConfig
 from learners.losses.objective import Counts, sequence_mean
 
 Metrics = dict[str, Tensor]
-"""Scalars; names that end in `_max` combine by maximum, all others by addition."""
+"""Scalars. Those whose names end in `_max` are combined by maximum, all others by addition."""
 
-LOG_RATIO_LIMIT = 20.0  # exp(20) = 5e8: far outside any clip range and safely inside float32
+LOG_RATIO_LIMIT = 20.0  # exp(20) = 5e8: far outside any clip range and well within float32
 
 
 def policy_loss(
@@ -43,19 +43,17 @@ def policy_loss(
     """One micro-batch's share of the batch's loss.
 
     Args:
-        logprobs: (B, T) of the sampled tokens under the current policy; carries the gradient.
-        old_logprobs: (B, T) under the proximal policy; `logprobs.detach()` if this is the batch's only update.
-        behaviour_logprobs: (B, T) as the engine reported them.
-        advantages: (B,) one a sequence, or (B, T).
-        mask: (B, T) True on tokens to train on; everything else is ignored, whatever its values.
-        config: algorithm, clip range, correction and KL.
-        num_tokens_global: loss tokens of the whole batch, over all micro-batches and ranks. More than all masks have if
-            samples without a gradient were left out (`batching.minibatches`).
-        num_sequences_global: sequences in the whole batch, likewise.
-        num_tokens_passed: True entries of `mask` over all micro-batches and ranks, which metrics are means over. None: as
-            many as `num_tokens_global`.
+        logprobs: (B, T) of the sampled tokens under the current policy; carries the gradient. old_logprobs: (B, T) under
+        the proximal policy; `logprobs.detach()` if this is the batch's only update. behaviour_logprobs: (B, T) as the
+        engine reported them. advantages: (B,), one for each sequence, or (B, T). mask: (B, T), True on tokens to train
+        on. Everything else is ignored, whatever its values. config: algorithm, clip range, correction and KL.
+        num_tokens_global: loss tokens of the whole batch, over all micro-batches and ranks. It is larger than the count
+            in all masks if samples without a gradient were left out (`batching.minibatches`).
+        num_sequences_global: sequences of the whole batch, counted in the same way.
+        num_tokens_passed: True entries of `mask` over all micro-batches and ranks, over which metrics are means. None: the
+            same as `num_tokens_global`.
         ref_logprobs: (B, T) under the frozen reference; needed exactly if `config.kl_coef > 0`.
-        entropies: (B, T), only reported.
+        entropies: (B, T), which are only reported.
 
     Returns:
         The loss, a scalar whose sum over micro-batches is the batch's loss, and detached metrics.
@@ -64,8 +62,8 @@ def policy_loss(
     assert not old_logprobs.requires_grad
     num_passed = max(num_tokens_global if num_tokens_passed is None else num_tokens_passed, 1)
     num_tokens_global, num_sequences_global = max(num_tokens_global, 1), max(num_sequences_global, 1)
-    # Masked entries may hold anything (padding, NaN from an engine): zero them before any arithmetic, as 0 · NaN is NaN
-    # also in the backward pass.
+    # Masked entries may hold anything (padding, NaN from an engine). They are set to zero before any arithmetic, as 0 · NaN
+    # is NaN, also in the backward pass.
     logprobs, old_logprobs, behaviour_logprobs = (
         torch.where(mask, x, 0.0) for x in (logprobs, old_logprobs, behaviour_logprobs)
     )
@@ -136,8 +134,8 @@ def importance_weight(
 def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, estimator: str) -> Tensor:
     """Per-token estimate of KL(current ‖ reference), (B, T), to be minimised (Schulman, "Approximating KL Divergence").
 
-    As a loss, k1's own gradient is ∇log π, zero in expectation: no penalty at all. So k1 has its own value but k2's
-    gradient, k1·∇log π, which is the one of a KL penalty inside the reward.
+    As a loss, k1's own gradient is ∇log π, which is zero in expectation and so no penalty. So k1 has its own value but k2's
+    gradient, k1·∇log π, which is the gradient of a KL penalty inside the reward.
     """
     k1 = logprobs - ref_logprobs
     if estimator == "k3":
@@ -147,5 +145,5 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, estimator: str) -> Tenso
 
 
 def masked_max(x: Tensor, mask: Tensor) -> Tensor:
-    """Largest entry where `mask` is True; 0 if there is none (all uses are of non-negative quantities)."""
+    """Largest entry where `mask` is True; 0 if there is none. It is used only for non-negative quantities."""
     return torch.where(mask, x, 0.0).max() if mask.any() else x.new_zeros(())

@@ -1,4 +1,4 @@
-"""All policy objectives by the name in `loss.algorithm`. A further one is a file like `grpo.py` and its line here."""
+"""All policy objectives by their name in `loss.algorithm`. To add one, write a file like `grpo.py` and add a line here."""
 
 from learners.losses.cispo import CISPO
 from learners.losses.dapo import DAPO

@@ -1,4 +1,4 @@
-"""The losses of supervised stages: the next token, and which side of a pair is preferred."""
+"""The losses of the supervised stages: next-token prediction, and preference between the sides of a pair."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from learners.losses.policy import Metrics
 
 
 def sft_loss(logprobs: Tensor, mask: Tensor, *, num_tokens_global: int) -> tuple[Tensor, Metrics]:
-    """Next-token loss, mean over all tokens of the batch where `mask` (B, T) is True; adds up over micro-batches."""
+    """Next-token loss, mean over all tokens of the batch where `mask` (B, T) is True. Losses of micro-batches add up."""
     loss = -torch.where(mask, logprobs, 0.0).sum() / max(num_tokens_global, 1)
     return loss, {"loss": loss.detach(), "num_tokens": mask.sum()}
 
@@ -18,7 +18,7 @@ def sft_loss(logprobs: Tensor, mask: Tensor, *, num_tokens_global: int) -> tuple
 def bradley_terry(
     chosen: Tensor, rejected: Tensor, margins: Tensor, *, num_pairs_global: int
 ) -> tuple[Tensor, Metrics]:
-    """−log σ(chosen − rejected − margin), mean over all pairs of the batch; adds up over micro-batches.
+    """−log σ(chosen − rejected − margin), mean over all pairs of the batch. Losses of micro-batches add up.
 
     Args:
         chosen: (N,) scores of the preferred sides; N may be 0.

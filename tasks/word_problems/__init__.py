@@ -1,1 +1,1 @@
-"""Generated word problems: what the embedded tiny model learns on."""
+"""Generated word problems, on which the embedded tiny model learns."""

@@ -1,6 +1,6 @@
-"""A small made-up world for lookups: what things from which town cost. The same facts in every process and split.
+"""A small invented world for lookups: the prices of things from different towns. The same facts in every process and split.
 
-The tier `lookup` asks for them, `examples/tiny` indexes them for the tool `search`, and no model can know them.
+The tier `lookup` asks for these facts, and `examples/tiny` indexes them for the tool `search`. No model can know them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MIN_PRICE, MAX_PRICE = 12, 99
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """What one thing from one town costs."""
+    """The price of one thing from one town."""
 
     colour: str
     thing: str
@@ -39,7 +39,7 @@ class Fact:
 
     @property
     def query(self) -> str:
-        """What to search for, and how a story calls it."""
+        """The text to search for; a story uses the same words."""
         return f"a {self.colour} {self.thing} from {self.town}"
 
 
@@ -52,5 +52,5 @@ def facts() -> Iterator[Fact]:
 
 
 def corpus() -> list[dict[str, str]]:
-    """The facts as documents, `{"id", "contents"}` each: what `tool_sandbox.search.tool.build_index` reads a line of."""
+    """The facts as documents, each `{"id", "contents"}`: the lines that `tool_sandbox.search.index.build_index` reads."""
     return [{"id": fact.id, "contents": fact.contents} for fact in facts()]

@@ -1,4 +1,4 @@
-"""Word problems beyond `easy`: longer sums, numbers that don't matter, units, two dependent sums, and lookups.
+"""Word problems that are harder than `easy`: longer sums, irrelevant numbers, units, two dependent sums, and lookups.
 
 Mia packs 412 cards an hour. How many cards does Mia pack in 7 days?                       412*24*7
 Leo fills 631 boxes with 98 stamps each. Eva has 3 times as many stamps, less 120. How …   631*98, then 61838*3-120
@@ -20,9 +20,9 @@ HardTier = Literal["steps", "distractors", "units", "chained", "lookup"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Story:
-    """A way to tell one kind of problem. `{a}`, `{b}`, … are its numbers in the story's order; a number that stands in no
-    sum doesn't matter. `{friend}` is another name, `{other}` another item. A sum may use `{first}`, the result of the sum
-    before it, and `{price}`, that of `{wanted}`, which has to be looked up."""
+    """A template of one kind of problem. `{a}`, `{b}`, … are its numbers in the story's order; a number that is in no sum
+    is irrelevant. `{friend}` is another name, `{other}` another item. A sum may use `{first}`, the result of the sum before
+    it, and `{price}`, the price of `{wanted}`, which must be looked up."""
 
     story: str
     sums: tuple[str, ...]
@@ -176,7 +176,7 @@ STORIES: dict[HardTier, tuple[Story, ...]] = {
 
 
 def draw(tier: HardTier, random: Random) -> WordProblem:
-    """One problem of `tier`, of either split."""
+    """One problem of `tier`, from either split."""
     story = random.choice(STORIES[tier])
     numbers: dict[str, object] = {
         letter: random.randint(low, high) for letter, (low, high) in zip("abcdef", story.ranges, strict=False)
@@ -201,7 +201,7 @@ def draw(tier: HardTier, random: Random) -> WordProblem:
         question=story.story.format(**words, **numbers),
         expression=whole,
         answer=answer,
-        # Of what is reckoned with alone: another number that doesn't matter doesn't make another problem.
+        # Only numbers of the sums count: a different irrelevant number doesn't make another problem.
         key=f"{sorted(int(n) for n in re.findall(r'[0-9]+', whole))} {answer}",
         tier=tier,
         calls=tuple(calls),

@@ -1,12 +1,12 @@
-"""Templated word problems with numbers too large for a tiny model's head: what the embedded default learns on.
+"""Word problems from templates, with numbers that a tiny model can't compute by itself. The embedded default learns on them.
 
-Each is a story around an arithmetic expression. Those of the tier `easy` have one or two operations, at least one of them
-a multiplication; the harder tiers are in `word_problems_hard.py`:
+Each problem is a story around an arithmetic expression. Those of the tier `easy` have one or two operations, at least one of
+them a multiplication; the harder tiers are in `hard.py`:
 
     Leo has 631 stamps and buys 98 bags of 4 stamps each. How many stamps does Leo have now?      631+98*4 = 1023
 
-Train and evaluation share no problem, in no tier: a hash of the numbers (in order of size) and the answer decides the
-split, so neither another name nor another story nor "4 bags of 98" carries a problem across.
+The splits `train` and `eval` share no problem, in any tier. A hash of the numbers (in order of size) and the answer decides
+the split, so another name, another story or "4 bags of 98" can't move a problem into the other split.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from trajectory.types import Task
 Split = Literal["train", "eval"]
 
 MAX_NUM = {"train": 200_000, "eval": 20_000}
-"""Most problems that one call gives; the templates hold over ten times as many, so drawing unseen ones stays quick."""
+"""Most problems that one call gives. The templates hold over ten times as many, so drawing unseen ones stays fast."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Template:
-    """A way to tell one kind of expression; `{a}`, `{b}`, `{c}` are its numbers in the story's order."""
+    """A template of one kind of expression. `{a}`, `{b}`, `{c}` are its numbers in the story's order."""
 
     story: str
     expression: str
@@ -68,7 +68,7 @@ TEMPLATES = (
         story="{name} buys {a} crates of {b} {item} and gives away {c} {item}. How many {item} are left?",
         expression="{a}*{b}-{c}",
         value=lambda a, b, c: a * b - c,
-        ranges=(THREE_DIGITS, TWO_DIGITS, THREE_DIGITS),  # 100 * 12 > 999: never less than nothing
+        ranges=(THREE_DIGITS, TWO_DIGITS, THREE_DIGITS),  # 100 * 12 > 999: the result is never negative
     ),
     Template(
         story="A store has {a} {item}. {name} takes {b} packs of {c} {item} each. How many {item} stay in the store?",
@@ -92,7 +92,7 @@ TEMPLATES = (
 
 
 def draw(random: Random) -> WordProblem:
-    """One easy problem of either split."""
+    """One easy problem, from either split."""
     template = random.choice(TEMPLATES)
     numbers = [random.randint(low, high) for low, high in template.ranges]
     words: dict[str, str | int] = dict(zip("abc", numbers, strict=False))
@@ -108,13 +108,13 @@ def draw(random: Random) -> WordProblem:
 
 
 def draw_tier(tier: Tier, random: Random) -> WordProblem:
-    """One problem of `tier`, of either split."""
+    """One problem of `tier`, from either split."""
     return draw(random) if tier == "easy" else hard.draw(tier, random)
 
 
 def problems(split: Split, seed: int = 0, tier: Tier = "easy") -> Iterator[WordProblem]:
-    """An endless run of different problems of one split and one tier, the same in every process."""
-    # Seeding with a string hashes it with SHA-512, not with `hash`, which differs between processes.
+    """An endless sequence of different problems of one split and one tier, the same in every process."""
+    # A string seed is hashed with SHA-512, and not with `hash`, which differs between processes.
     random = Random(f"word-problems/{split}/{seed}" + ("" if tier == "easy" else f"/{tier}"))
     seen: set[str] = set()
     while True:
@@ -125,12 +125,12 @@ def problems(split: Split, seed: int = 0, tier: Tier = "easy") -> Iterator[WordP
 
 
 def mixed(split: Split, seed: int = 0, tiers: Mapping[Tier, float] = ONLY_EASY) -> Iterator[WordProblem]:
-    """An endless run of different problems of one split, of each tier as often as its share of all shares says."""
+    """An endless sequence of different problems of one split. Each tier's frequency is its share of all shares."""
     tiers = {tier: share for tier, share in tiers.items() if share > 0}
     if list(tiers) == ["easy"]:
         yield from problems(split, seed)
     random = Random(f"word-problems/{split}/{seed}/tiers")
-    # By the declared order, not the mapping's: two ways to write the same shares give the same problems.
+    # In the declared order, not the mapping's: two ways to write the same shares give the same problems.
     names = [tier for tier in get_args(Tier) if tier in tiers]
     runs = {tier: problems(split, seed, tier) for tier in names}
     while True:
@@ -139,7 +139,7 @@ def mixed(split: Split, seed: int = 0, tiers: Mapping[Tier, float] = ONLY_EASY) 
 
 
 def generate(split: Split, num: int, seed: int = 0, tiers: Mapping[Tier, float] = ONLY_EASY) -> list[Task]:
-    """`num` different tasks of one split, of the tiers by their shares. Those of a smaller `num` are the first of those
+    """`num` different tasks of one split, from the tiers according to their shares. A smaller `num` gives the first tasks
     of a larger one.
 
     Raises ValueError for an unknown split, for a `num` that is negative or above `MAX_NUM`, and for tiers without any

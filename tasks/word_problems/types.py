@@ -1,4 +1,4 @@
-"""What a word problem is, whatever its tier: its question, the tool calls that solve it, and the words to tell it in."""
+"""The type of a word problem of any tier: its question, the tool calls that solve it, and the words of its story."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Literal
 from trajectory.types import Task
 
 Tier = Literal["easy", "steps", "distractors", "units", "chained", "lookup"]
-"""How hard: one or two operations (`easy`); three to five (`steps`); numbers that don't matter (`distractors`); dozens,
-weeks and hours (`units`); a second sum that needs the first's result (`chained`); a price that only the corpus knows
-(`lookup`)."""
+"""How hard a problem is: one or two operations (`easy`); three to five (`steps`); irrelevant numbers (`distractors`);
+dozens, weeks and hours (`units`); a second sum that needs the first's result (`chained`); a price that only the corpus
+contains (`lookup`)."""
 
 EVAL_SHARE = 10
-"""One problem in so many belongs to the evaluation split."""
+"""One problem in this many belongs to the evaluation split."""
 
 NAMES = ("Leo", "Mia", "Sam", "Ana", "Max", "Eva", "Ben", "Zoe", "Tom", "Lily", "Omar", "Nina")
 ITEMS = ("stamps", "coins", "cards", "pens", "books", "apples", "shells", "beads", "nails", "seeds", "eggs", "stones")
@@ -37,17 +37,17 @@ class Call:
 
     tool: Literal["code", "search"]
     content: str  # a sum as a Python expression, or a query
-    output: str  # the sum's value, or the id of the document that answers
+    output: str  # the sum's value, or the id of the document with the answer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WordProblem:
-    """A told problem and the expression that solves it."""
+    """A problem as text, and the expression that solves it."""
 
     question: str
-    expression: str  # Python, e.g. "631+98*4"; of a problem in two parts the whole
+    expression: str  # Python, e.g. "631+98*4"; for a problem of two sums, the whole
     answer: int
-    key: str  # the same for problems that differ only in words or in the order of the numbers
+    key: str  # the same for problems that differ only in words or in the order of their numbers
     tier: Tier = "easy"
     calls: tuple[Call, ...] = ()  # the solution, call by call; the last one's output is the answer
 
@@ -63,8 +63,8 @@ class WordProblem:
 
 
 def evaluate(expression: str) -> int:
-    """The value of a sum of integers with +, -, * and parentheses. ValueError or SyntaxError for anything else: nothing
-    is executed."""
+    """The value of a sum of integers with +, -, * and parentheses. ValueError or SyntaxError for anything else. Nothing is
+    executed."""
     return _value(ast.parse(expression.strip(), mode="eval").body)
 
 

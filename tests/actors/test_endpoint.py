@@ -180,7 +180,7 @@ async def test_what_is_no_completion(body: str, content_type: str) -> None:
     with chat_server(Reply(body=body, headers={"content-type": content_type})) as server:
         result = await repaired(server)
     assert reasons(result) == ["endpoint_garbled"] * 2
-    assert "sent what is no completion" in result.attempts[0].error
+    assert "sent something other than a completion" in result.attempts[0].error
 
 
 async def test_a_silent_server() -> None:

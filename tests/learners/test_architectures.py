@@ -203,7 +203,7 @@ def test_attention_that_sdpa_has_not_is_computed_by_transformers_own_code(
 ) -> None:
     path = make(tmp_path / "model", config())
     for way in ("sdpa", "varlen"):
-        with pytest.raises(ValueError, match=f"attention='{way}' isn't there for .*{why}"):
+        with pytest.raises(ValueError, match=f"attention='{way}' isn't available for .*{why}"):
             DeepSpeedEngine(LearnerConfig(model=str(path), lr=1e-3, attention=way))
     engine = DeepSpeedEngine(LearnerConfig(model=str(path), lr=1e-3))
     assert [note for note in engine.notes if why in note]

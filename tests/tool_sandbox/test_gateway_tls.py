@@ -137,9 +137,9 @@ def test_files_that_are_none_are_told_by_name(authority: Authority, tmp_path: Pa
 def test_a_key_of_another_certificate_is_told_at_start(authority: Authority) -> None:
     files = authority.issue("gateway", "localhost")
     files = files.model_copy(update={"key": authority.issue("other", "localhost").key})
-    with pytest.raises(TlsError, match=r"sandbox\.tls\.key: .*don't belong together"):
+    with pytest.raises(TlsError, match=r"sandbox\.tls\.key: .*doesn't belong to the certificate"):
         Gateway(SandboxConfig(tls=files)).open()
-    with pytest.raises(TlsError, match="don't belong together"):
+    with pytest.raises(TlsError, match="doesn't belong to the certificate"):
         SandboxClient("localhost:1", tls=files)
 
 

@@ -59,14 +59,14 @@ def test_a_result_is_read_however_its_lines_are_broken(tag: str, result: str) ->
         (CALL + "6</result>" + END, "not closed"),
         (CALL + "<result>a<result>6</result></result>" + END, "inside another"),
         (CALL + "<result>a<result>6</result>" + END, "inside another"),
-        (CALL + RESULT + RESULT + END, "follows no tool call"),
-        ("<think>a <result>6</result></think>" + END, "follows no tool call"),
-        (CALL + "It says: <result>6</result>" + END, "follows no tool call"),
+        (CALL + RESULT + RESULT + END, "does not follow a tool call"),
+        ("<think>a <result>6</result></think>" + END, "does not follow a tool call"),
+        (CALL + "It says: <result>6</result>" + END, "does not follow a tool call"),
         (CALL + END, "does not directly follow"),
         (CALL, "does not directly follow"),
         (CALL + "<Result>6</Result>" + END, "does not directly follow"),
         (CALL + "<output>6</output>" + END, "does not directly follow"),
-        ("<think>a</think><code>1<result>6</result>" + END, "follows no tool call"),
+        ("<think>a</think><code>1<result>6</result>" + END, "does not follow a tool call"),
     ],
 )
 def test_a_reply_whose_results_cannot_be_told_is_refused_with_its_line(tmp_path: Path, text: str, reason: str) -> None:

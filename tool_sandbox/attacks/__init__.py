@@ -1,1 +1,1 @@
-"""What hostile code and hostile clients try, as data, and how it is run and judged."""
+"""Attacks of hostile code and hostile clients, as data, and how they are run and judged."""

@@ -1,8 +1,8 @@
-"""What hostile code tries in a container, as data: the code, and what must hold when it has run.
+"""Attacks of hostile code in a container, as data: the code, and what must hold after it has run.
 
-Code says `BREACH` for whatever worked that must not, and `end` when it has tried everything. Of every attack it must hold
-that it said no breach, ended with one of `statuses`, read nothing of its neighbour's, that the neighbour's calls were
-answered rightly all the while, and that the next calls found the slot, and the container, as if nothing had been.
+Code prints `BREACH` for everything that worked and must not, and `end` when it has tried everything. For every attack this
+must hold: it printed no breach, ended with one of `statuses`, and read nothing of its neighbour's; the neighbour's calls got
+right answers all the while; and the next calls found the slot and the container unchanged.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ def spawn(action, times=1):
             finally:
                 os._exit(0)
 """
-"""What the attacks' code has at hand."""
+"""Names that the attacks' code may use."""
 
 
 @dataclass(frozen=True, slots=True)
 class Attack:
-    """One attempt. `code` runs after `PREAMBLE`."""
+    """One attack. `code` runs after `PREAMBLE`."""
 
     name: str
-    tries: str  # in words, for people
+    tries: str  # what it tries, for people
     code: str
     statuses: tuple[str, ...] = ("ok",)
     timeout_s: float = 10.0
-    session: bool = False  # a cell of a session
-    beside: str = ""  # what its neighbour does at the start of each call; also after `PREAMBLE`
-    crowds_out: bool = False  # the neighbour's call may be `unavailable`, and is made again
-    afterwards: str = ""  # of a session: what another call does when the cell has ended and no other came
+    session: bool = False  # whether it runs as a cell of a session
+    beside: str = ""  # code that its neighbour runs at the start of each call, also after `PREAMBLE`
+    crowds_out: bool = False  # whether the neighbour's call may be `unavailable`, and is then made again
+    afterwards: str = ""  # for a session: code of another call after the cell has ended and before another came
 
 
 KILLED = ("timeout", "error", "memory")

@@ -1,4 +1,4 @@
-"""Attacks through files: what a call leaves, what it may reach, and what it may fill. How to read them: attack.py."""
+"""Attacks through files: what a call leaves, what it may reach, and what it may fill. attack.py says how to read them."""
 
 from __future__ import annotations
 

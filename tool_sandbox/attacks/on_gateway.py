@@ -1,7 +1,7 @@
-"""What a hostile client does to the gateway, from outside. Of each it must hold what holds of an attack from inside
-(attack.py): the neighbour, another client, is answered rightly all the while, and the next calls find all as it was.
+"""Attacks of a hostile client on the gateway from outside. The same must hold as for an attack from inside (attack.py):
+the neighbour, who is another client, gets right answers all the while, and the next calls find everything unchanged.
 
-An attack returns what it achieved, a line each; nothing, if it came to nothing.
+An attack returns what it achieved, a line for each success; nothing if it achieved nothing.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tool_sandbox.client import AsyncSandboxClient
 CALL_TIMEOUT_S = 60.0
 NUM_SESSIONS = 10_000
 NUM_CALLS = 3000
-"""Of the flood: more than the default `max_queue` holds."""
+"""Calls of the flood, more than the default `max_queue` allows."""
 NUM_CONNECTIONS = 200
 
 
@@ -41,15 +41,15 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class ClientAttack:
-    """One attempt of a client."""
+    """One attack of a client."""
 
     name: str
-    tries: str  # in words, for people
+    tries: str  # what it tries, for people
     run: Callable[[Target], list[str]]
 
 
 class Bomb:
-    """Unpickling it makes a folder."""
+    """An object that makes a folder when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -59,7 +59,7 @@ class Bomb:
 
 
 def _send(target: Target, messages: list[bytes]) -> Iterator[tuple[bytes, str, str]]:
-    """Each message with the status and text of its answer; gRPC's own refusals under their names there."""
+    """Send each message; yields it with the status and text of its answer. gRPC's own refusals are named as gRPC does."""
     metadata = ((wire.TOKEN_KEY, target.token),) if target.token else ()
     with grpc.insecure_channel(target.address, options=[("grpc.max_send_message_length", -1)]) as channel:
         call = channel.unary_unary(wire.CALL_PATH)
@@ -122,7 +122,7 @@ def broken_msgpack(target: Target) -> list[str]:
 
 
 def strangers(target: Target) -> list[str]:
-    """With a wrong token where one is asked for; other methods everywhere."""
+    """Calls with a wrong token, where the gateway asks for one; and calls of other methods everywhere."""
     found = []
     with grpc.insecure_channel(target.address) as channel:
         tries = [(f"/{wire.SERVICE}/{method}", target.token) for method in ("Shutdown", "__class__", "../Call", "")]
@@ -144,7 +144,7 @@ def strangers(target: Target) -> list[str]:
 
 
 def slow_loris(target: Target) -> list[str]:
-    """Raw connections that say nothing, or half of it; and calls of gRPC whose request never comes."""
+    """Raw connections that send nothing or half a request, and gRPC calls whose request never comes."""
     host, _, port = target.address.rpartition(":")
     beginnings = (
         b"",
@@ -201,7 +201,7 @@ def forgotten_sessions(target: Target) -> list[str]:
 
 
 def call_flood(target: Target) -> list[str]:
-    """More calls than the queue holds, at once: each is answered, rightly or `unavailable` with a time to come again."""
+    """More calls at once than the queue holds: each gets a right answer, or `unavailable` with a time for the next try."""
 
     async def flood() -> list[str]:
         async with AsyncSandboxClient(target.address, token=target.token) as client:
@@ -241,7 +241,7 @@ CLIENTS = (
         "broken msgpack", "truncated everywhere, oversized, deep, fields that lie; messages too long", broken_msgpack
     ),
     ClientAttack("strangers", "a wrong token, methods that aren't there, reflection", strangers),
-    ClientAttack("slow loris", "200 connections and 200 calls that say half of it, or nothing", slow_loris),
+    ClientAttack("slow loris", "200 connections and 200 calls that send half a request, or nothing", slow_loris),
     ClientAttack("forgotten sessions", "10,000 sessions opened and never used again", forgotten_sessions),
     ClientAttack("flood of calls", "3,000 calls at once", call_flood),
     ClientAttack("vanishing clients", "80 that start endless code and hang up", vanishing_clients),

@@ -1,4 +1,4 @@
-"""Attacks for more rights: to become root, to leave the container, to reach the network. How to read them: attack.py."""
+"""Attacks for more rights: become root, leave the container, reach the network. attack.py says how to read them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attacks on the runner, on the neighbours' processes and on the machine's resources. How to read them: attack.py."""
+"""Attacks on the runner, on the neighbours' processes and on the machine's resources. attack.py says how to read them."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ print("end")
     ),
     Attack(
         "signal storm",
-        "eight processes, deaf to all signals, send each signal to everyone until the deadline",
+        "eight processes that ignore all signals send each signal to everyone until the deadline",
         """
 def storm():
     while True:
@@ -105,7 +105,7 @@ storm()
     ),
     Attack(
         "stop the killer",
-        "SIGSTOP to whatever else runs under its uid, so to the one that comes to kill it",
+        "SIGSTOP to everything else under its uid, and so to the process that comes to kill it",
         """
 def stop():
     me = os.getpid()
@@ -178,7 +178,7 @@ print("end")
     ),
     Attack(
         "silent end",
-        "closes every descriptor and leaves without a word",
+        "closes every descriptor and exits without output",
         "os.closerange(0, 4096); os._exit(9)",
         ("error",),
     ),
@@ -198,7 +198,7 @@ raise Evil
     ),
     Attack(
         "break Python",
-        "takes apart what the runner's own end of the call relies on",
+        "removes what the runner's own code needs at the end of a call",
         """
 import builtins
 os._exit = os.kill = os.write = lambda *a: None

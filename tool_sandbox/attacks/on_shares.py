@@ -1,7 +1,7 @@
-"""Attacks on what is a neighbour's due: his part of the container's CPU and memory. How to read them: attack.py.
+"""Attacks on a neighbour's share of the container's CPU and memory. attack.py says how to read them.
 
-What the neighbour finds is measured in CPU time, his own against that of all others in the container: how fast the machine
-is, and what else runs on it, doesn't matter. Where slots share no container he sees no others, and nothing is left to hold.
+The neighbour measures CPU time, his own against that of all others in the container. So the speed of the machine, and what
+else runs on it, don't matter. Where slots share no container he sees no others, and there is nothing to test.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ if mine < (mine + theirs) / 4:  # half of a fair share
     print(f"BREACH {mine:.2f} s of CPU beside {theirs:.2f} s of others")
 """
 )
-"""A neighbour with work of his own, who waits until the attack goes on."""
+"""A neighbour with work of his own, which begins once the attack runs."""
 
 STANDSTILL = (
     OTHERS
@@ -58,7 +58,7 @@ while time.monotonic() < still_since + 2:
 print("end")
 """
 )
-"""What runs under other uids must come to rest, and stay so, or be gone."""
+"""Processes under other uids must stop and stay stopped, or end."""
 
 WAKE = """
 import struct
@@ -72,7 +72,7 @@ def spin():
     while True:
         pass
 """
-"""A timer's SIGCONT undoes a stop."""
+"""Code of a timer whose SIGCONT undoes a stop."""
 
 SHARES = (
     Attack(

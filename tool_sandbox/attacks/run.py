@@ -1,7 +1,7 @@
-"""Runs the attacks of code (attack.py) and of clients (on_gateway.py), and judges what came of them.
+"""Runs the attacks of code (attack.py) and of clients (on_gateway.py), and judges the results.
 
-Beside each attack a neighbour makes calls all the while, each with a secret of its own; before and after, a call in every
-slot looks at what it finds there. Where slots share a container, the neighbour is in the attack's own.
+During each attack a neighbour makes calls, each with its own secret. Before and after, a call in every slot looks at what it
+finds there. Where slots share a container, the neighbour is in the same one as the attack.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from tool_sandbox.config import SandboxConfig
 from tool_sandbox.local import LocalGateway
 from trajectory.types import ToolResult
 
-NUM_SLOTS = 2  # the attack's and the neighbour's
+NUM_SLOTS = 2  # one for the attack and one for the neighbour
 NEIGHBOUR_TIMEOUT_S = 20.0
-"""A neighbour's call that isn't answered within that is a success of the attack."""
+"""If a neighbour's call isn't answered within this time, the attack has succeeded."""
 LOOK_TIMEOUT_S = 20.0
 MAX_LOOKS = 20
 HOLD_S = 0.2
@@ -76,19 +76,19 @@ print(repr((me, {{
     "others": (oct(umask), os.getpriority(os.PRIO_PROCESS, 0)),
 }})))
 """
-"""What a call finds in its slot: the same after an attack as before."""
+"""Prints what a call finds in its slot, which must be the same after an attack as before."""
 
 
 @dataclass(frozen=True, slots=True)
 class AttackResult:
-    """What came of one attack. `problems` is empty if all held."""
+    """The result of one attack. `problems` is empty if the sandbox held."""
 
     attack: Attack | ClientAttack
-    status: str  # of the attack's own call; a client's is `done`
+    status: str  # of the attack's own call; for a client's attack it is `done`
     duration_s: float
     problems: tuple[str, ...]
-    neighbour_ms: tuple[float, ...]  # each of its calls
-    clean: bool  # the next calls found nothing of it
+    neighbour_ms: tuple[float, ...]  # the duration of each of its calls
+    clean: bool  # the next calls found no trace of it
 
     @property
     def held(self) -> bool:
@@ -96,10 +96,10 @@ class AttackResult:
 
 
 class Neighbour:
-    """Makes calls for the length of a `with` block."""
+    """Makes calls while a `with` block runs."""
 
     def __init__(self, client: SandboxClient, work: str = "", *, crowded_out: bool = False) -> None:
-        """`work` is done first in each call; `crowded_out`: a call may be `unavailable`."""
+        """`work` is done first in each call. With `crowded_out`, a call may be `unavailable`."""
         self.secret = secrets.token_hex(12)
         self.latencies_ms: list[float] = []
         self.wrong: list[str] = []
@@ -126,11 +126,11 @@ class Neighbour:
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._thread.join()  # its call has a deadline
+        self._thread.join()  # this ends, as its call has a deadline
 
 
 class Range:
-    """Where attacks are run: a gateway of two slots, in one container if the settings let slots share one."""
+    """A gateway of two slots on which attacks are run. They are in one container if the settings let slots share one."""
 
     def __init__(self, client: SandboxClient, token: str = "") -> None:
         self._client = client
@@ -163,7 +163,7 @@ class Range:
         try:
             after = self._look()
             dirt = list(differences(self._before, after))
-            self._before = after if set(after) != set(self._before) else self._before  # another container: told once
+            self._before = after if set(after) != set(self._before) else self._before  # a new container: report it once
         except RuntimeError as error:
             dirt = [str(error)]
         return AttackResult(
@@ -176,12 +176,12 @@ class Range:
         )
 
     def _look_afterwards(self, attack: Attack) -> list[str]:
-        """While the attack's session is open, and nobody needs its slot."""
+        """Run the attack's `afterwards` while its session is open and no other call needs its slot."""
         until = time.monotonic() + LOOK_TIMEOUT_S
         while self._client.stats().pool.slots_free < NUM_SLOTS - 1 and time.monotonic() < until:
             time.sleep(0.02)
         if not (pool := self._client.stats().pool).sessions:
-            return []  # it was ended: nothing of it is there
+            return []  # the session was ended: nothing of it is left
         if pool.slots_free < 1:
             return [f"the neighbour's slot wasn't clean within {LOOK_TIMEOUT_S:.0f} s"]
         result = self._client.call("python", PREAMBLE + attack.afterwards, timeout_s=LOOK_TIMEOUT_S)
@@ -190,10 +190,12 @@ class Range:
         return []
 
     def _look(self) -> dict[int, dict[str, object]]:
-        """Each slot's uid, and what a call finds there."""
+        """Each slot's uid, and what a call finds in the slot."""
         found: dict[int, dict[str, object]] = {}
         for _ in range(MAX_LOOKS):
-            with ThreadPoolExecutor(NUM_SLOTS) as threads:  # at once, and held, so that they meet in different slots
+            with ThreadPoolExecutor(
+                NUM_SLOTS
+            ) as threads:  # at once, and they wait, so that they run in different slots
                 calls = [
                     threads.submit(self._client.call, "python", LOOK, timeout_s=LOOK_TIMEOUT_S)
                     for _ in range(NUM_SLOTS)
@@ -209,7 +211,7 @@ class Range:
 
 
 def judge(attack: Attack, result: ToolResult, secret: str) -> list[str]:
-    """What must not be in an attack's own result."""
+    """The problems in an attack's own result."""
     problems = [line[:200] for line in result.output.splitlines() if line.startswith(BREACH)]
     if result.status not in attack.statuses:
         problems.append(
@@ -227,7 +229,7 @@ def says_end(attack: Attack) -> bool:
 
 
 def differences(before: dict[int, dict[str, object]], after: dict[int, dict[str, object]]) -> Iterator[str]:
-    """What the calls after an attack found other than those before it."""
+    """Differences between what the calls before an attack found and what those after it found."""
     if set(before) != set(after):
         yield "its container did not survive"
     usual = next(iter(before.values()))
@@ -238,7 +240,7 @@ def differences(before: dict[int, dict[str, object]], after: dict[int, dict[str,
 
 
 def settings_for(config: SandboxConfig) -> SandboxConfig:
-    """`config`'s containers, as few as an attack and its neighbour need: one, or two where slots share none."""
+    """`config` with as few containers as an attack and its neighbour need: one, or two where slots share none."""
     shared = config.slots_per_container >= NUM_SLOTS
     sizes = {"num_containers": 1, "slots_per_container": 2} if shared else {"num_containers": 2}
     others = {
@@ -254,7 +256,7 @@ def settings_for(config: SandboxConfig) -> SandboxConfig:
 def run_all(
     config: SandboxConfig, attacks: tuple[Attack | ClientAttack, ...]
 ) -> Iterator[AttackResult | tuple[float, ...]]:
-    """First the neighbour's latencies without an attack, then the outcomes. Errors: SandboxError."""
+    """Yields first the neighbour's latencies without an attack, then the results. Errors: SandboxError."""
     settings = settings_for(config)
     with (
         LocalGateway(settings) as gateway,

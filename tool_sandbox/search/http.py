@@ -1,9 +1,9 @@
-"""A retriever behind HTTP: `POST /search` for one query, `POST /batch_search` for several that come together.
+"""A retriever over HTTP: `POST /search` for one query, `POST /batch_search` for several that arrive together.
 
     {"query": "…", "top_n": 3, "return_score": true}      ──▶ [[{"id", "contents"}, …], [score, …]]
     {"query": ["…", …], "top_n": 3, "return_score": true} ──▶ [[[{"id", "contents"}, …], …], [[score, …], …]]
 
-What FlashRAG's and Tool-Star's retrievers speak. Whatever else comes back is a RetrieverError that says what it was.
+This is the protocol of FlashRAG's and Tool-Star's retrievers. For any other answer, RetrieverError says what came.
 """
 
 from __future__ import annotations
@@ -16,31 +16,31 @@ from tool_sandbox.config import SearchConfig
 from tool_sandbox.search.index import Document, as_document
 
 BACKOFF_S = (0.1, 0.5, 2.0)
-"""Waits before the second, third and further attempts."""
+"""Waits before the second, the third and all later attempts, seconds."""
 BATCH_WINDOW_S = 0.005
-"""How long a query waits for others to share its request."""
+"""How long a query waits for others that can share its request, seconds."""
 MAX_REPLY_BYTES = 16 * 1024 * 1024
 _TEMPORARY = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 class RetrieverError(Exception):
-    """The retriever didn't answer, or not with documents; the text says which. It becomes a ToolResult."""
+    """The retriever didn't answer, or not with documents. The text says which; it becomes a ToolResult."""
 
 
 class _TemporaryError(RetrieverError):
-    """Trying again may help."""
+    """An error after which another try may succeed."""
 
 
 class HttpRetriever:
-    """Made and used inside one event loop. No method waits by itself for longer than its attempts last: callers bring the
-    deadline."""
+    """A client of a retriever. Make it and use it inside one event loop. No method waits longer than its attempts last;
+    callers add their own deadline."""
 
     def __init__(self, config: SearchConfig) -> None:
         import httpx
 
         self._config = config
         self._url = config.url.rstrip("/")
-        # No proxies from the environment: a retriever is in the cluster, and a proxy would see every query.
+        # No proxies from the environment: a retriever is inside the cluster, and a proxy would see every query.
         self._http = httpx.AsyncClient(timeout=config.request_timeout_s, trust_env=False)
         self._gathered: list[tuple[str, asyncio.Future[list[Document]]]] = []
         self._flushes: set[asyncio.Task[None]] = set()
@@ -65,7 +65,7 @@ class HttpRetriever:
         await self._http.aclose()
 
     async def _flush(self) -> None:
-        """Sends what was gathered, in requests of `batch_size` queries at most."""
+        """Send the gathered queries, in requests of at most `batch_size` queries."""
         await asyncio.sleep(BATCH_WINDOW_S)
         gathered, self._gathered = self._gathered, []
         wanted = [(query, future) for query, future in gathered if not future.done()]  # the caller may be gone
@@ -91,7 +91,7 @@ class HttpRetriever:
             raise
 
     async def _post(self, path: str, query: str | list[str]) -> Any:
-        """The decoded answer; `attempts` tries."""
+        """POST to `path`, with `attempts` tries; returns the decoded answer."""
         message = {"query": query, "top_n": self._config.top_n, "return_score": True}
         for attempt in range(1, self._config.attempts + 1):
             try:

@@ -1,4 +1,4 @@
-"""A local corpus that can be searched: BM25 (`bm25s`) over a folder whose large files are memory-mapped.
+"""A local corpus that can be searched with BM25 (`bm25s`), as a folder whose large files are memory-mapped.
 
     corpus.jsonl ── build_index ──▶ folder: documents.jsonl, offsets.npy, BM25's arrays, index.json ── SearchIndex ──▶ search
 
@@ -30,21 +30,22 @@ Document = dict[str, str]
 
 
 def words(text: str) -> list[str]:
-    """What is indexed and looked for: runs of letters and digits, in lower case. BM25 itself weighs common words low."""
+    """The words that are indexed and searched: runs of letters and digits, in lower case. BM25 gives common words little
+    weight."""
     return _WORD.findall(text.lower())
 
 
 def build_index(corpus: Path, out: Path) -> int:
-    """Index the JSON lines of `corpus` into the folder `out`; returns how many documents there are.
+    """Index the JSON lines of `corpus` into the folder `out`; returns the number of documents.
 
-    `out` appears when it is complete, and replaces an index that is there. Errors: SearchError, with the line, for a
-    corpus that can't be read, a record without id or contents, an id that occurs twice, a corpus without documents, and
-    an `out` that is something else than an index.
+    `out` appears when it is complete, and replaces an older index. Errors: SearchError, with the line, for a corpus that
+    can't be read, a record without id or contents, an id that occurs twice, a corpus without documents, and an `out` that
+    is something else than an index.
     """
     import bm25s
 
     if out.exists() and not (out / MANIFEST).is_file() and not (out.is_dir() and not any(out.iterdir())):
-        raise SearchError(f"{out} is there and is no search index; name another folder, or remove it")
+        raise SearchError(f"{out} exists and is no search index; name another folder, or remove it")
     scratch = out.with_name(f"{out.name}.partial-{os.getpid()}")
     scratch.mkdir(parents=True)
     try:
@@ -77,7 +78,7 @@ _EXAMPLE = '{"id": "a-1", "contents": "text"}'
 
 
 def _records(corpus: Path) -> Iterator[tuple[str, Document]]:
-    """Each record with where it stands, for messages."""
+    """Yields each record and its place (file and line), for messages."""
     try:
         file = corpus.open("rb")
     except OSError as error:
@@ -93,12 +94,14 @@ def _records(corpus: Path) -> Iterator[tuple[str, Document]]:
                 raise SearchError(f"{place}: not valid JSON ({error}); a line is {_EXAMPLE}") from error
             document = as_document(record)
             if document is None:
-                raise SearchError(f"{place}: no object with an id and contents that are text; a line is {_EXAMPLE}")
+                raise SearchError(
+                    f"{place}: this is no object with an id and contents that are text; a line is {_EXAMPLE}"
+                )
             yield place, document
 
 
 def as_document(record: Any) -> Document | None:
-    """A record's id and contents; None if it has none. An id may be a number."""
+    """A record's id and contents; None if it lacks one. An id may be a number."""
     if not isinstance(record, dict) or not isinstance(contents := record.get("contents"), str):
         return None
     name = record.get("id")
@@ -108,8 +111,8 @@ def as_document(record: Any) -> Document | None:
 
 
 def check_index(folder: Path) -> None:
-    """Errors: SearchError, as of `SearchIndex`, for a folder without an index of this version: read from its manifest and
-    its list of files, in no time."""
+    """Check from its manifest and its list of files, which is quick, that `folder` holds an index of this version. Errors:
+    SearchError, the same as those of `SearchIndex`."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         if manifest["format"] != FORMAT:
@@ -126,7 +129,7 @@ class SearchIndex:
     """An index that `build_index` made. `search` may be called from several threads."""
 
     def __init__(self, folder: Path) -> None:
-        """Errors: SearchError, with the remedy, if there is no index in `folder` or one of another version."""
+        """Errors: SearchError, which says what to do, if there is no index in `folder` or one of another version."""
         import bm25s
 
         check_index(folder)
@@ -144,7 +147,7 @@ class SearchIndex:
         return len(self._offsets) - 1
 
     def search(self, query: str, top_n: int) -> list[Document]:
-        """At most `top_n` documents that share a word with `query`, best first; of equal ones the earlier first."""
+        """At most `top_n` documents that share a word with `query`, best first; of equal ones the earlier comes first."""
         known = [word for word in dict.fromkeys(words(query)) if word in self._vocabulary]
         if not known:
             return []

@@ -1,8 +1,8 @@
 """The tool `search`: documents for a query, from a local index (BM25) or an HTTP retriever. It runs in the gateway itself.
 
-    query ──▶ a free place (bounded) ──▶ index, on a thread │ retriever, over HTTP ──▶ "[id] contents" a line
+    query ──▶ a free place (bounded) ──▶ index, on a thread │ retriever, over HTTP ──▶ one line each: "[id] contents"
 
-The query is hostile text, and so are the documents: they are data here, and escaped where they are appended.
+The query is hostile text, and so are the documents. Here they are only data; they are escaped where they are appended.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class SearchTool:
         self._closed = False
 
     def open(self) -> None:
-        """Map the index. Errors: SearchError, with the remedy. A retriever is first asked by the first query: it may come
-        up later than we."""
+        """Map the index. Errors: SearchError, which says what to do. A retriever is first contacted by the first query, as
+        it may start later than the gateway."""
         if self._config.kind == "http":
             self._retriever = HttpRetriever(self._config)
         else:
@@ -72,7 +72,7 @@ class SearchTool:
     async def run(
         self, content: str, *, timeout_s: float, queue_s: float, session_id: str | None, client: str = ""
     ) -> ToolResult:
-        """The documents for the query `content`; sessions and clients mean nothing here."""
+        """The documents for the query `content`. Sessions and clients make no difference."""
         assert self._find is not None, "start() first"
         config, started = self._config, time.monotonic()
         query = _flat(content)
@@ -98,7 +98,7 @@ class SearchTool:
             message = f"waited {timeout_s:g} s on the {config.kind} search"
             return ToolResult(status="timeout", message=message, duration_s=time.monotonic() - started, queue_s=queue_s)
         except (RetrieverError, RuntimeError) as error:
-            # RuntimeError: what asyncio, threads and httpx say once `close` was called.
+            # RuntimeError is what asyncio, threads and httpx raise once `close` was called.
             if isinstance(error, RuntimeError) and not self._closed:
                 raise
             duration_s = time.monotonic() - started
@@ -114,10 +114,10 @@ class SearchTool:
 
 
 def render_documents(documents: Sequence[Mapping[str, str]], max_document_chars: int, max_chars: int) -> str:
-    """What the model reads: one line a document, `[id] contents`, best first.
+    """The text that the model reads: a line for each document, `[id] contents`, best first.
 
-    White space becomes single spaces. A longer document is cut at `max_document_chars` characters; of documents that
-    together exceed `max_chars` the first ones are shown, the last of them cut.
+    White space becomes single spaces. A longer document is cut at `max_document_chars` characters. If all documents together
+    exceed `max_chars`, the first ones are shown, and the last of them is cut.
     """
     lines: list[str] = []
     left = max_chars
@@ -131,7 +131,7 @@ def render_documents(documents: Sequence[Mapping[str, str]], max_document_chars:
 
 
 def _flat(text: str) -> str:
-    """One line, without the lone surrogates that can't be sent on."""
+    """The text in one line, without lone surrogates, which can't be sent."""
     return " ".join(text.split()).encode("utf-8", "replace").decode("utf-8")
 
 
