@@ -166,6 +166,13 @@ def test_tests_are_not_packages() -> None:
     assert list((ROOT / "tests").rglob("__init__.py")) == []
 
 
+def test_tests_import_no_conftest_and_no_other_test() -> None:
+    """`conftest` is one name for many files: which one an import gets would depend on the folders that are run together."""
+    files = (ROOT / "tests").rglob("*.py")
+    found = [(str(p.relative_to(ROOT)), n) for p in files for n in imports(p) if re.match(r"(conftest|test_\w+)\b", n)]
+    assert found == []
+
+
 def test_help_needs_no_heavy_package() -> None:
     """`--help` is answered before anything heavy is imported, so it stays instant."""
     code = (

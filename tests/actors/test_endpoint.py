@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 from chat_server import BUSY, ChatServer, Reply, chat_server
-from conftest import build_tokenizer
 from repair_cases import ANSWER, CALL, GOOD, OK, RESULT, TASK, WRONG, make_request
+from tiny_qwen3 import build_tokenizer
 
 from actors.config import EndpointConfig, EpisodeConfig, RepairConfig
 from actors.repair.attempts import repair, repair_all

@@ -6,11 +6,11 @@ from typing import get_args
 
 import numpy as np
 import pytest
-from conftest import build_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from repair_cases import ANSWER, CALL, GOOD, OK, RAMBLING, RESULT, TASK, WRONG, make_request, make_trajectory
+from tiny_qwen3 import build_tokenizer
 
 from actors.config import EngineConfig, EpisodeConfig, RepairConfig, RepairSettings, RolloutSettings
 from actors.repair.attempts import repair, repair_all

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import ray
 import torch
-from conftest import build_model
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_qwen3 import build_model
 from transformers import AutoModelForSequenceClassification, Qwen3Config, Qwen3ForSequenceClassification
 
 from actors.config import ScorerConfig

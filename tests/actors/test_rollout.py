@@ -11,9 +11,9 @@ import psutil
 import pytest
 import ray
 import torch
-from conftest import build_model, build_tokenizer
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
+from tiny_qwen3 import build_model, build_tokenizer
 
 from actors.config import EngineConfig, EpisodeConfig, RolloutConfig, RolloutSettings
 from actors.engine.protocol import EngineDead

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from conftest import build_tokenizer
 from numpy.typing import NDArray
+from tiny_qwen3 import build_tokenizer
 
 from actors.config import EpisodeConfig
 from actors.engine.protocol import EngineDead, Generation, Sampling, UpdateReport

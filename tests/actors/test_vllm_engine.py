@@ -13,9 +13,9 @@ import psutil
 import pytest
 import pytest_asyncio
 import torch
-from conftest import build_model, build_tokenizer
 from numpy.typing import NDArray
 from safetensors.torch import load_file
+from tiny_qwen3 import build_model, build_tokenizer
 from transformers import Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from actors.config import EngineConfig

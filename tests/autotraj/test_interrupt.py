@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from tiny_run import ROOT
 
 from benchmarks import interrupts
 

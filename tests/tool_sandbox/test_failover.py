@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from conftest import StandIn, StartGateway
+from own_gateways import StandIn, StartGateway
 
 from tool_sandbox import failover
 from tool_sandbox.client import AsyncSandboxClient

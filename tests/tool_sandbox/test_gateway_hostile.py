@@ -17,7 +17,7 @@ import grpc.aio
 import msgpack
 import psutil
 import pytest
-from conftest import StartGateway
+from own_gateways import StartGateway
 
 from tool_sandbox import server, wire
 from tool_sandbox.client import AsyncSandboxClient, SandboxClient

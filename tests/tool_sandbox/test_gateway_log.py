@@ -12,7 +12,8 @@ import urllib.request
 from collections.abc import Iterator
 
 import pytest
-from conftest import Authority, GatewayProcess, gateway_process
+from certificates import Authority
+from own_gateways import GatewayProcess, gateway_process
 
 from tool_sandbox.client import AsyncSandboxClient, SandboxClient
 from tool_sandbox.config import SandboxConfig, TlsFiles

@@ -9,7 +9,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from conftest import Authority, StartGateway
+from certificates import Authority
+from own_gateways import StartGateway
 
 from actors.config import ToolAccess
 from actors.tools import Tools

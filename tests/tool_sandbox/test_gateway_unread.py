@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from conftest import StandIn, StartGateway, gateway_process
+from own_gateways import StandIn, StartGateway, gateway_process
 
 from tool_sandbox import unread
 from tool_sandbox.client import AsyncSandboxClient, SandboxClient

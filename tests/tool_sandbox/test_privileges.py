@@ -11,7 +11,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from test_gateway_tls import Authority
+from certificates import Authority
 
 from tool_sandbox import privileges
 from tool_sandbox.client import SandboxClient

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_chat import CHATML, KEEPS_ENDS, OPENS_THINK
+from chat_templates import CHATML, KEEPS_ENDS, OPENS_THINK
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trajectory import records, trainer_columns

@@ -1,0 +1,166 @@
+"""The pool over the loss of its actors, which are real Ray actors without an engine: they answer, die and come back."""
+
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+from ray.rllib.utils.actor_manager import FaultTolerantActorManager
+from tiny_run import tiny
+
+from autotraj.config.run import EvalConfig
+from autotraj.errors import GroupsFail, UserError
+from autotraj.evaluation.evaluate import EvalResult, evaluate
+from autotraj.interrupt import Interrupt
+from autotraj.runners.pool import RunnerPool
+from autotraj.stages.synthesize import Synthesis, read_journal
+from rewards.config import RewardConfig
+from trajectory.types import Group, Task, Trajectory
+
+pytestmark = pytest.mark.ray
+
+TASKS = [Task(id=f"task-{i}", question=f"{i} + 0?", golds=(str(i),)) for i in range(30)]
+
+
+class Stand:
+    """In the place of a rollout actor."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = Path(folder)
+
+    async def start(self) -> None:
+        """Raises ValueError where the test left a file `refuse`."""
+        with (self._folder / "starts").open("a") as file:
+            file.write("x")
+        if (self._folder / "refuse").exists():
+            raise ValueError("engine.model: no such model")
+
+    async def evaluate(self, tasks: list[Task], num_samples: int, temperature: float, seed: int) -> list[Group]:
+        (task,) = tasks
+        with (self._folder / task.id).open("a") as file:
+            file.write(f"{seed}\n")
+        if task.id == "task-7" and not (self._folder / "killed").exists():
+            (self._folder / "killed").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return [self._group(f"eval/{task.id}", task)]
+
+    async def rollout_group(self, lease_id: str, task: Task, seed: int) -> Group:
+        return self._group(lease_id, task)
+
+    def _group(self, lease_id: str, task: Task) -> Group:
+        """A failure where the test left a file `fail`, which may name the one task that doesn't."""
+        fail = self._folder / "fail"
+        failed = fail.exists() and fail.read_text() != task.id
+        trajectory = Trajectory(
+            task_id=task.id,
+            index=0,
+            prompt_ids=np.array([1], np.int32),
+            response_ids=np.array([2], np.int32),
+            loss_mask=np.ones(1, np.bool_),
+            logprobs=np.zeros(1, np.float32),
+            segments=(),
+            turns=(),
+            text="x",
+            finish_reason="error" if failed else "answer",
+            error="ValueError: the prompt has 9 tokens, more than max_prompt_tokens = 8" if failed else "",
+            duration_s=1.0,
+        )
+        return Group(lease_id=lease_id, task=task, trajectories=(trajectory,))
+
+    def ping(self) -> str:
+        return "pong"
+
+    def apply(self, func: object) -> object:
+        return func(self)  # type: ignore[operator]
+
+
+@pytest.fixture(scope="module")
+def ray_cluster() -> Iterator[None]:
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers can't import a test
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+def pool_of(folder: Path) -> RunnerPool:
+    actors = [
+        ray.remote(Stand).options(num_cpus=1, max_restarts=-1, max_concurrency=100).remote(str(folder))
+        for _ in range(2)
+    ]
+    return RunnerPool(
+        FaultTolerantActorManager(actors, max_remote_requests_in_flight_per_actor=1000),
+        start_timeout_s=60.0,
+        sync_timeout_s=60.0,
+        gate_tolerance=1.0,
+    )
+
+
+def sampled(pool: RunnerPool, tasks: Sequence[Task] = TASKS) -> EvalResult:
+    return evaluate(
+        "policy",
+        pool,
+        tasks,
+        EvalConfig(num_samples=1),
+        RewardConfig(),
+        seed=100,
+        max_concurrent_episodes=8,
+        call_timeout_s=60.0,
+        patience_s=60.0,
+    )
+
+
+def test_an_evaluation_outlives_an_actor_and_samples_every_problem_once(ray_cluster: None, tmp_path: Path) -> None:
+    pool = pool_of(tmp_path)
+    pool.start()
+    pool.wait_ready()
+    result = sampled(pool)
+    assert [group.task.id for group in result.groups] == [task.id for task in TASKS]
+    assert result.num_asked_again >= 1
+    pool.wait_ready()  # the evaluation may have ended without the actor that came back
+    assert pool.num_restarts == 1
+    for index, task in enumerate(TASKS):  # a problem's seed is its own, whoever samples it and however often
+        assert set((tmp_path / task.id).read_text().split()) == {str(100 + index)}
+
+
+def test_a_start_that_can_not_succeed_is_said_at_once(ray_cluster: None, tmp_path: Path) -> None:
+    (tmp_path / "refuse").touch()
+    pool = pool_of(tmp_path)
+    pool.start()
+    with pytest.raises(UserError, match=r"^rollout actor \d failed in start: ValueError: engine.model: no such model$"):
+        pool.wait_ready()
+    assert len((tmp_path / "starts").read_text()) <= 2, "no actor was started twice"
+
+
+WHY = (
+    r"the last \d+ groups have all failed, \d+ by episode_error\. The first by episode_error: task task-\d+: "
+    r"ValueError: the prompt has 9 tokens, more than max_prompt_tokens = 8\. Mend what it says"
+)
+
+
+@pytest.mark.parametrize("num_tasks", [3, 30])
+def test_an_evaluation_of_failures_alone_is_no_measurement(ray_cluster: None, tmp_path: Path, num_tasks: int) -> None:
+    pool = pool_of(tmp_path)
+    pool.start()
+    pool.wait_ready()
+    (tmp_path / "fail").touch()
+    with pytest.raises(GroupsFail, match="^evaluating policy: " + WHY):
+        sampled(pool, TASKS[10 : 10 + num_tasks])
+    (tmp_path / "fail").write_text("task-11")
+    assert sampled(pool, TASKS[10:14]).num_failed == 3
+
+
+@pytest.mark.parametrize("num_tasks", [3, 30])
+def test_stage_one_ends_where_every_question_fails(ray_cluster: None, tmp_path: Path, num_tasks: int) -> None:
+    pool = pool_of(tmp_path)
+    pool.start()
+    pool.wait_ready()
+    (tmp_path / "fail").touch()
+    config = tiny(tmp_path, "rollout.max_concurrent_episodes=8", "synthesis.num_candidates=4")
+    synthesis = Synthesis(config, tmp_path, pool, pool, rollout_timeout_s=60.0, on_progress=lambda progress: None)
+    with pytest.raises(GroupsFail, match="^synthesize: " + WHY):
+        synthesis.run(TASKS[:num_tasks], Interrupt())
+    assert read_journal(tmp_path) == []
