@@ -1,1 +1,1 @@
-"""The roof: command line, configuration, one file a stage."""
+"""The application: command line, configuration, and the stages of the method."""

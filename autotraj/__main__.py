@@ -1,4 +1,4 @@
-"""`python -m autotraj`: parses the command line, then imports what the chosen command needs."""
+"""`python -m autotraj`: parses the command line, then imports only what the chosen command needs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GO_ON = "the same command goes on with what is done"
 WAYS_ON = dict.fromkeys(("run", "synthesize", "sft", "reward-model", "demo"), GO_ON) | dict.fromkeys(
     ("grpo", "evaluate"), "the same command starts again"
 )
-"""After Ctrl-C, where the command itself hasn't said it."""
+"""How to continue after Ctrl-C, if the command itself hasn't printed it."""
 FULL = "Free some space; then `run` goes on with the same command, `grpo` with --resume RUN_DIR"
 
 
@@ -51,6 +51,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 if __name__ == "__main__":
     code = main()
-    for number in (signal.SIGINT, signal.SIGTERM):  # what was started is ended: nothing is left to interrupt
+    for number in (signal.SIGINT, signal.SIGTERM):  # everything has ended, so nothing is left to interrupt
         signal.signal(number, signal.SIG_IGN)
     sys.exit(code)

@@ -1,33 +1,34 @@
-"""What can end a run, named by who must act."""
+"""Errors that end a run, in two kinds: those that the user can fix, and those of the run itself."""
 
 
 class UserError(ValueError):
-    """Something the user can mend: configuration, a missing part. The message names it and the remedy."""
+    """An error that the user can fix: in the configuration, or a missing part. The message names it and the remedy."""
 
 
 class RunError(RuntimeError):
-    """The run can't go on. It can be resumed from its last checkpoint once the cause is mended."""
+    """The run can't continue. It can be resumed from its last checkpoint once the cause is fixed."""
 
 
 class OutOfMemory(RunError):
-    """Actors of one kind were ended for memory again after they had been replaced."""
+    """Actors of one kind were ended because of memory again after they had been replaced."""
 
 
 class GateError(RunError):
-    """After a weight sync the engine and the learner disagree about the probe's logprobs."""
+    """After a weight sync, the engine and the learner compute different logprobs of the probe."""
 
 
 class NothingToLearn(RunError):
-    """No group tells its trajectories apart any more. A policy that took steps before is trained; without one the run has
-    failed."""
+    """In no group do the rewards differ any more. If the policy has taken steps, it is trained; if it has taken none, the
+    run has failed."""
 
 
 class GroupsFail(RunError):
-    """All that was sampled in a row failed; the message says why, how often, the first of it and what to change."""
+    """All groups sampled in a row failed. The message says why and how often, gives the first failure, and what to
+    change."""
 
 
 class ScoringFailed(RunError):
-    """A group has no rewards; the message says why. `reason` is a short name for counting."""
+    """A group has no rewards. The message says why. `reason` is a short name for counting."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -35,7 +36,7 @@ class ScoringFailed(RunError):
 
 
 class RewardNotFinite(ScoringFailed):
-    """A reward is NaN or infinite; the message names the part that is."""
+    """A reward is NaN or infinite. The message names the part that is."""
 
     def __init__(self, message: str) -> None:
         super().__init__("nonfinite_reward", message)
@@ -46,4 +47,4 @@ class NotFinite(RunError):
 
 
 class Stalled(RunError):
-    """A deadline passed; the message says who waited on whom."""
+    """A deadline passed. The message says which part waited for what."""

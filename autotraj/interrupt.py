@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: where nothing is lost by it they end the command at once; a stage that trains ends after its step."""
+"""Ctrl-C and SIGTERM. They end a command at once if nothing is lost by it; a stage that trains ends after its step."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ REMIND_EVERY_S = 0.5
 
 @dataclass(slots=True)
 class Interrupt:
-    """The signal handler of `graceful_interrupt`. `requested`: a stage that looks at it finishes its step and stops.
+    """The signal handler of `graceful_interrupt`. If `requested` is set, a stage finishes its step and stops.
 
-    `nothing_begun`: all that this process would have to end is within `taken_down_in_order`, and nothing is yet. Then an
-    import, which may take half a minute and can't be broken off, ends with the process, which says `way_on`."""
+    `nothing_begun`: everything that this process would have to end is within `taken_down_in_order`, and nothing has begun
+    yet. Then a signal during an import, which may take half a minute and can't be broken off, ends the process with
+    `way_on`."""
 
     requested: bool = False
     nothing_begun: bool = False
@@ -32,7 +33,7 @@ class Interrupt:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Within the block the first signal only sets `requested`, which the block looks at; the second one raises."""
+        """A block in which the first signal only sets `requested`, which the block checks. The second signal raises."""
         self._deferred = True
         try:
             yield
@@ -41,7 +42,9 @@ class Interrupt:
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         if self._ending:
-            if not _is_importing(frame) and not is_unwinding(KeyboardInterrupt):  # the exception was lost
+            if not _is_importing(frame) and not is_unwinding(
+                KeyboardInterrupt
+            ):  # the exception was lost, so raise again
                 raise KeyboardInterrupt
             return
         if self._deferred and not self.requested:
@@ -58,24 +61,24 @@ class Interrupt:
             raise KeyboardInterrupt
 
     def check(self) -> None:
-        """Raises KeyboardInterrupt if the command was asked to end, for the end of what can't be broken off."""
+        """Raises KeyboardInterrupt if the command was asked to end. To be called after code that can't be broken off."""
         if self._ending:
             raise KeyboardInterrupt
 
     def remind(self, closed: threading.Event) -> None:
-        """In a thread, until `closed`: has the main thread called again if it was asked to end."""
+        """In a thread, until `closed`: call the handler in the main thread again if the command was asked to end."""
         while not closed.wait(REMIND_EVERY_S):
             if self._ending:
                 call_handler(signal.SIGINT)
 
 
 def last_words(way_on: str) -> str:
-    """Of a command that was interrupted; `way_on`: how to go on, without a capital or a full stop."""
+    """The message of an interrupted command. `way_on` says how to continue, without a capital letter or a full stop."""
     return "interrupted" + (f". {way_on[0].upper()}{way_on[1:]}" if way_on else "")
 
 
 def _is_importing(frame: FrameType | None) -> bool:
-    """Whether a module is being imported: torch's C++ ends the process with SIGABRT if something is raised in it then."""
+    """Whether a module is being imported. If something is raised then, torch's C++ ends the process with SIGABRT."""
     while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
         frame = frame.f_back
     return frame is not None
@@ -83,10 +86,10 @@ def _is_importing(frame: FrameType | None) -> bool:
 
 @contextmanager
 def graceful_interrupt() -> Iterator[Interrupt]:
-    """Has SIGINT and SIGTERM handled by an `Interrupt` for the length of the block. For the main thread.
+    """Let an `Interrupt` handle SIGINT and SIGTERM during the block. For the main thread only.
 
-    A block within another one shares its `Interrupt`, so that nothing is begun once the command was asked to end: during an
-    import that takes seconds the request is only noted."""
+    A block within another one shares its `Interrupt`, so that nothing is begun after the command was asked to end, as the
+    request is only noted during an import that takes seconds."""
     outer = signal.getsignal(signal.SIGINT)
     if isinstance(outer, Interrupt):
         outer.check()
@@ -107,7 +110,7 @@ def graceful_interrupt() -> Iterator[Interrupt]:
 
 @contextmanager
 def taken_down_in_order() -> Iterator[ExitStack]:
-    """A stack whose parts are taken down to the last one, whatever is pressed meanwhile; that takes effect afterwards."""
+    """A stack whose parts are all taken down, whatever signals come meanwhile. The signals take effect afterwards."""
     if isinstance(handler := signal.getsignal(signal.SIGINT), Interrupt):
         handler.nothing_begun = False
     with ExitStack() as outer, ExitStack() as parts:

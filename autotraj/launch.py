@@ -1,4 +1,4 @@
-"""What every stage needs: the parts brought up in order and taken down in reverse, and training that can be interrupted.
+"""Starts the parts that every stage needs, in order, and ends them in reverse; and runs training that can be interrupted.
 
 configuration ▶ preflight ▶ run folder ▶ sandbox gateway ▶ Ray ▶ engines, learners ▶ steps … ▶ checkpoint
 """
@@ -47,11 +47,11 @@ def train(
     on_step: Callable[[int, Mapping[str, float]], None],
     interrupt: Interrupt | None = None,
 ) -> bool:
-    """Trains up to `num_steps` optimizer steps, with checkpoints, over the loss of learners too. Returns False if it was
-    interrupted before. Ends before, with a warning that says so, when there is nothing left to learn from.
+    """Train up to `num_steps` optimizer steps, with checkpoints; lost learners are replaced. Returns False if training was
+    interrupted before. It ends early, with a warning, when there is nothing left to learn from.
 
-    `interrupt` is the caller's, if it has one that covers more than this. Raises RunError; NothingToLearn, which is one, if
-    not a single step was taken."""
+    `interrupt` is the caller's, if it has one that covers more than this. Raises RunError, and NothingToLearn, which is a
+    RunError, if not a single step was taken."""
     settings = algo.config.run_config.grpo
     replacements = Replacements(algo.config.run_config, folder)
     folder.note(algo.learner_group.notes)
@@ -60,7 +60,7 @@ def train(
         algo.save_to_path(driver, learners=learners)
 
     def checkpoint() -> None:
-        algo.wait_for_gate()  # here, so that a refusal isn't told as a checkpoint that could not be written
+        algo.wait_for_gate()  # here, so that a gate error isn't reported as a checkpoint that could not be written
         with algo.inspection.board.doing("writes a checkpoint"):
             folder.checkpoint(algo.policy_version, save, keep=settings.keep_checkpoints)
 
@@ -91,7 +91,7 @@ def train(
 
 
 def _replace_learners(algo: GRPO, folder: RunFolder, error: LearnerError, replacements: Replacements) -> None:
-    """Goes on from the newest checkpoint with new learners, which may be lost while they come up, too. Raises RunError."""
+    """Continue from the newest checkpoint with new learners, which may be lost too while they start. Raises RunError."""
     replaceable = algo.config.run_config.engine.weight_transfer != "nccl"
     while True:
         checkpoint = replacements.checkpoint_after(error, replaceable=replaceable)
@@ -106,7 +106,7 @@ def _replace_learners(algo: GRPO, folder: RunFolder, error: LearnerError, replac
 
 
 def export_policy(algo: GRPO, folder: RunFolder) -> None:
-    """Writes the trained policy beside the checkpoints, over the loss of learners: new ones load the last checkpoint."""
+    """Write the trained policy beside the checkpoints. If learners are lost, new ones load the last checkpoint."""
     replacements = Replacements(algo.config.run_config, folder)
     while True:
         try:
@@ -119,10 +119,10 @@ def export_policy(algo: GRPO, folder: RunFolder) -> None:
 def evaluate_engines(
     name: str, algo_or_pool: GRPO | RunnerPool, config: RunConfig, tasks: Sequence[Task]
 ) -> EvalResult:
-    """Evaluates what the engines hold now; waits until all of them hold the newest weights."""
+    """Evaluate the present weights of the engines; waits until all of them have the newest weights."""
     pool = algo_or_pool.runners if isinstance(algo_or_pool, GRPO) else algo_or_pool
     pool.wait_ready()
-    # All of a problem's episodes may have to wait for a place, as do those of a rollout.
+    # As in a rollout, all episodes of a problem may have to wait for a place.
     rounds = 1 + config.eval.num_samples // config.rollout.max_concurrent_episodes
     with pool.board.doing(f"evaluates {name}") if pool.board else nullcontext():
         return evaluate_policy(
@@ -140,11 +140,11 @@ def evaluate_engines(
 
 @contextmanager
 def run_session(config: RunConfig, *, sandbox: bool = True) -> Iterator[GatewayAccess]:
-    """The sandbox, if it is needed, and Ray, up for the length of the block.
+    """Start the sandbox, if it is needed, and Ray, for the duration of the block.
 
-    What ends the run from within Ray is raised as a RunError, in words of our own."""
+    An error from within Ray that ends the run is raised as a RunError with a text of our own."""
     with _in_own_words(config), taken_down_in_order() as stack:
-        if config.place_by_role:  # the gateways are actors then
+        if config.place_by_role:  # then the gateways are actors
             _join(stack, config)
             yield stack.enter_context(node_gateways(config)) if sandbox else GatewayAccess(address="")
             return
@@ -178,7 +178,7 @@ def _join(stack: ExitStack, config: RunConfig) -> None:
 
 
 def build_algorithm(config: RunConfig, gateway: GatewayAccess, *, trajectory_log: str | None = None) -> GRPO:
-    """The algorithm, its engines and learners up and in agreement."""
+    """The algorithm, with engines and learners started and the gate passed."""
     algo = _settings(config, gateway, trajectory_log).build_algo()
     assert isinstance(algo, GRPO)
     try:
@@ -202,7 +202,7 @@ def _settings(config: RunConfig, gateway: GatewayAccess, trajectory_log: str | N
 
 @contextmanager
 def engines(config: RunConfig, gateway: GatewayAccess) -> Iterator[RunnerPool]:
-    """Rollout actors alone, without a learner, up and holding `config.model`."""
+    """Rollout actors without a learner, started with the weights of `config.model`."""
     settings = _settings(config, gateway)
     settings.freeze()
     group = EnvRunnerGroup(config=settings, local_env_runner=False)

@@ -1,4 +1,4 @@
-"""Whether a process was ended for memory: by Ray's memory monitor, which says so, or by the kernel, which only counts."""
+"""Finds out whether a process was ended because of memory: by Ray's memory monitor, which reports it, or by the kernel."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ VMSTAT = Path("/proc/vmstat")
 
 
 class MemoryDeaths:
-    """Counts those of one kind of actor. Of the kernel's only those on this machine are seen."""
+    """Counts such deaths of one kind of actor. The kernel's are only seen on this machine."""
 
     def __init__(self) -> None:
         self.count = 0
         self._kernel_kills = kernel_kills()
 
     def note(self, error: Exception) -> bool:
-        """Whether the actor that `error` is of was ended for memory; counts it then."""
-        import ray  # here: the command line imports this module before it knows that anything runs
+        """Whether the actor that raised `error` was ended because of memory. If so, it is counted."""
+        import ray  # here, as the command line imports this module before it needs Ray
 
         kills = kernel_kills()
         by_kernel, self._kernel_kills = kills > self._kernel_kills, kills
@@ -28,7 +28,7 @@ class MemoryDeaths:
 
 
 def kernel_kills() -> int:
-    """Processes that this machine's kernel has killed for memory since it started; 0 where it doesn't tell."""
+    """Processes that this machine's kernel has killed because of memory since it started; 0 if it doesn't report them."""
     try:
         lines = VMSTAT.read_text().splitlines()
     except OSError:

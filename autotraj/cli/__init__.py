@@ -1,1 +1,1 @@
-"""The commands, up to where something heavy begins."""
+"""The commands, with all checks that come before heavy imports."""

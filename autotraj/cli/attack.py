@@ -1,4 +1,4 @@
-"""`python -m autotraj sandbox attack`: the attack suite against containers as configured, as a table."""
+"""`python -m autotraj sandbox attack`: runs the attack suite against the configured containers and prints a table."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Attacks = tuple[Attack | ClientAttack, ...]
 
 
 def attack(config_path: str | None, overrides: Sequence[str], attacks: Attacks | None = None) -> int:
-    """Runs `attacks` (all of them), and prints what came of each. 1 if one succeeded."""
+    """Run `attacks` (default: all of them) and print the result of each. Returns 1 if one succeeded."""
     config = load_section(SandboxConfig, "sandbox", config_path, overrides)
     attacks = (*ATTACKS, *CLIENTS) if attacks is None else attacks
     settings = settings_for(config)

@@ -1,4 +1,4 @@
-"""`evaluate --benchmarks` and `compare`: a checkpoint on a suite of benchmark files, and runs side by side."""
+"""`evaluate --benchmarks` and `compare`: measure a checkpoint on a suite of benchmark files, and show runs side by side."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from trajectory.types import Task
 
 
 def load_benchmarks(suite: BenchmarkSuite) -> dict[str, list[Task]]:
-    """Every benchmark's problems, all read before anything starts. Raises UserError, naming the benchmark."""
+    """Every benchmark's problems, all read before anything starts. Raises UserError, which names the benchmark."""
     found = {}
     for benchmark in suite.benchmarks:
         try:
@@ -34,7 +34,7 @@ def load_benchmarks(suite: BenchmarkSuite) -> dict[str, list[Task]]:
 
 
 def evaluate_suite(config_path: str | None, overrides: Sequence[str], suite_path: str, out: str) -> int:
-    """Samples `model` on every benchmark of a suite, and writes `<out>/<benchmark>.json`."""
+    """Sample `model` on every benchmark of a suite, and write `<out>/<benchmark>.json`."""
     console = Console()
     config = load(config_path, [*overrides, preflight.EVALUATION_ALONE])
     suite = load_suite(suite_path)
@@ -75,7 +75,7 @@ def evaluate_suite(config_path: str | None, overrides: Sequence[str], suite_path
 
 
 def compare(folders: Sequence[str]) -> int:
-    """`python -m autotraj compare`: the results that `evaluate --benchmarks` left, a column a run."""
+    """`python -m autotraj compare`: the results of `evaluate --benchmarks`, one column for each run."""
     runs = []
     for folder in folders:
         files = sorted(Path(folder).glob("*.json"))

@@ -1,6 +1,6 @@
-"""The commands that train and measure, up to where something heavy begins.
+"""The commands that train and measure, with all checks that come before heavy imports.
 
-Configuration, model, data and folders are checked first; only then are Ray, torch and RLlib imported (seconds).
+Configuration, model, data and folders are checked first. Only then are Ray, torch and RLlib imported, which takes seconds.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def run(config_path: str | None, overrides: Sequence[str], dry_run: bool) -> int
 
 
 def run_all(config: RunConfig, console: Console) -> int:
-    """Runs, or goes on with, all stages of `config`; returns the exit code."""
+    """Run all stages of `config`, or those that are still to do; returns the exit code."""
     if is_complete(config):
         return _complete(config, console)
     train, held_out = preflight.check(config)
@@ -112,7 +112,7 @@ def grpo(config_path: str | None, overrides: Sequence[str], resume: str | None) 
 
 
 def _grpo(config: RunConfig, folder: RunFolder, checkpoint: Checkpoint | None) -> int:
-    """From the start, or from `checkpoint` on."""
+    """Train from the start, or from `checkpoint` on."""
     console = Console()
     config = with_changes(config, preflight.GRPO_ALONE)
     if checkpoint:
@@ -158,7 +158,7 @@ def _grpo(config: RunConfig, folder: RunFolder, checkpoint: Checkpoint | None) -
 
 
 def evaluate(config_path: str | None, overrides: Sequence[str], benchmarks: str | None, out: str) -> int:
-    """`python -m autotraj evaluate`: engines only, no learner; on a suite of `benchmarks`, whose results go to `out`, or on
+    """`python -m autotraj evaluate`: engines without a learner, on a suite of `benchmarks`, whose results go to `out`, or on
     the run's own held-out problems."""
     if benchmarks:
         from autotraj.cli.benchmarks import evaluate_suite
@@ -190,7 +190,7 @@ def report(run_dir: str) -> int:
     from report.page import write_report
 
     if is_uri(run_dir):
-        with scratch() as copy:  # the run may be at work in its own
+        with scratch() as copy:  # the run may be working in its own folder
             location = RunLocation(run_dir, retry_s=RETRY_S, path=copy / "run")
             location.pull()
             Console().print(f"report: {location.place(write_report(location.path).name)}", soft_wrap=True)
@@ -211,7 +211,7 @@ def status(run_dir: str | None) -> int:
 
 
 def _dry_run(config: RunConfig) -> int:
-    """`python -m autotraj run --dry-run`: the resolved plan; nothing is started or written."""
+    """`python -m autotraj run --dry-run`: print the resolved plan. Nothing is started or written."""
     from autotraj.planning.plan import plan, render_plan
 
     scores = "reward-model" in config.stages or bool(config.reward_model.path)

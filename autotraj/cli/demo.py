@@ -1,4 +1,4 @@
-"""`make demo`: the whole method on the embedded tiny model, with every real part, in minutes on two cores."""
+"""`make demo`: the whole method on the embedded tiny model, with all real parts, in minutes on two cores."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ CONFIG = "examples/tiny/run.toml"
 
 
 def main(seed: int, run_dir: str) -> int:
-    """Runs the pipeline anew and shows what came of it: a repair, a trajectory won and one lost, and the figures."""
+    """Run the pipeline from the start and show a repair, a successful and a failed trajectory, and the figures."""
     console = Console()
     config = load(CONFIG, [f"seed={seed}", f'run_dir="{run_dir}"'])
     with locked(config.folder):
-        clear(config.folder)  # a demo starts over
+        clear(config.folder)  # a demo always starts from the beginning
     code = run_all(config, console)
     if code == EXIT_OK:
         show(console, config.folder)
@@ -34,7 +34,7 @@ def main(seed: int, run_dir: str) -> int:
 
 
 def show(console: Console, path: Path) -> None:
-    """A finished run on a terminal."""
+    """Show a finished run on a terminal."""
     summary = json.loads((path / "summary.json").read_text())
     names = [stage["name"] for stage in summary["stages"]]
     console.print()
@@ -76,14 +76,14 @@ def _table(summary: dict[str, Any]) -> Table:
 
 
 def _repair(path: Path) -> dict[str, Any] | None:
-    """A repair to show: of a wrong answer, if there is one."""
+    """A repair to show, of a wrong answer if there is one."""
     lines = (path / "synthesis/repairs.jsonl").read_text().splitlines()
     accepted = [repair for line in lines if (repair := json.loads(line))["repaired"]]
     return max(accepted, key=lambda repair: "wrong answer" in repair["problems"], default=None)
 
 
 def _example(groups: list[Group], correct: bool) -> tuple[str, Trajectory, Reward] | None:
-    """A trajectory to show; one with a tool call, if there is one, as it tells more."""
+    """A trajectory to show, one with a tool call if there is one, as that is more instructive."""
     pairs = [
         (group.task.question, trajectory, reward)
         for group in groups
@@ -94,7 +94,7 @@ def _example(groups: list[Group], correct: bool) -> tuple[str, Trajectory, Rewar
 
 
 def _panel(title: str, question: str, text: str, note: str) -> Panel:
-    # `Text`, not markup: a model's output is hostile, also to a terminal library.
+    # `Text` and not markup, since a model's output is hostile, also to a terminal library.
     body = Text(question + "\n\n" if question else "", style="bold")
     body.append(Text(text.strip()))
     body.append(f"\n\n{note}", style="dim")

@@ -1,6 +1,6 @@
-"""The command line: every command with its arguments and the function that carries it out. Imports nothing heavy.
+"""The command line: every command with its arguments and the function that runs it. Imports nothing heavy.
 
-A command names its function as `module:function` (`handler`) and the arguments that it is called with (`takes`), so that
+A command names its function as `module:function` (`handler`) and the arguments with which it is called (`takes`), so that
 nothing is imported before a command is chosen.
 """
 
@@ -28,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
     _with_config(
         commands,
         "synthesize",
-        "stage 1: sample, score, keep the good, repair the bad",
+        "stage 1: sample, score, keep good trajectories, repair bad ones",
         "autotraj.cli.commands:stage",
         "command config overrides",
     )
@@ -66,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("run_dir", metavar="RUN_DIR")
     report.set_defaults(handler="autotraj.cli.commands:report", takes="run_dir")
 
-    status = commands.add_parser("status", help="who does what in a live run, who waits on whom, and for how long")
+    status = commands.add_parser("status", help="what each part of a live run does, what it waits for, and how long")
     status.add_argument("run_dir", nargs="?", metavar="RUN_DIR", help="without it: all runs of the Ray cluster")
     status.set_defaults(handler="autotraj.cli.commands:status", takes="run_dir")
 
@@ -96,7 +96,7 @@ def parser() -> argparse.ArgumentParser:
     _with_config(
         actions,
         "stats",
-        "what the gateway at sandbox.address says of itself",
+        "the figures of the gateway at sandbox.address",
         "autotraj.cli.sandbox:stats",
         "config overrides",
     )
@@ -121,7 +121,7 @@ def parser() -> argparse.ArgumentParser:
     submit.add_argument("--no-follow", action="store_true", help="don't wait for the job's end")
     submit.add_argument("--follow", metavar="JOB", help="show a job's log until it ends; its exit code is this one's")
     submit.add_argument("--stop", metavar="JOB", help="end a job after its step, with a checkpoint")
-    submit.add_argument("--resume", metavar="JOB", help="submit what goes on where an ended job stopped")
+    submit.add_argument("--resume", metavar="JOB", help="submit a job that continues where an ended one stopped")
     submit.add_argument("words", nargs=argparse.REMAINDER, metavar="-- COMMAND …", help="e.g. -- run --config FILE")
     submit.set_defaults(handler="autotraj.cli.submit:submit", takes="args")
     return root

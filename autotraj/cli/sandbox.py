@@ -28,7 +28,7 @@ def serve(config_path: str | None, overrides: Sequence[str]) -> int:
 
 
 def build(config_path: str | None, overrides: Sequence[str]) -> int:
-    """`python -m autotraj sandbox build`: makes the image unless it is there."""
+    """`python -m autotraj sandbox build`: make the image unless it exists."""
     config = load_section(SandboxConfig, "sandbox", config_path, overrides)
     try:
         image_build.ensure_image(config)
@@ -38,7 +38,7 @@ def build(config_path: str | None, overrides: Sequence[str]) -> int:
 
 
 def bench(config_path: str | None, overrides: Sequence[str], seconds: float) -> int:
-    """`python -m autotraj sandbox bench`: the table, as Markdown, measured here and now."""
+    """`python -m autotraj sandbox bench`: measure this machine and print the table as Markdown."""
     config = load_section(SandboxConfig, "sandbox", config_path, overrides)
     try:
         image_build.check_ready(config)
@@ -53,7 +53,7 @@ def bench(config_path: str | None, overrides: Sequence[str], seconds: float) -> 
 
 
 def stats(config_path: str | None, overrides: Sequence[str]) -> int:
-    """`python -m autotraj sandbox stats`: what the gateway at `sandbox.address` says of itself, as JSON."""
+    """`python -m autotraj sandbox stats`: the figures of the gateway at `sandbox.address`, as JSON."""
     config = load_section(SandboxConfig, "sandbox", config_path, overrides)
     if config.address.endswith(":0"):
         raise UserError("sandbox.address: port 0 is no address to ask; set sandbox.address=HOST:PORT of the gateway")

@@ -1,4 +1,4 @@
-"""`python -m autotraj submit`: a command of ours as a job on a running cluster, with what people forget.
+"""`python -m autotraj submit`: runs one of our commands as a job on a running cluster, and checks for common mistakes.
 
 submit --address http://HEAD:8265 -- run --config … run_dir=/shared/runs/mine
        │ the configuration is read here first: an error costs no upload
@@ -43,15 +43,15 @@ EXCLUDES = (
     "__pycache__",
     ".hypothesis",
 )
-"""Of the repository, what no command of `COMMANDS` reads. What git ignores isn't shipped either."""
+"""Files of the repository that no command of `COMMANDS` reads. Files that git ignores aren't shipped either."""
 STOP_WAIT_S = 600
-"""A stopped job may finish its step and write its checkpoint for so long before it is killed; Ray's default is 3 s."""
+"""How long a stopped job may take to finish its step and write its checkpoint, seconds; Ray's default is 3 s."""
 RESUME_KEY = "autotraj_resume"
-"""Of a job's metadata: the words of the command that goes on with it, as JSON."""
+"""Key in a job's metadata for the words of the command that continues it, as JSON."""
 
 
 def submit(args: argparse.Namespace) -> int:
-    """Returns the job's: 0 success, 1 failure, 2 what the user can mend, 130 stopped or interrupted."""
+    """Returns the job's exit code: 0 success, 1 failure, 2 an error that the user can fix, 130 stopped or interrupted."""
     address = args.address or os.environ.get("RAY_API_SERVER_ADDRESS") or "http://127.0.0.1:8265"
     words = list(args.words)
     if words[:1] == ["--"]:
@@ -83,8 +83,8 @@ def submit(args: argparse.Namespace) -> int:
 
 def job_of(words: Sequence[str], config: RunConfig | None, args: argparse.Namespace) -> Job:
     """The job that runs `python -m autotraj WORDS`."""
-    folder = config.run_dir if config is not None else words[-1]  # a resumed run's is what follows --resume
-    # The job's page shows them in this order; Ray's list of jobs has a column for `job_name`.
+    folder = config.run_dir if config is not None else words[-1]  # for a resumed run it follows --resume
+    # The job's page shows them in this order. Ray's list of jobs has a column for `job_name`.
     metadata = {"job_name": f"{words[0]} {Path(folder).name}", "command": shlex.join(["autotraj", *words])}
     if config is not None:
         metadata |= {"model": config.model, "run_dir": config.run_dir}
@@ -95,7 +95,7 @@ def job_of(words: Sequence[str], config: RunConfig | None, args: argparse.Namesp
         entrypoint=shlex.join(["python", "-m", "autotraj", *words]),
         working_dir=ROOT,
         excludes=[*EXCLUDES, *args.exclude],
-        # Last wins: what the user sets goes over ours.
+        # The last value counts, so the user's settings replace ours.
         env={"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S), "PYTHONUNBUFFERED": "1"} | environment(args.env),
         metadata=metadata,
         pip=args.pip,
@@ -104,7 +104,7 @@ def job_of(words: Sequence[str], config: RunConfig | None, args: argparse.Namesp
 
 
 def commit_of(folder: Path) -> str:
-    """Which code goes with a job: `git describe` of the working directory; empty where there is no git."""
+    """The version of the code that a job runs: `git describe` of the working directory; empty where there is no git."""
     command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=12", "--dirty=, with changes"]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.strip()
@@ -113,7 +113,8 @@ def commit_of(folder: Path) -> str:
 
 
 def environment(settings: Sequence[str]) -> dict[str, str]:
-    """NAME=VALUE as it stands; NAME alone takes this environment's value, so a secret needn't stand on a command line."""
+    """The job's environment. NAME=VALUE sets a value; NAME alone copies it from this environment, which keeps a secret off
+    the command line."""
     found = {}
     for setting in settings:
         name, equals, value = setting.partition("=")
@@ -128,14 +129,14 @@ def environment(settings: Sequence[str]) -> dict[str, str]:
 
 
 def resume_words(words: Sequence[str], config: RunConfig | None) -> list[str]:
-    """The command that goes on where `words` stopped: the same one, but for `grpo`, which starts anew without --resume."""
+    """The command that continues where `words` stopped: the same one, except for `grpo`, which needs --resume for that."""
     if words[0] == "grpo" and config is not None:
         return ["grpo", "--resume", config.run_dir]
     return list(words)
 
 
 def _check(words: Sequence[str], cluster_file: str | None) -> RunConfig | None:
-    """The configuration of the command, checked for what would go wrong on a cluster; None for a resumed run."""
+    """The configuration of the command, checked for mistakes that would fail on a cluster; None for a resumed run."""
     if words[0] not in COMMANDS:
         raise UserError(f"submit: {words[0]!r} can't run as a job; these can: {', '.join(COMMANDS)}")
     args = parser().parse_args(list(words))
@@ -196,7 +197,7 @@ def _follow(client: JobSubmissionClient, job_id: str) -> int:
         return EXIT_INTERRUPTED
     code = jobs.exit_code(job.status, job.driver_exit_code)
     if code != EXIT_OK:
-        # The rest of Ray's message is the end of the log, which stands above.
+        # The rest of Ray's message is the end of the log, which is already printed above.
         print(f"job {job_id}: {job.status}; {(job.message or 'no reason given').splitlines()[0]}")
     if code in (EXIT_FAILED, EXIT_INTERRUPTED):
         print(f"go on with it: python -m autotraj submit --address {address} --resume {job_id}")

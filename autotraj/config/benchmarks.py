@@ -1,4 +1,4 @@
-"""Settings of benchmark evaluation: the files, how often each is sampled, and who judges. Imports nothing heavy."""
+"""Settings of benchmark evaluation: the files, how often each is sampled, and the judge. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -15,47 +15,47 @@ class JudgeConfig(Section):
     """A language model behind an OpenAI-compatible endpoint that says whether an answer means the same as a gold one."""
 
     base_url: str
-    """Of the endpoint, up to and including `/v1`."""
+    """The endpoint's address, up to and including `/v1`."""
 
     model: str
-    """The name that the endpoint knows the judge by."""
+    """The judge's name on that endpoint."""
 
     api_key_env: str = ""
-    """Environment variable that holds the key. Empty: the endpoint asks for none."""
+    """Environment variable that contains the key. Empty: the endpoint needs none."""
 
     concurrency: PositiveInt = 16
-    """Questions to the judge in flight."""
+    """Questions to the judge that run at once."""
 
     max_retries: NonNegativeInt = 3
-    """How often a question is asked again after a lost connection, 408, 409, 429 or 5xx, with growing waits."""
+    """How often a question is repeated after a lost connection, 408, 409, 429 or 5xx, with growing waits."""
 
     deadline_s: PositiveFloat = 60.0
-    """Longest wait for one verdict, retries included."""
+    """Longest wait for one verdict, seconds, including retries."""
 
     max_answer_chars: PositiveInt = 2000
-    """A longer answer isn't shown to the judge and counts as a failure of the judging."""
+    """A longer answer isn't shown to the judge. It counts as one that could not be judged."""
 
     max_tokens: PositiveInt = 8
-    """Longest reply of the judge. More for a model that thinks where its reply can be read."""
+    """Most tokens of the judge's reply. Set more for a model that writes its reasoning into the reply."""
 
 
 class BenchmarkConfig(Section):
     """One benchmark."""
 
     name: str = Field(min_length=1)
-    """What its figures are filed under."""
+    """The name under which its figures are stored."""
 
     data: TaskConfig
     """Its questions and gold answers."""
 
     num_samples: PositiveInt = 1
-    """Trajectories sampled a question: k of avg@k, the largest of pass@k."""
+    """Trajectories sampled for each question: k of avg@k, and the largest k of pass@k."""
 
     temperature: float = Field(default=0.0, ge=0.0)
-    """Sampling temperature; 0 is greedy."""
+    """Sampling temperature. 0 is greedy."""
 
     judged: bool = False
-    """Ask the judge about each answer, besides comparing it."""
+    """Also ask the judge about each answer."""
 
     @model_validator(mode="after")
     def _samples_differ(self) -> BenchmarkConfig:
@@ -70,10 +70,10 @@ class BenchmarkSuite(Section):
     """A file of benchmarks: `[[benchmarks]]` tables and, if any is judged, `[judge]`."""
 
     benchmarks: tuple[BenchmarkConfig, ...] = Field(min_length=1)
-    """What is measured, in this order."""
+    """The benchmarks, in the order in which they are measured."""
 
     judge: JudgeConfig | None = None
-    """Who judges."""
+    """The judge's settings."""
 
     @model_validator(mode="after")
     def _no_contradictions(self) -> BenchmarkSuite:
@@ -86,7 +86,7 @@ class BenchmarkSuite(Section):
 
 
 def load_suite(path: str | Path) -> BenchmarkSuite:
-    """The benchmarks in a TOML file. Raises ConfigError with a line a problem."""
+    """The benchmarks in a TOML file. Raises ConfigError with one line for each problem."""
     data = read_toml(path, called="--benchmarks")
     if "benchmarks" not in data:
         other = (

@@ -1,7 +1,7 @@
-"""The run's configuration: every room owns its section, this file composes and loads them.
+"""The run's configuration. Every room owns its section; this file combines and loads them.
 
 A configuration is a TOML file plus dotted overrides (`grpo.num_steps=20`). Everything is checked here, before any heavy
-import: an unknown key is an error that names the nearest valid one.
+import. An unknown key is an error that names the nearest valid one.
 """
 
 from __future__ import annotations
@@ -35,28 +35,28 @@ SHARED: dict[tuple[str, str], tuple[str, ...]] = {
     ("learner", "place_by_role"): ("place_by_role",),
     ("scorer", "place_by_role"): ("place_by_role",),
 }
-"""(section, key) that isn't set by itself → the key that sets it."""
+"""(section, key) that can't be set by itself → the key that sets it."""
 
 
 S = TypeVar("S", bound=Section)
 
 
 class ConfigError(UserError):
-    """A configuration that can't be run; the message names the key and the remedy."""
+    """A configuration that can't be run. The message names the key and the remedy."""
 
 
 class EvalConfig(Section):
-    """How `evaluate` measures a policy, and on what."""
+    """How `evaluate` measures a policy, and with which tasks."""
 
     data: TaskConfig = TaskConfig(split="eval", limit=500)
-    """The evaluation tasks. Training refuses to start if a question stands in both sets."""
+    """The evaluation tasks. Training doesn't start if a question is in both sets."""
     num_samples: int = Field(default=1, ge=1)
-    """Trajectories sampled a question; accuracy is their mean."""
+    """Trajectories sampled for each question; accuracy is their mean."""
 
     @field_validator("data", mode="before")
     @classmethod
     def _split(cls, data: Any) -> Any:
-        """A section without `split` means the split that isn't trained on; the default of `data`, `train`, is."""
+        """A section without `split` means the split that isn't trained on, and not `data`'s default, which is `train`."""
         if not isinstance(data, dict) or "split" in data:
             return data
         source = data.get("source", "word-problems")
@@ -67,67 +67,68 @@ class EvalConfig(Section):
         return data | {"split": "eval"}
 
     temperature: float = Field(default=1.0, ge=0.0)
-    """Sampling temperature; 0 is greedy."""
+    """Sampling temperature. 0 is greedy."""
 
 
 class GRPOSettings(Section):
-    """The online loop: what makes a step, how far sampling may run ahead, and every deadline."""
+    """The online loop: what makes a step, how far ahead sampling may run, and every deadline."""
 
     num_steps: int = Field(default=100, ge=1)
-    """Optimizer steps in all, those before a resume included."""
+    """Optimizer steps in total, including those before a resume."""
     groups_per_step: int = Field(default=16, ge=1)
-    """Questions a step trains on; each brings `rollout.group_size` trajectories."""
+    """Questions in one training step; each has `rollout.group_size` trajectories."""
     max_staleness: int = Field(default=1, ge=0)
-    """How many policy versions a trajectory's oldest token may lag behind the learner. 0 is strict on-policy: sampling
-    and training take turns. Larger values let them overlap."""
+    """How many policy versions a trajectory's oldest token may be behind the learner. 0 is strict on-policy: sampling and
+    training alternate. Larger values let them overlap."""
     dynamic_sampling: bool = False
-    """DAPO's: replace groups whose rewards are all equal until the step is full. Off, they count towards the step and
-    leave it smaller."""
+    """As in DAPO: replace groups whose rewards are all equal until the step is full. False: they count towards the step and
+    make it smaller."""
     gate_tolerance: float | None = Field(default=None, gt=0.0)
-    """Largest |Δ logprob| between engine and learner that a weight sync may leave on a token of the probe, or 1e-5 of its
-    logprob if that is more; beyond it the run stops. None: 1e-4 in float32, 0.3 in bfloat16, whose rounding differs between
-    kernels."""
+    """Largest |Δ logprob| between engine and learner that is allowed on a token of the probe after a weight sync, or 1e-5 of
+    its logprob if that is more. If it is exceeded, the run stops. None: 1e-4 in float32, 0.3 in bfloat16, whose rounding
+    differs between kernels."""
     max_attempts: int = Field(default=3, ge=1)
-    """How often a prompt is sampled again after a failure that isn't its own before it is dropped, with the reason."""
+    """How often a prompt is sampled after failures that it didn't cause, before it is dropped with the reason."""
     checkpoint_every: int = Field(default=50, ge=1)
-    """Steps between checkpoints; the last step and an interruption write one too."""
+    """Steps between checkpoints. The last step and an interruption also write one."""
     keep_checkpoints: int = Field(default=2, ge=1)
-    """Older checkpoints are deleted."""
+    """Number of checkpoints that are kept. Older ones are deleted."""
     max_learner_restarts: int = Field(default=3, ge=0)
-    """How often lost learners (a dead process, a lost node, a missed deadline) are replaced, the loop going on from its
-    newest checkpoint. An exception in a learner is a defect and ends the run; so does any loss with NCCL weight sync."""
+    """How often lost learners (a dead process, a lost node, a missed deadline) are replaced. The loop then continues from
+    its newest checkpoint. An exception in a learner is a defect and ends the run. With NCCL weight sync, so does any
+    loss."""
     start_timeout_s: float = Field(default=600.0, gt=0.0)
-    """Deadline for an engine or the learner group to come up."""
+    """Longest wait for an engine or the learner group to start, seconds."""
     sync_timeout_s: float = Field(default=300.0, gt=0.0)
-    """Deadline for an engine to take new weights."""
+    """Longest wait for an engine to load new weights, seconds."""
     step_timeout_s: float = Field(default=3600.0, gt=0.0)
-    """Longest time without a finished step; then the run stops and says who waits on whom."""
+    """Longest time without a finished step, seconds. Then the run stops and says which part waits for what."""
 
 
 class RunConfig(Section):
-    """Everything a run needs."""
+    """All settings of a run."""
 
     model: LocalPath = Field(min_length=1)
-    """Directory of the Hugging Face checkpoint to start from, or its URI, of which every node fetches a copy. A name on the
-    Hugging Face hub is refused with the command that downloads it."""
+    """Directory of the Hugging Face checkpoint to start from, or its URI, from which every node fetches a copy. A name on
+    the Hugging Face hub is refused, and the error gives the command that downloads it."""
     run_dir: LocalPath = Field(default="runs/grpo", min_length=1)
-    """Where the resolved configuration, metrics, trajectories and checkpoints go: a path that all learners' nodes share, or
-    a URI (`s3://bucket/runs/mine`, `gs://…`, whatever pyarrow or fsspec knows), which needs no shared file system. See
-    docs/cluster.md, "Where results go"."""
+    """Folder of the resolved configuration, metrics, trajectories and checkpoints: a path that all learners' nodes share, or
+    a URI (`s3://bucket/runs/mine`, `gs://…`, or another that pyarrow or fsspec supports), which needs no shared file system.
+    See docs/cluster.md, "Where results go"."""
     storage_retry_s: float = Field(default=120.0, ge=0.0)
-    """How long a failing operation on an object of `run_dir`'s storage is tried again before the run ends."""
+    """How long a failing operation on an object of `run_dir`'s storage is tried again before the run ends, seconds."""
     gateway: str | None = None
     """Address (`host:port`) of a running sandbox gateway, whose token is `sandbox.token`. None: the run starts its own."""
     place_by_role: bool = False
-    """Put learners, engines and the sandbox on nodes whose Ray resources name that role (`learner`, `rollout`, `sandbox`),
-    as those of the files in cluster/ do. Off: anywhere, with the sandbox beside the driver."""
+    """Place learners, engines and the sandbox on nodes whose Ray resources name that role (`learner`, `rollout`,
+    `sandbox`), as in the files in cluster/. False: anywhere, with the sandbox beside the driver."""
     num_gateways: int = Field(default=1, ge=1)
-    """With `place_by_role`: sandbox nodes that the run asks the cluster for. Every sandbox node that is there or joins gets
-    a gateway, those beyond this number too."""
+    """With `place_by_role`: number of sandbox nodes that the run requests from the cluster. Every sandbox node that
+    exists or joins gets a gateway, also beyond this number."""
     seed: Seed = 0
     """Seed of task order, sampling and training."""
     stages: tuple[StageName, ...] = ("synthesize", "sft", "reward-model", "grpo")
-    """What `run` does, in this order; a stage that is left out is neither run nor used."""
+    """The stages that `run` does, in this order. A stage that is left out is neither run nor used."""
     data: TaskConfig = TaskConfig()
     eval: EvalConfig = EvalConfig()
     engine: EngineConfig
@@ -136,7 +137,7 @@ class RunConfig(Section):
     elastic: ElasticConfig = ElasticConfig()
     """How the number of rollout actors follows the work."""
     sandbox: SandboxConfig = SandboxConfig()
-    """The gateway that the run starts for itself; see `gateway` for one that is there."""
+    """The gateway that the run starts itself. To use a running one, set `gateway`."""
     reward: RewardConfig = RewardConfig()
     learner: LearnerConfig
     loss: LossConfig = LossConfig()
@@ -159,25 +160,25 @@ class RunConfig(Section):
 
     @property
     def only_measures(self) -> bool:
-        """No stage is wanted: engines sample, and nothing is trained, repaired or scored by a reward model."""
+        """Whether no stage is requested: engines sample, but nothing is trained, repaired or scored by a reward model."""
         return not self.stages
 
     @property
     def folder(self) -> Path:
-        """The run's folder on the driver: `run_dir`, or the working folder of one at a URI."""
+        """The run's folder on the driver: `run_dir`, or the working folder if that is a URI."""
         return local_path(self.run_dir)
 
     @model_validator(mode="before")
     @classmethod
     def _hand_out_shared_values(cls, data: Any) -> Any:
-        """Fills what two rooms need from the one key that a person sets."""
+        """Fill settings that two rooms need from the one key that a user sets."""
         filled = dict(data)
-        if "model" not in filled:  # else the sections that share it would be called missing, too
+        if "model" not in filled:  # otherwise the sections that share it would be reported as missing, too
             raise ValueError("model: required; set it in the file or as model=VALUE")
         for (section, key), source in SHARED.items():
             inner = filled.get(section, {})
             if not isinstance(inner, dict):
-                continue  # the section's own check says what belongs there
+                continue  # the section's own check reports what is wrong
             if key in inner:
                 raise ValueError(f"{section}.{key}: set `{'.'.join(source)}` instead, which {section} shares")
             value: Any = filled
@@ -236,17 +237,17 @@ class RunConfig(Section):
 
 
 def load(path: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig:
-    """The configuration in the TOML file at `path` (None: defaults only) with `key.sub=value` overrides applied."""
+    """The configuration in the TOML file at `path` (None: only defaults), with `key.sub=value` overrides applied."""
     return parse(_read(path, overrides))
 
 
 def parse(data: dict[str, Any]) -> RunConfig:
-    """Validates a nested mapping; raises `ConfigError` with one line a problem."""
+    """Validate a nested mapping. Raises `ConfigError` with one line for each problem."""
     return validated(RunConfig, data)
 
 
 def with_changes(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
-    """`config` with dotted keys set to other values, validated anew. Raises ConfigError."""
+    """`config` with dotted keys set to other values, validated again. Raises ConfigError."""
     data = config.model_dump(mode="json", exclude=_shared_keys())
     for key, value in changes.items():
         _set(data, key, value, f"the change of {key!r}")
@@ -254,7 +255,7 @@ def with_changes(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
 
 
 def check_key(key: str) -> None:
-    """Raises ConfigError, with the nearest one, for a dotted key that no configuration has."""
+    """Raises ConfigError, with the nearest valid key, for a dotted key that no configuration has."""
     path = key.split(".")
     for end in range(1, len(path) + 1):
         section = _section_at(RunConfig, path[: end - 1])
@@ -270,7 +271,7 @@ def differences(before: RunConfig, after: RunConfig) -> list[str]:
 
 
 def _flat(config: RunConfig) -> dict[str, Any]:
-    """Dotted keys and their values, those that are set by another key left out."""
+    """Dotted keys and their values, without those that another key sets."""
 
     def walk(section: dict[str, Any], above: str) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -297,7 +298,7 @@ def load_section(section: type[S], name: str, path: str | Path | None, overrides
 
 
 def validated(section: type[S], data: Any, *, within: str = "") -> S:
-    """`data` as a section, which is called `within` in its file. Raises `ConfigError` with one line a problem."""
+    """`data` as a section, which is called `within` in its file. Raises `ConfigError` with one line for each problem."""
     try:
         return section.model_validate(data)
     except ValidationError as error:
@@ -337,7 +338,7 @@ def to_toml(config: RunConfig) -> str:
 
 
 def _without_none(section: dict[str, Any]) -> dict[str, Any]:
-    """TOML has no null; a field that may be None is None where it isn't set."""
+    """The section without keys that are None, as TOML has no null. A missing key is then None again."""
     return {
         key: _without_none(value) if isinstance(value, dict) else value
         for key, value in section.items()
@@ -353,7 +354,7 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
         read = tomllib.loads(f"value = {text}")
     except (tomllib.TOMLDecodeError, RecursionError):
         read = {}
-    value = read["value"] if len(read) == 1 else text  # a bare string needs no quotes on a command line
+    value = read["value"] if len(read) == 1 else text  # on a command line, a bare string needs no quotes
     _set(data, key.strip(), value, f"override {override!r}")
 
 
@@ -368,7 +369,7 @@ def _set(data: dict[str, Any], key: str, value: Any, what: str) -> None:
 
 def _explain(root: type[Section], problem: Any, within: str) -> str:
     """One line for one of pydantic's errors: the dotted key, what is wrong, and the nearest valid name."""
-    # In brackets pydantic says which member of a union it tried, or that it means a key of a mapping.
+    # In brackets, pydantic says which member of a union it tried, or that it means a key of a mapping.
     path = [str(part) for part in problem["loc"] if "[" not in str(part)]
     key = ".".join([*([within] if within else []), *path])
     if problem["type"] == "extra_forbidden":
@@ -385,7 +386,7 @@ def _explain(root: type[Section], problem: Any, within: str) -> str:
     if not key:
         return message
     field = section.model_fields.get(path[-1]) if path and (section := _section_at(root, path[:-1])) else None
-    shown = problem["type"] != "value_error" and (field is None or field.repr)  # a token stays unsaid
+    shown = problem["type"] != "value_error" and (field is None or field.repr)  # a token must not be printed
     return f"{key}: {message}" + (f" (given: {problem['input']!r})" if shown else "")
 
 

@@ -1,1 +1,1 @@
-"""Measuring a policy, and how sure the figures are."""
+"""Measures a policy, with confidence intervals."""

@@ -1,4 +1,4 @@
-"""What sampled, scored groups say about a policy on one benchmark, with how sure it is."""
+"""The figures of a policy on one benchmark, with confidence intervals, from sampled and scored groups."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ from trajectory import markup
 from trajectory.types import Group, Reward, Task, Trajectory
 
 Verdicts = Mapping[tuple[str, int], bool | str]
-"""(task id, trajectory index) → the judge's verdict, or the name of what kept it from one (see `judge.judge`)."""
+"""(task id, trajectory index) → the judge's verdict, or the name of the failure (see `judge.judge`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchmarkResult:
-    """One policy on one benchmark. `per_problem` holds what every estimate is the mean of, for paired comparisons.
+    """One policy on one benchmark. `per_problem` has the values of which every estimate is the mean, for paired comparisons.
 
     Metrics, each a mean over problems of the mean over a problem's samples: `accuracy` (as rewarded), `exact_match`, `f1`
-    (token F1, QA only), `judged`, `avg@n` (accuracy of n > 1 samples) and `pass@k`; `tool_calls` and `generated_tokens` a
-    trajectory. A trajectory that failed for reasons not the policy's own counts as wrong, and in `num_failed`.
+    (token F1, QA only), `judged`, `avg@n` (accuracy of n > 1 samples) and `pass@k`; `tool_calls` and `generated_tokens` for
+    each trajectory. A trajectory that failed for reasons outside the policy counts as wrong, and in `num_failed`.
 
-    Intervals: Wilson's for what is 0 or 1 on each problem, else the bootstrap over problems.
+    Intervals: Wilson's for values that are 0 or 1 on each problem, else the bootstrap over problems.
     """
 
     run: str
     benchmark: str
     num_problems: int
-    num_samples: int  # a problem
+    num_samples: int  # for each problem
     num_failed: int  # trajectories that ended in an error or at their deadline
     metrics: dict[str, Estimate]
     problem_ids: tuple[str, ...]
     per_problem: dict[str, tuple[float | None, ...]]  # by metric, in the order of `problem_ids`; None: no verdict
-    judge_failures: dict[str, int] = field(default_factory=dict)  # by name; left out of `judged`, never guessed
+    judge_failures: dict[str, int] = field(default_factory=dict)  # by name; they are left out of `judged`
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> BenchmarkResult:
-        """What `to_json` wrote. Raises ValueError if it isn't that."""
+        """The result from the text of `to_json`. Raises ValueError for any other text."""
         try:
             found = TypeAdapter(cls).validate_json(text)
         except ValidationError as error:
@@ -62,10 +62,10 @@ class BenchmarkResult:
 def benchmark_result(
     run: str, benchmark: str, groups: Sequence[Group], *, verdicts: Verdicts | None = None, seed: int = 0
 ) -> BenchmarkResult:
-    """The figures of scored `groups`, one a problem, all with the same number n ≥ 1 of samples.
+    """The figures of scored `groups`, one for each problem, all with the same number n ≥ 1 of samples.
 
-    `verdicts` None: there is no judge. `seed`: of the bootstrap. Raises ValueError, naming the task, for unscored groups,
-    unequal numbers of samples, a problem that occurs twice, a verdict that is missing, and no problems.
+    `verdicts` None: there is no judge. `seed` is that of the bootstrap. Raises ValueError, naming the task, for unscored
+    groups, unequal numbers of samples, a problem that occurs twice, a missing verdict, and an empty list.
     """
     num_samples = _check(benchmark, groups)
     scored = [list(zip(group.trajectories, group.rewards, strict=True)) for group in groups]
@@ -132,14 +132,14 @@ def _check(benchmark: str, groups: Sequence[Group]) -> int:
 
 
 def _ks(num_samples: int) -> list[int]:
-    """Powers of two up to the number of samples, and that number; none for a single sample."""
+    """Powers of two up to the number of samples, and that number; empty for a single sample."""
     if num_samples == 1:
         return []
     return sorted({2**i for i in range(num_samples.bit_length())} & set(range(num_samples + 1)) | {num_samples})
 
 
 def _judged(group: Group, verdicts: Verdicts, failures: Counter[str]) -> float | None:
-    """Share of a problem's verdicts that are yes, failures left out; None if nothing is left."""
+    """Share of a problem's verdicts that are yes, without failures; None if there are only failures."""
     values: list[float] = []
     for trajectory in group.trajectories:
         verdict = verdicts.get((group.task.id, trajectory.index))

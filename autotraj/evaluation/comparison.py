@@ -1,4 +1,4 @@
-"""Runs side by side: each benchmark's figures, and what changed against the first run, paired by problem."""
+"""Shows runs side by side: each benchmark's figures, and the difference to the first run, paired by problem."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from autotraj.evaluation.benchmarks import BenchmarkResult
 from autotraj.evaluation.intervals import Estimate, paired_difference
 
 COUNTS = ("tool_calls", "generated_tokens")
-"""Metrics that aren't shares."""
+"""Metrics that are counts and not shares."""
 
 
 def difference(first: BenchmarkResult, second: BenchmarkResult, metric: str, *, seed: int = 0) -> Estimate:
-    """`metric` of `second` less that of `first`, by the paired bootstrap over the problems that both have a value for.
+    """`metric` of `second` minus that of `first`, by the paired bootstrap over the problems for which both have a value.
 
-    Raises ValueError if they weren't measured on the same problems, or share no value.
+    Raises ValueError if they weren't measured on the same problems, or have no value in common.
     """
     if first.benchmark != second.benchmark or set(first.problem_ids) != set(second.problem_ids):
         raise ValueError(
@@ -37,10 +37,10 @@ def difference(first: BenchmarkResult, second: BenchmarkResult, metric: str, *, 
 
 
 def comparison_table(runs: Sequence[Sequence[BenchmarkResult]]) -> Table:
-    """A row for each benchmark and metric, a column a run; from the second on with the difference to the first.
+    """A row for each benchmark and metric, a column for each run. From the second on, with the difference to the first.
 
-    `runs`: each run's results, one a benchmark; not every run needs every benchmark. A difference whose interval leaves
-    out 0 is bold. Raises ValueError as `difference` does, and for a benchmark that one run has twice.
+    `runs`: each run's results, one for each benchmark; a run may lack some. A difference whose interval doesn't contain 0 is
+    bold. Raises ValueError as `difference` does, and for a benchmark that one run has twice.
     """
     table = Table(title="Benchmarks, with 95 % confidence intervals", title_justify="left")
     table.add_column("benchmark")
@@ -84,7 +84,7 @@ def _cell(first: BenchmarkResult | None, result: BenchmarkResult | None, metric:
 
 
 def _format(estimate: Estimate, metric: str, sign: str = "") -> str:
-    """`62.5 % (58.1 to 66.7)`; counts without the percent sign."""
+    """`62.5 % (58.1 to 66.7)`; for counts without the percent sign."""
     scale, unit = (1.0, "") if metric in COUNTS else (100.0, " %")
     value, low, high = (scale * x for x in (estimate.value, estimate.low, estimate.high))
     return f"{value:{sign}.1f}{unit} ({low:{sign}.1f} to {high:{sign}.1f})"

@@ -1,4 +1,4 @@
-"""Why an evaluation came out as it did, in a few lines: the answers' form, how episodes ended, and one that went wrong."""
+"""Explains an evaluation in a few lines: the form of the answers, how episodes ended, and a wrong answer as an example."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from report.text import visible
 from trajectory.types import Group, Reward, Task, Trajectory
 
 FAILED = ("error", "deadline")
-"""Endings that aren't the policy's doing."""
+"""Endings that the policy did not cause."""
 EXAMPLE_BELOW = 0.5
-"""Share of right answers below which a wrong one is shown."""
+"""If the share of right answers is below this, a wrong one is shown."""
 TAIL_CHARS = 600
 
 Sampled = tuple[Task, Trajectory, Reward]
 
 
 def explain(groups: Sequence[Group]) -> list[str]:
-    """Of scored `groups`, one line each: form, endings, tools, failures, and the end of a wrong answer if most are wrong."""
+    """Lines about scored `groups`: form, endings, tools, failures, and the end of a wrong answer if most are wrong."""
     sampled = [
         (group.task, trajectory, reward)
         for group in groups
@@ -50,7 +50,7 @@ def explain(groups: Sequence[Group]) -> list[str]:
 
 
 def _typical(answered: Sequence[Sampled]) -> Sampled | None:
-    """The first wrong answer of those that ended in the most frequent way, with the most frequent faults of form."""
+    """The first wrong answer among those with the most frequent ending and, of these, the most frequent faults of form."""
     wrong = [s for s in answered if not s[2].correct]
     kinds = Counter((trajectory.finish_reason, reward.notes) for _, trajectory, reward in wrong)
     if not kinds:
@@ -60,7 +60,7 @@ def _typical(answered: Sequence[Sampled]) -> Sampled | None:
 
 
 def _shown(task: Task, trajectory: Trajectory, reward: Reward) -> str:
-    """A model's text is hostile, to a terminal too: `visible` spells out what isn't text."""
+    """The end of a wrong answer as text. A model's text is hostile, also to a terminal, so `visible` spells out controls."""
     text = trajectory.text.strip()
     tail = ("…" if len(text) > TAIL_CHARS else "") + text[-TAIL_CHARS:]
     notes = f"; {', '.join(reward.notes)}" if reward.notes else ""

@@ -1,4 +1,4 @@
-"""Measuring a policy: sample the evaluation tasks on the rollout actors, score them, say how sure we are."""
+"""Measures a policy: samples the evaluation tasks on the rollout actors, scores them, and computes intervals."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ logger = logging.getLogger(__name__)
 
 POLL_S = 0.25
 MAX_ATTEMPTS = 3
-"""How often a problem whose episodes end in an error is sampled; then the errors stay, and count as failed."""
+"""How often a problem is sampled whose episodes end in an error. After that the errors stay and count as failed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalResult:
-    """What one evaluation found. Trajectories that failed for reasons not the policy's own count as wrong."""
+    """The result of one evaluation. Trajectories that failed for reasons outside the policy count as wrong."""
 
     name: str
     accuracy: float  # mean over all sampled trajectories
     accuracy_ci95: float  # half of the interval, see `intervals.share`
     num_problems: int
     num_failed: int  # trajectories that ended in an error or at their deadline
-    num_asked_again: int  # problems sampled once more after an actor was lost or an episode ended in an error
+    num_asked_again: int  # problems that were sampled again after a lost actor or an error in an episode
     tool_call_rate: float
     mean_reward: float
     mean_reward_ci95: float  # half of the interval, by the bootstrap over problems
@@ -44,7 +44,7 @@ class EvalResult:
     groups: tuple[Group, ...] = field(default=(), repr=False)
 
     def summary(self) -> dict[str, float | str | int]:
-        """Everything but the trajectories, ready for JSON."""
+        """Everything except the trajectories, ready for JSON."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "groups"}
 
 
@@ -60,20 +60,20 @@ def evaluate(
     call_timeout_s: float,
     patience_s: float,
 ) -> EvalResult:
-    """Samples `config.num_samples` trajectories a task on whatever runners are ready, over the loss of runners.
+    """Sample `config.num_samples` trajectories of each task on all ready runners. Runners may be lost meanwhile.
 
-    A problem depends on `seed` and on its place in `tasks`, not on who samples it. What a lost runner owed is asked again;
-    how often a runner may be lost is the pool's to say. `call_timeout_s` bounds the wait for one problem.
+    A problem depends on `seed` and on its place in `tasks`, not on the runner. Problems of a lost runner are sampled again;
+    the pool decides how often a runner may be lost. `call_timeout_s` bounds the wait for one problem.
 
     Raises:
         Stalled: nothing came back for `patience_s`.
-        GroupsFail: every episode failed, of all problems or of too many in a row: that measures no policy.
+        GroupsFail: every episode failed, of all problems or of too many in a row, so there is nothing to measure.
         RewardNotFinite: a reward is NaN or infinite.
         RunError: the pool gave up.
     """
     started = last_progress = time.monotonic()
     waiting, attempts, found = deque(range(len(tasks))), Counter[int](), dict[int, Group]()
-    # Twice as many in flight as fill a runner: while some wait for tools others sample.
+    # Twice as many problems as fill a runner, so that some can sample while others wait for tools.
     per_runner = 2 * max_concurrent_episodes // config.num_samples + 1
     failures, any_answer = FailuresInARow(f"evaluating {name}", per_runner * pool.num_runners), False
     while len(found) < len(tasks):
@@ -94,7 +94,7 @@ def evaluate(
                 seed=seed + index,
             )
         for outcome in pool.poll(POLL_S):
-            if outcome.method != Work.EVALUATE:  # of a loop that has ended
+            if outcome.method != Work.EVALUATE:  # a call of a loop that has ended
                 continue
             last_progress, index = time.monotonic(), int(outcome.key)
             if isinstance(outcome, Failed):
@@ -126,7 +126,7 @@ def evaluate(
 
 
 def summarize(name: str, groups: Sequence[Group], *, seconds: float, num_asked_again: int = 0) -> EvalResult:
-    """The figures of scored `groups`, one a problem."""
+    """The figures of scored `groups`, one for each problem."""
     metrics = describe_groups(groups, policy_version=0)
     per_problem = [sum(r.correct for r in g.rewards) / len(g.rewards) for g in groups]
     rewards = [sum(r.total for r in g.rewards) / len(g.rewards) for g in groups]

@@ -1,7 +1,7 @@
-"""How sure a measured figure is. Pure functions on numpy.
+"""Confidence intervals of measured figures. Pure functions on numpy.
 
-Proportions of independent trials: Wilson's score interval. Means over problems, whatever was measured on each: the
-percentile bootstrap over problems, which stay whole, since samples of one problem aren't independent.
+Proportions of independent trials have Wilson's score interval. Means over problems have the percentile bootstrap over whole
+problems, whatever was measured on each, since samples of one problem aren't independent.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ class Estimate:
 
     @property
     def half_width(self) -> float:
-        """Half of the interval, for a figure with ±; the interval isn't symmetric near 0 and 1."""
+        """Half of the interval, for a figure with ±. Near 0 and 1 the interval isn't symmetric."""
         return (self.high - self.low) / 2
 
 
 def share(values: Sequence[float], *, seed: int = 0) -> Estimate:
-    """The mean over problems of a share, each in [0, 1]: by Wilson's interval where all are 0 or 1, else by the bootstrap.
+    """The mean of shares in [0, 1] over problems: with Wilson's interval if all are 0 or 1, else with the bootstrap.
 
     Raises ValueError without values.
     """
@@ -43,7 +43,7 @@ def share(values: Sequence[float], *, seed: int = 0) -> Estimate:
 
 def wilson(successes: int, trials: int) -> Estimate:
     """A proportion of independent trials (Wilson 1927). Raises ValueError without trials."""
-    from scipy.stats import binomtest  # takes a second to import
+    from scipy.stats import binomtest  # the import takes a second
 
     if trials < 1:
         raise ValueError("a proportion needs at least one trial")
@@ -52,7 +52,7 @@ def wilson(successes: int, trials: int) -> Estimate:
 
 
 def bootstrap_mean(values: Sequence[float], *, seed: int = 0, resamples: int = RESAMPLES) -> Estimate:
-    """The mean of one value a problem: 2.5 % and 97.5 % quantiles of the means of `resamples` draws with replacement.
+    """The mean of one value for each problem: 2.5 % and 97.5 % quantiles of the means of `resamples` draws with replacement.
 
     The same values and seed give the same interval. Raises ValueError without values.
     """
@@ -75,7 +75,7 @@ def paired_difference(first: Sequence[float], second: Sequence[float], *, seed: 
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
-    """The chance that one of k samples is right, unbiased: 1 − C(n − c, k) / C(n, k) (arXiv 2107.03374, eq. 1)."""
+    """The probability that one of k samples is right, unbiased: 1 − C(n − c, k) / C(n, k) (arXiv 2107.03374, eq. 1)."""
     assert 0 <= num_correct <= num_samples
     assert 1 <= k <= num_samples
     return 1.0 - math.comb(num_samples - num_correct, k) / math.comb(num_samples, k)

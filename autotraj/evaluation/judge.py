@@ -1,6 +1,6 @@
-"""A language model as judge: is this answer a gold one in other words? Through an OpenAI-compatible endpoint.
+"""A language model, behind an OpenAI-compatible endpoint, that judges whether an answer means the same as a gold one.
 
-A judge that fails gives no verdict: the failure has a name and is counted, and no answer is guessed for it.
+If the judge fails, there is no verdict: the failure has a name and is counted, and no verdict is guessed.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ SYSTEM_PROMPT = (
 async def judge(groups: Sequence[Group], config: JudgeConfig) -> dict[tuple[str, int], bool | str]:
     """A verdict on every trajectory of `groups`, by (task id, trajectory index): True, False, or a failure's name.
 
-    What has no final answer, or failed, is wrong without asking; equal answers to one question are asked once. Failures:
-    `timeout` (the judge gave no verdict within `deadline_s`), `connection`, `rate_limited`, `http_STATUS`, `malformed` (a
-    reply that isn't the protocol's), `unparsable` (anything but yes or no), `too_long`, or an exception's name. Raises
+    A trajectory that failed or has no final answer is wrong without asking. Equal answers to one question are asked once.
+    Failures: `timeout` (no verdict within `deadline_s`), `connection`, `rate_limited`, `http_STATUS`, `malformed` (a reply
+    that doesn't follow the protocol), `unparsable` (anything but yes or no), `too_long`, or an exception's name. Raises
     UserError if the key isn't in the environment.
     """
     answers = {
@@ -44,7 +44,7 @@ async def judge(groups: Sequence[Group], config: JudgeConfig) -> dict[tuple[str,
     async with _client(config) as client:
 
         async def verdict(task: Task, answer: str) -> bool | str:
-            async with places:  # the deadline begins with the place
+            async with places:  # the deadline starts when there is a place
                 return await ask(client, task, answer, config)
 
         found = await asyncio.gather(*(verdict(task, answer) for task, answer in asked.values()))
@@ -53,7 +53,7 @@ async def judge(groups: Sequence[Group], config: JudgeConfig) -> dict[tuple[str,
 
 
 async def ask(client: AsyncOpenAI, task: Task, answer: str, config: JudgeConfig) -> bool | str:
-    """One verdict, or the name of what kept the judge from one, within `config.deadline_s`."""
+    """One verdict, or the name of the failure, within `config.deadline_s`."""
     if len(answer) > config.max_answer_chars:
         return "too_long"
     question = {"question": task.question, "reference_answers": list(task.golds), "answer": answer}
@@ -78,20 +78,21 @@ async def ask(client: AsyncOpenAI, task: Task, answer: str, config: JudgeConfig)
         return "connection"
     except json.JSONDecodeError:
         return "malformed"
-    except Exception as error:  # a hostile or broken server's reply, somewhere inside the client
+    except Exception as error:  # the client may raise anything for the reply of a hostile or broken server
         return type(error).__name__
     return parse(_content(reply))
 
 
 def parse(content: str | None) -> bool | str:
-    """True for yes, False for no, in any case and with a full stop; `malformed` for None, `unparsable` for all else."""
+    """True for yes, False for no, in upper or lower case and with or without a full stop. `malformed` for None, `unparsable`
+    for all else."""
     if content is None:
         return "malformed"
     return {"yes": True, "no": False}.get(content.strip().removesuffix(".").lower(), "unparsable")
 
 
 def _content(reply: Any) -> str | None:
-    """The text of a reply; None if it isn't shaped as the protocol says. The client checks no types."""
+    """The text of a reply; None if it doesn't have the protocol's form. The client doesn't check types."""
     choices = getattr(reply, "choices", None)
     if not isinstance(choices, list) or not choices:
         return None

@@ -1,1 +1,1 @@
-"""Sandbox gateways for the length of a run."""
+"""The sandbox gateways of a run."""

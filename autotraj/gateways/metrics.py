@@ -1,8 +1,8 @@
 """A sandbox gateway's occupancy among Ray's metrics, as `ray_autotraj_sandbox_…`.
 
-The gateway is a process without Ray, with metrics of its own; whoever started it, or was told of it, asks for its `stats`:
-the driver, or the actor of a sandbox node. So one scrape of Ray's agents shows the sandbox, too. The last answer also
-stands among the run's status (`status/sandbox.py`).
+The gateway is a process without Ray, with metrics of its own. The process that started it, or that was told about it,
+reads its `stats`: this is the driver, or the actor of a sandbox node. So Ray's metrics include the sandbox. The last
+answer is also part of the run's status (`status/sandbox.py`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 ASK_EVERY_S = 2.0
 ANSWER_TIMEOUT_S = 5.0
 MAX_STEP_S = ASK_EVERY_S + ANSWER_TIMEOUT_S
-"""Most that one question without an answer adds to the silence: who asks may have been stopped meanwhile, too."""
+"""Most seconds that one unanswered question adds to the silence, as the asking process may have been stopped, too."""
 
 GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "sandbox_up": ("1 if the gateway answers, else 0", ("gateway",)),
@@ -41,7 +41,7 @@ GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
 
 
 def values(stats: Stats) -> list[tuple[str, dict[str, str], float]]:
-    """(gauge, tags but for the gateway, value)."""
+    """(gauge, tags without the gateway's, value)."""
     pool = stats.pool
     containers = {"serving": 0, "starting": 0, "retiring": 0} | pool.containers
     return [
@@ -55,19 +55,19 @@ def values(stats: Stats) -> list[tuple[str, dict[str, str], float]]:
 
 
 def silence(silent_s: float, since_s: float, *, answered: bool) -> float:
-    """How long a gateway has been silent, after a question that was asked `since_s` after the last."""
+    """How long a gateway has been silent, seconds, after a question that was asked `since_s` after the last one."""
     return 0.0 if answered else silent_s + min(since_s, MAX_STEP_S)
 
 
 class GatewayWatch:
-    """Asks until it is closed, from a thread. A gateway that is silent has `sandbox_up` 0, and keeps its last numbers."""
+    """Asks the gateway from a thread until it is closed. If it doesn't answer, `sandbox_up` is 0 and other gauges stay."""
 
     def __init__(self, address: str, token: str, tls: TlsFiles | None = None) -> None:
         self._client = SandboxClient(address, token=token, tls=tls)
         self._address, self._tags = address, {"gateway": address}
         self._gauges = {name: Gauge(f"autotraj_{name}", text, tags) for name, (text, tags) in GAUGES.items()}
         self.silent_s = 0.0
-        """Since its last answer, or since the watch began, as far as this process ran to hear one."""
+        """Seconds since its last answer, or since the watch began, without times in which this process was stopped."""
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="gateway-watch", daemon=True)
         self._thread.start()
@@ -98,7 +98,7 @@ class GatewayWatch:
 
 @contextmanager
 def watched(address: str, token: str | None, tls: TlsFiles | None = None) -> Iterator[None]:
-    """The gateway at `address` among this process's metrics, for the length of the block; Ray must be up."""
+    """Include the gateway at `address` in this process's metrics during the block. Ray must be running."""
     watch = GatewayWatch(address, token or "", tls)
     try:
         yield

@@ -1,9 +1,9 @@
-"""What a run with `place_by_role` starts for its tools, as Ray actors: a gateway a sandbox node, and the list of them.
+"""The Ray actors that a run with `place_by_role` starts for its tools: a gateway on each sandbox node, and their list.
 
     GatewayActor on a sandbox node ──▶ LocalGateway, a process ──▶ containers
     GatewayDirectory beside the driver ◀──asks── actors that run tools
 
-Who creates and watches both is `gateway_pool`.
+`pool.py` creates and watches both.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from tool_sandbox.local import LocalGateway
 
 WATCH_EVERY_S = 1.0
 HUNG_AFTER_S = 45.0
-"""A gateway that has answered none of `GatewayWatch`'s questions for so long hangs."""
+"""A gateway that answered none of `GatewayWatch`'s questions for this long counts as hanging, seconds."""
 
 
 class GatewayActor:
-    """Holds the gateway of its node; a gateway notices its actor's end, and removes its containers. `watch` blocks, so the
-    actor needs a thread for it and one more."""
+    """Holds the gateway of its node. The gateway notices when its actor ends, and removes its containers. `watch` blocks, so
+    the actor needs one thread for it and one more."""
 
     def __init__(self) -> None:
         self._gateway: LocalGateway | None = None
@@ -39,8 +39,8 @@ class GatewayActor:
         return "GatewayActor"
 
     def start(self, config: SandboxConfig) -> tuple[str, str]:
-        """The gateway's address, and an empty string or what is wrong."""
-        # The address of a node of another cloud's network can't be known here: it is what Ray's own traffic uses.
+        """Start the gateway; returns its address and an empty text, or an empty text and the problem."""
+        # The node's address in a network of several clouds can't be known here, so it is the one that Ray's traffic uses.
         host = ray.util.get_node_ip_address()
         try:
             config = SandboxConfig.model_validate(config.model_dump() | {"address": f"{host}:0"})
@@ -53,14 +53,14 @@ class GatewayActor:
         return self._gateway.address, ""
 
     def watch(self) -> str:
-        """Returns when the gateway has ended or hangs, and says which. One that hangs is killed."""
+        """Wait until the gateway has ended or hangs; returns which. A gateway that hangs is killed."""
         assert self._gateway is not None, "start() returned an address"
         assert self._watch is not None
         while not self._stopping.wait(WATCH_EVERY_S):
             if (code := self._gateway.exit_code) is not None:
                 return f"the gateway process ended with code {code}"
             if (silent_s := self._watch.silent_s) > HUNG_AFTER_S:
-                os.kill(self._gateway.pid, signal.SIGKILL)  # a stopped process would not see us gone
+                os.kill(self._gateway.pid, signal.SIGKILL)  # a stopped process would not notice that its parent is gone
                 return f"the gateway hung: it answered nothing for {silent_s:.0f} s"
         return "the gateway was told to stop"
 
@@ -73,7 +73,7 @@ class GatewayActor:
 
 
 class GatewayDirectory:
-    """Knows which gateways live. Ray restarts it if it dies; it says that it doesn't know until the driver has told it."""
+    """Knows which gateways live. Ray restarts it if it dies. Until the driver has sent the list, it answers None."""
 
     def __init__(self) -> None:
         self._gateways: list[tuple[str, str]] | None = None
@@ -85,5 +85,5 @@ class GatewayDirectory:
         self._gateways = gateways
 
     def gateways(self) -> list[tuple[str, str]] | None:
-        """Address and node id of each."""
+        """Address and node id of each gateway; None: not known yet."""
         return self._gateways

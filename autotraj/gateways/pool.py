@@ -1,14 +1,14 @@
-"""A sandbox gateway on every sandbox node, for the length of a run: nodes join and leave, gateways die and come back.
+"""Runs a sandbox gateway on every sandbox node. Nodes join and leave, and gateways die and are started again.
 
-    Ray's nodes ──look, every second──▶ one GatewayActor a node that offers the resource `sandbox`
-                                          │ up                        └─ died, hangs: once more, after a pause
+    Ray's nodes ──look, every second──▶ one GatewayActor for each node that offers the resource `sandbox`
+                                          │ ready                     └─ died or hangs: once more, after a pause
                                           ▼
                                      directory ◀── actors that run tools
 
-The looking is done by a thread, so that it goes on in every stage; all it does is ask Ray what is so and create or end
-actors, never waiting. **What makes nodes come** is a placement group of `num_gateways` bundles, each on a node of its own:
-to the autoscaler that is demand for so many sandbox nodes, at the start and again when one is lost. Nodes beyond these get a
-gateway too when they join; none leaves while the run is there, since a gateway makes its node busy.
+A thread does the looking, so that it continues in every stage. It only asks Ray for the present state and creates or ends
+actors, and never waits. **Nodes are requested** by a placement group of `num_gateways` bundles, each on a different node.
+For the autoscaler that is demand for this many sandbox nodes, at the start and again when one is lost. Further nodes get
+a gateway too when they join. None is removed during the run, since a gateway makes its node busy.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ logger = logging.getLogger(__name__)
 LOOK_EVERY_S = 1.0
 STOP_TIMEOUT_S = 30.0
 ANSWER_TIMEOUT_S = 10.0
-"""For what Ray has said is ready."""
+"""Longest wait for something that Ray has reported as ready, seconds."""
 FIRST_PAUSE_S, MAX_PAUSE_S = 1.0, 60.0
-"""Before a gateway is started again on its node; doubles with each failure."""
+"""Pause before a gateway is started again on its node, seconds; doubles with each failure."""
 MAX_FAILURES = 6
-"""A node whose gateway failed so often in a row is left without one."""
+"""A node whose gateway failed this often in a row gets no further gateway."""
 STABLE_S = 600.0
-"""A gateway that was up for so long begins with a clean record."""
+"""A gateway that was ready for this long has its failures forgotten, seconds."""
 
 
 @dataclass(slots=True)
@@ -55,27 +55,28 @@ class _Node:
     """A sandbox node and its gateway. Times are of the monotonic clock."""
 
     actor: Any = None
-    call: Any = None  # ObjectRef: of `start` until it has an address, of `watch` then
+    call: Any = None  # ObjectRef: of `start` until there is an address, then of `watch`
     address: str = ""
-    since: float = 0.0  # of its start, or of being up
+    since: float = 0.0  # of its start, or of the time when it became ready
     num_failures: int = 0
     not_before: float = 0.0
 
 
 class GatewayPool:
-    """Belongs to the driver. `start`; `gateways` and `problem` are as of the last look; `close`."""
+    """The gateways of a run, owned by the driver. Call `start`; read `gateways` and `problem` as of the last look;
+    `close`."""
 
     def __init__(self, config: SandboxConfig, *, num_gateways: int, start_timeout_s: float) -> None:
         self._config, self._start_timeout_s = config, start_timeout_s
-        self._run = uuid.uuid4().hex[:6]  # a name is one actor's in the whole namespace
+        self._run = uuid.uuid4().hex[:6]  # an actor's name must be unique in the namespace
         self._nodes: dict[str, _Node] = {}
         self._published: Any = None
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._keep_looking, name="gateway-pool", daemon=True)
         self.gateways: list[tuple[str, str]] = []
-        """Address and node id of those that are up."""
+        """Address and node id of those that are ready."""
         self.problem = ""
-        """Set while every known node's gateway has failed: the newest reason."""
+        """The newest reason, while the gateways of all known nodes have failed."""
         self.directory_name = f"sandbox-gateways-{self._run}"
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self._directory = (
@@ -90,7 +91,7 @@ class GatewayPool:
         self._thread.start()
 
     def close(self) -> None:
-        """Ends all gateways, within `STOP_TIMEOUT_S` or by force."""
+        """End all gateways, within `STOP_TIMEOUT_S` or by force."""
         self._closing.set()
         self._thread.join(STOP_TIMEOUT_S)
         actors = [node.actor for node in self._nodes.values() if node.actor is not None]
@@ -103,7 +104,7 @@ class GatewayPool:
     # --- one look -----------------------------------------------------------------------------------------------------
 
     def look(self) -> None:
-        """Brings the gateways closer to one a node. Doesn't wait for anything."""
+        """Start or drop gateways so that each node has one. Never waits."""
         alive = {n["NodeID"] for n in ray.nodes() if n["Alive"] and n["Resources"].get(SANDBOX, 0.0) > 0.0}
         for node_id in self._nodes.keys() - alive:
             logger.warning("sandbox node %s left; its gateway is dropped", node_id[:8])
@@ -116,7 +117,7 @@ class GatewayPool:
             elif now >= node.not_before:
                 self._place(node_id, node, now)
         self.gateways = sorted((node.address, node_id) for node_id, node in self._nodes.items() if node.address)
-        # At every look, changed or not: the directory may have been restarted.
+        # At every look, changed or not, as the directory may have been restarted.
         if self._published is None or ray.wait([self._published], timeout=0)[0]:
             self._published = self._directory.publish.remote(self.gateways)
 
@@ -135,7 +136,7 @@ class GatewayPool:
         node.call, node.since = node.actor.start.remote(self._config), now
 
     def _check(self, node_id: str, node: _Node, now: float) -> None:
-        """Takes the answer of the gateway's actor, if there is one."""
+        """Handle the answer of the gateway's actor, if there is one."""
         if not ray.wait([node.call], timeout=0)[0]:
             if not node.address and now > node.since + self._start_timeout_s:
                 self._failed(node_id, node, f"not up within {self._start_timeout_s:g} s (grpo.start_timeout_s)")
@@ -173,14 +174,14 @@ class GatewayPool:
     @staticmethod
     def _end(node: _Node) -> None:
         if node.actor is not None:
-            with suppress(RayError):  # gone already
+            with suppress(RayError):  # it is already gone
                 ray.kill(node.actor)
 
     def _keep_looking(self) -> None:
         while not self._closing.wait(LOOK_EVERY_S):
             try:
                 self.look()
-            except Exception:  # a thread that ends is worse than a look that failed, and Ray's exceptions are many
+            except Exception:  # Ray has many kinds of exceptions, and a failed look is better than a thread that ends
                 logger.exception("the sandbox nodes could not be looked at; gateways stay as they are")
 
 
@@ -199,10 +200,11 @@ def _wait_first(pool: GatewayPool, timeout_s: float) -> None:
 
 @contextmanager
 def node_gateways(config: RunConfig) -> Iterator[GatewayAccess]:
-    """The gateway at `gateway` if that is set, else one on each sandbox node, for the length of the block.
+    """The gateway at `gateway` if that is set, else one on each sandbox node, for the duration of the block.
 
-    Entered at once: nodes and gateways come up while the engines do. `Gateway.wait` returns when the first is up; it raises
-    UserError if no sandbox node came within `grpo.start_timeout_s`, or no gateway could start on those that did.
+    The block is entered at once: nodes and gateways start while the engines do. `GatewayAccess.wait` returns when the
+    first is ready. It raises UserError if no sandbox node came within `grpo.start_timeout_s`, or if no gateway could
+    start on them.
     """
     token, limit = config.sandbox.token or None, config.grpo.start_timeout_s
     if config.gateway is not None:

@@ -1,4 +1,4 @@
-"""The sandbox as a run sees it: a gateway that is there, or one of the run's own."""
+"""The sandbox of a run: a gateway that already runs, or one that the run starts."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class GatewayAccess:
-    """Where tool calls go."""
+    """How tool calls reach the sandbox."""
 
     address: str
-    """Empty with a `directory`: which there are is known to it alone, and the first may still be starting."""
+    """Empty if there is a `directory`: only that knows the gateways, and the first may still be starting."""
     token: str | None = field(default=None, repr=False)
     tls: TlsFiles | None = None
     directory: str = ""
-    """Name of the Ray actor that knows all gateways; empty: there is one only, at `address`."""
+    """Name of the Ray actor that knows all gateways. Empty: there is only the one at `address`."""
     wait: Callable[[], None] = field(default=lambda: None, repr=False)
-    """Blocks until tools can be called, so that what else takes long can be started before. Raises UserError."""
+    """Blocks until tools can be called. Other slow parts can be started before it is called. Raises UserError."""
 
     @property
     def access(self) -> ToolAccess:
-        """The same for actors."""
+        """The same, as settings of actors."""
         return ToolAccess(
             sandbox_address=self.address,
             sandbox_token=SecretStr(self.token) if self.token else None,
@@ -51,7 +51,7 @@ class GatewayAccess:
 
 @contextmanager
 def sandbox_session(config: RunConfig) -> Iterator[GatewayAccess]:
-    """The run's gateway, up for the length of the block: the one at `gateway`, or one started with `[sandbox]`."""
+    """The run's gateway for the duration of the block: the one at `gateway`, or one that is started with `[sandbox]`."""
     if config.gateway is not None:
         yield gateway_that_is_there(config, config.gateway)
         return
@@ -66,7 +66,8 @@ def sandbox_session(config: RunConfig) -> Iterator[GatewayAccess]:
 
 
 def gateway_that_is_there(config: RunConfig, address: str) -> GatewayAccess:
-    """The one at `address`, asked once: UserError if it will never answer as the run is set. One that is silent may come."""
+    """The gateway at `address`, asked once. UserError if it will never answer with the run's settings. A silent one may
+    still start."""
     try:
         with SandboxClient(address, token=config.sandbox.token, tls=config.sandbox.tls) as client:
             client.stats()
@@ -78,7 +79,7 @@ def gateway_that_is_there(config: RunConfig, address: str) -> GatewayAccess:
 
 
 def make_index(config: SearchConfig) -> None:
-    """Makes `sandbox.search.index` from `sandbox.search.corpus` if it isn't there. Raises UserError."""
+    """Make `sandbox.search.index` from `sandbox.search.corpus` if it doesn't exist. Raises UserError."""
     if not config.corpus or Path(config.index).exists():
         return
     with tempfile.TemporaryDirectory() as scratch:

@@ -5,12 +5,12 @@
        │                    └────────────── weights, then the logprob gate ◀── version+1 ───┤
        └──────────────────────────────── trained, or handed back with a reason ◀────────────┘
 
-Who unblocks whom. Admission waits for a *trained step* (bounded staleness), the learners wait for a *full buffer*, a
-runner waits for *its weights and the gate*. `training_step` looks at all of them for at most a quarter of a second and
-returns, so that RLlib can restore dead runners in between. With `max_staleness = 0` admission lets exactly one step's
-groups out, and the same code is strictly on-policy.
+What each part waits for: admission waits for a *trained step* (bounded staleness), the learners wait for a *full buffer*,
+a runner waits for *its weights and the gate*. `training_step` checks all of them for at most a quarter of a second and
+returns, so that RLlib can restore dead runners in between. With `max_staleness = 0`, admission starts exactly one step's
+groups, and the same code is strictly on-policy.
 
-It is one file because the algorithm and its configuration, `GRPOConfig`, name each other, as RLlib wants it.
+It is one file because the algorithm and its configuration, `GRPOConfig`, refer to each other, as RLlib requires.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ from trajectory.types import Group, Task
 
 POLL_S = 0.25
 MAX_STEPS_ALIKE = 20
-"""Groups in a row, in steps' worth, whose rewards did not vary, after which there is nothing left to learn from."""
+"""Number of groups in a row without varying rewards, in steps' worth, after which there is nothing left to learn from."""
 
 
 PROBE = (
@@ -84,16 +84,16 @@ PROBE = (
     "<think>Multiply, then add.</think>\n<code>\nprint(631+98*4)\n</code>\n<result>\n1023\n</result>\n"
     "<think>It is 1023.</think>\n<answer>\\boxed{1023}</answer>",
 )
-"""Question and reply that engine and learner score after every sync: all tags, words and digits."""
+"""Question and reply that engine and learner score after every sync. They contain all tags, words and digits."""
 
 OURS = ("run_config", "access", "trajectory_log", "changes", "working_directory")
-"""What of a `GRPOConfig` is given to a trial; all else follows from it."""
+"""The parts of a `GRPOConfig` that are passed to a trial. Everything else is derived from them."""
 
 GATE_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.3}
 
 
 def rollout_timeout_of(config: RunConfig) -> float:
-    """Longest wait for a group: an episode's deadline twice, for queueing behind siblings, and slack."""
+    """Longest wait for a group, seconds: twice an episode's deadline, for queueing behind others, and a margin."""
     return 2 * config.episode.deadline_s + 60.0
 
 
@@ -101,15 +101,15 @@ def rollout_timeout_of(config: RunConfig) -> float:
 class GRPOConfig(AlgorithmConfig):
     """`GRPOConfig().run(run_config, sandbox_address=…).build_algo()`, or `param_space` of a `ray.tune.Tuner`, see `vary`.
 
-    Settings of ours live in `run_config`. Of RLlib's own setters all but `callbacks` are refused."""
+    Our own settings are in `run_config`. RLlib's own setters are refused, except `callbacks`."""
 
-    refuses = False  # between the constructor and `freeze`, while it is a person who sets
+    refuses = False  # true between the constructor and `freeze`, while a user sets options
     run_config: RunConfig
-    rollout_settings: RolloutSettings  # what `RolloutActor` reads
+    rollout_settings: RolloutSettings  # read by `RolloutActor`
     access: ToolAccess
     trajectory_log: str | None
     changes: dict[str, Any]
-    working_directory: str  # the driver's: a Tune trial works in another
+    working_directory: str  # the driver's; a Tune trial works in another one
 
     def __init__(self, algo_class: type | None = None) -> None:
         super().__init__(algo_class=algo_class or GRPO)
@@ -119,24 +119,24 @@ class GRPOConfig(AlgorithmConfig):
         self.env_runners(
             env_runner_cls=RolloutActor,
             create_local_env_runner=False,
-            # It would wait for their processes, while the learners' could start; `RunnerPool.start` waits, with a deadline.
+            # RLlib would wait for their processes while the learners could start. `RunnerPool.start` waits, with a deadline.
             validate_env_runners_after_construction=False,
         )
-        # For the same reason `GRPO.setup` makes the group of runners: RLlib's asks the first for its gym spaces.
+        # For the same reason `GRPO.setup` makes the group of runners: RLlib's would ask the first for its gym spaces.
         self._is_online = False
-        self.learners(num_learners=0)  # our own group, see `build_learner_group`
+        self.learners(num_learners=0)  # we have our own group, see `build_learner_group`
         self.fault_tolerance(
             restart_failed_env_runners=True,
-            # RLlib's default blocks every step for 30 s while a runner restarts.
+            # By RLlib's default, every step blocks for 30 s while a runner restarts.
             env_runner_health_probe_timeout_s=0.2,
         )
         self.reporting(min_time_s_per_iteration=None, min_train_timesteps_per_iteration=1)
         self._dont_auto_sync_env_runner_states = True
-        self._validate_config = False  # RLlib's checks are for env, spaces and RLModule; ours ran in `RunConfig`
+        self._validate_config = False  # RLlib's checks are for env, spaces and RLModule; ours are in `RunConfig`
         self.refuses = True
 
     def freeze(self) -> None:
-        """RLlib's own: what an algorithm is built from."""
+        """RLlib's method: freezes the configuration from which an algorithm is built."""
         if self.refuses:
             self.refuses = False
         super().freeze()
@@ -151,8 +151,8 @@ class GRPOConfig(AlgorithmConfig):
         sandbox_directory: str = "",
         trajectory_log: str | None = None,
     ) -> GRPOConfig:
-        """Takes over a run's settings. `sandbox_address` is a running gateway, for the rest see `actors.config.ToolAccess`;
-        `trajectory_log` a file to append to."""
+        """Set a run's settings. `sandbox_address` is a running gateway; for the others see `actors.config.ToolAccess`.
+        `trajectory_log` is a file to append to."""
         self.trajectory_log = trajectory_log
         self.working_directory = str(Path.cwd())
         self.access = ToolAccess(
@@ -184,13 +184,13 @@ class GRPOConfig(AlgorithmConfig):
         return self
 
     def build_algo(self, env: Any = None, **kwargs: Any) -> Any:
-        """RLlib's own. Raises ValueError without a run to build from, and for an environment."""
+        """RLlib's method. Raises ValueError if `run` wasn't called, and for an environment."""
         self.environment(**({} if env is None else {"env": env}))
         self._require_run()
         return super().build_algo(**kwargs)
 
     def callbacks(self, callbacks_class: Any = None, **functions: Any) -> GRPOConfig:
-        """RLlib's own, of the functions in `CALLBACKS`. Raises ValueError for others, and for a class of them."""
+        """RLlib's setter, for the functions in `CALLBACKS`. Raises ValueError for others, and for a class of callbacks."""
         refused = [name for name in functions if name not in CALLBACKS]
         if callbacks_class is not None:
             refused.insert(0, "callbacks_class")
@@ -202,8 +202,9 @@ class GRPOConfig(AlgorithmConfig):
     # --- Tune -------------------------------------------------------------------------------------------------------
 
     def vary(self, changes: Mapping[str, Any]) -> GRPOConfig:
-        """What differs between the trials of a `Tuner`: dotted keys of the run's configuration and their search spaces, as
-        in `vary({"learner.lr": tune.grid_search([1e-4, 3e-4])})`. Raises ConfigError for a key that doesn't exist."""
+        """Set the differences between the trials of a `Tuner`: dotted keys of the run's configuration and their search
+        spaces, as in `vary({"learner.lr": tune.grid_search([1e-4, 3e-4])})`. Raises ConfigError for a key that doesn't
+        exist."""
         self._require_run()
         for key in changes:
             check_key(key)
@@ -211,16 +212,17 @@ class GRPOConfig(AlgorithmConfig):
         return self
 
     def to_dict(self) -> dict[str, Any]:
-        """What Tune hands to each trial: of RLlib's own settings only the callbacks, as no other is read."""
+        """The settings that Tune passes to each trial. Of RLlib's own there are only the callbacks, as no other is read."""
         self._require_run()
         functions = {f"callbacks_{name}": getattr(self, f"callbacks_{name}") for name in CALLBACKS}
         ours = {name: getattr(self, name) for name in OURS}
         return copy.deepcopy(ours) | {name: value for name, value in functions.items() if value is not None}
 
     def update_from_dict(self, config_dict: Mapping[str, Any]) -> GRPOConfig:
-        """Takes over what `to_dict` gave, its search spaces resolved. Local paths are read from where `run` was called.
+        """Take over a result of `to_dict`, with its search spaces resolved. Local paths are read from where `run` was
+        called.
 
-        Raises ValueError for any other key, and ConfigError for `changes` that make no configuration."""
+        Raises ValueError for any other key, and ConfigError for `changes` that don't make a valid configuration."""
         given = {name: value for name, value in config_dict.items() if name != TRIAL_INFO}
         known = {*OURS, *(f"callbacks_{name}" for name in CALLBACKS), STDOUT_FILE, STDERR_FILE}
         if unknown := [name for name in given if name not in known]:
@@ -241,8 +243,8 @@ class GRPOConfig(AlgorithmConfig):
         return self._take(with_absolute_paths(run, base))
 
     def for_trial(self, name: str) -> GRPOConfig:
-        """Of a trial: it has a run folder of its own below the configured one, and its trajectory log, if there shall be
-        one, in that. Makes that folder."""
+        """The configuration of a trial, which has a run folder of its own below the configured one, and its trajectory log
+        there, if there is to be one. Makes that folder."""
         own: GRPOConfig = self.copy(copy_frozen=False)
         own._take(self.run_config.model_copy(update={"run_dir": join(self.run_config.run_dir, name)}))
         if own.trajectory_log:
@@ -264,7 +266,7 @@ class GRPOConfig(AlgorithmConfig):
 
     @property
     def rollout_timeout_s(self) -> float:
-        """A lease's deadline."""
+        """The deadline of a lease, seconds."""
         return rollout_timeout_of(self.run_config)
 
     def get_multi_rl_module_spec(self, **_: Any) -> MultiRLModuleSpec:
@@ -291,7 +293,8 @@ class GRPO(Algorithm):
 
     @classmethod
     def default_resource_request(cls, config: Any) -> PlacementGroupFactory:
-        """What a Tune trial reserves: places for all actors of the run, and none for the trial's own process, which waits.
+        """The resources that a Tune trial reserves: those of all actors of the run, and none for the trial's own process,
+        which only waits.
 
         Raises what `GRPOConfig.update_from_dict` does."""
         run = cls.get_default_config().update_from_dict(config).run_config
@@ -301,7 +304,7 @@ class GRPO(Algorithm):
     # --- coming up --------------------------------------------------------------------------------------------------
 
     def setup(self, config: GRPOConfig) -> None:
-        if self._storage is not None:  # Tune's, which gives each trial a name
+        if self._storage is not None:  # Tune's storage, which gives each trial a name
             self.config = config = config.for_trial(self._storage.trial_dir_name)
         run = config.run_config
         self._tasks: list[Task] = load_tasks(run.data)
@@ -315,12 +318,12 @@ class GRPO(Algorithm):
         self._skips = Skips()
         self._num_alike = 0  # groups in a row without variance
         self._failures = FailuresInARow("GRPO", (run.grpo.max_staleness + 1) * run.grpo.groups_per_step)
-        self.stop_is_asked: Callable[[], bool] = lambda: False  # by whoever trains, who gets `Interrupted`
+        self.stop_is_asked: Callable[[], bool] = lambda: False  # set by `train`, which then gets `Interrupted`
         self._last_step_at = time.monotonic()
         self.policy_version = 0
         self.step_metrics: dict[str, float] = {}
         self._log = TrajectoryLog(config.trajectory_log) if config.trajectory_log else None
-        super().setup(config)  # creates the learner group, doesn't start it
+        super().setup(config)  # creates the learner group but doesn't start it
         self.env_runner_group = EnvRunnerGroup(config=config, local_env_runner=False)
         self.runners = RunnerPool(
             managed(self.env_runner_group),
@@ -337,21 +340,21 @@ class GRPO(Algorithm):
         self._elastic: ElasticRunners | None = None
         if run.elastic.max_actors:
             self._elastic = ElasticRunners(run.elastic, self.env_runner_group, self.runners, run.folder)
-        self.repairers = self.runners  # until there are others
+        self.repairers = self.runners  # replaced if there are repair actors
         self._begin()
         self.inspection = Inspection(self, run.folder)
         self.inspection.board.now_does("brings up learners and engines")
-        self.runners.start()  # in the background, while the learners come up
+        self.runners.start()  # in the background, while the learners start
         self._bring_up_scoring(config)
         self.learner_group.start()
-        self._publish()  # the gate holds before the first token, too
+        self._publish()  # the gate must also be passed before the first token
         self.inspection.board.now_does("trains")
 
     def _begin(self) -> None:
-        """As at the start: nothing was worked on yet."""
+        """Set the state of the start, in which nothing was worked on yet."""
         run = self.config.run_config
         self.ledger = Ledger(self._tasks, seed=run.seed, max_attempts=run.grpo.max_attempts)
-        self.buffer: list[Group] = []  # scored, in order of arrival
+        self.buffer: list[Group] = []  # scored groups, in order of arrival
         self._source = GroupSource(
             self.ledger,
             self.runners,
@@ -360,10 +363,10 @@ class GRPO(Algorithm):
             seed_of=self._seed_of,
             timeout_s=self.config.rollout_timeout_s,
         )
-        self._tokens_at_step = 0  # of the source's, at the end of the last step
+        self._tokens_at_step = 0  # the source's count at the end of the last step
 
     def _seed_of(self, lease: Lease) -> int:
-        """Another one for every lease of the run, also for those of a task that is sampled again."""
+        """A different seed for every lease of the run, also if a task is sampled again."""
         self._num_leases += 1
         return self.config.run_config.seed * 1_000_003 + self._num_leases
 
@@ -381,7 +384,7 @@ class GRPO(Algorithm):
             self._repair = OnlineRepair(run, self.repairers, self._service, self.models)
 
     def _publish(self) -> None:
-        """Gives the learners' weights to the engines and waits for the first to have them."""
+        """Publish the learners' weights to the engines and wait until the first one has them."""
         current = self.learner_group.publish()
         assert current.probe is not None, "the learner group was made with a probe"
         self.policy_version = current.policy_version
@@ -412,14 +415,14 @@ class GRPO(Algorithm):
         self._check_deadlines()
 
     def _stop_if_asked(self) -> None:
-        """Raises Interrupted if a person asked to stop and no step is being trained: none could begin just now.
+        """Raises Interrupted if a user asked to stop and no step is being trained; none could begin just now.
 
-        What is being sampled isn't waited for: it may be dropped, and its step may never come."""
+        It doesn't wait for groups that are being sampled, since they may be dropped and their step may never come."""
         if self._pending is None and self.stop_is_asked():
             raise Interrupted
 
     def num_admissible(self) -> int:
-        """How many groups staleness lets start now."""
+        """How many groups may start now according to the staleness bound."""
         settings, counts = self.config.run_config.grpo, self.ledger.counts()
         return ledgers.admissible(
             leased=counts.leased,
@@ -441,7 +444,7 @@ class GRPO(Algorithm):
         return self._scorer.score(group) if self._scorer else score_group(group, self.config.run_config.reward)
 
     def _keep(self, group: Group) -> None:
-        """A group that has its rewards waits for a step, unless there is nothing to learn from it."""
+        """Put a scored group into the buffer, unless there is nothing to learn from it."""
         if self._repair:
             self._repair.offer(group)
         if self._log:
@@ -454,7 +457,7 @@ class GRPO(Algorithm):
             self.buffer.append(group)
 
     def _begin_step(self) -> None:
-        """Sweeps what went stale, and hands a full step to the learners if they are free."""
+        """Remove stale groups, and give a full step to the learners if they are free."""
         run = self.config.run_config
         if self._pending or self.runners.broadcasting or len(self.buffer) < run.grpo.groups_per_step:
             return
@@ -465,21 +468,21 @@ class GRPO(Algorithm):
                 self.ledger.hand_back(group.lease_id, "stale")
             else:
                 fresh.append(group)
-        # Oldest first: what a long tool call held up would otherwise be overtaken until it is too stale to train on.
+        # Oldest first. Otherwise groups that a long tool call delayed would be overtaken until they are too stale.
         fresh.sort(key=lambda g: g.min_policy_version or 0)
         self.buffer = fresh
         if len(fresh) < run.grpo.groups_per_step:
             return
         taken, self.buffer = fresh[: run.grpo.groups_per_step], fresh[run.grpo.groups_per_step :]
         batch = assemble(taken, run.loss)
-        if not batch.has_gradient:  # nothing to learn from: no step, and admission replaces the groups
+        if not batch.has_gradient:  # nothing to learn from, so there is no step, and admission replaces the groups
             for group in taken:
                 self.ledger.drop(group.lease_id, "no_variance")
             return
         self._pending = (self.learner_group.start_step(batch.samples), batch, time.monotonic())
 
     def _finish_step(self, result: StepResult, batch: TrainingBatch, started: float) -> None:
-        """Counts the step, publishes the weights and reports; runners sync while the next step begins."""
+        """Count the step, publish the weights and report. Runners sync while the next step begins."""
         self._pending = None
         now = time.monotonic()
         if not result.applied:
@@ -515,7 +518,7 @@ class GRPO(Algorithm):
         )
 
     def _skip_step(self, result: StepResult, batch: TrainingBatch) -> None:
-        """Of a step whose loss or gradient was not finite: nothing has changed, and its prompts are sampled again."""
+        """Handle a step whose loss or gradient was not finite. Nothing has changed, and its prompts are sampled again."""
         (reason, *_) = reasons(result.metrics)
         for group in batch.groups:
             self.ledger.hand_back(group.lease_id, reason)
@@ -523,7 +526,7 @@ class GRPO(Algorithm):
         self._skips.took(result.metrics)
 
     def _check_variance(self) -> None:
-        """Raises NothingToLearn if groups without variance, of which no step is made, are all that comes."""
+        """Raises NothingToLearn if there are only groups without variance, which can't make a step."""
         run = self.config.run_config
         makes_steps = run.loss.kl_coef > 0 and not run.grpo.dynamic_sampling
         if makes_steps or self._pending or self._num_alike < MAX_STEPS_ALIKE * run.grpo.groups_per_step:
@@ -545,7 +548,7 @@ class GRPO(Algorithm):
     # --- what it shows of itself (`inspection.LoopView`) ----------------------------------------------------------------
 
     def loop_state(self) -> LoopState:
-        """Where the loop is, but for what was lost since the last step."""
+        """The state of the loop, with the losses since the last step."""
         settings = self.config.run_config.grpo
         return LoopState(
             step=self.policy_version,
@@ -563,23 +566,23 @@ class GRPO(Algorithm):
         )
 
     def scoring_metrics(self) -> dict[str, float]:
-        """Of the reward model and of online repair."""
+        """Metrics of the reward model and of online repair."""
         metrics = self._scorer.metrics() if self._scorer else {}
         return metrics | (self._repair.metrics() if self._repair else {})
 
     def title(self) -> str:
-        """What this run is, in one line."""
+        """A description of this run in one line."""
         run = self.config.run_config
         return f"GRPO of {run.model}, step {self.policy_version} of {run.grpo.num_steps}"
 
     def step(self) -> dict[str, Any]:
         results: dict[str, Any] = super().step()
         results["grpo"] = dict(self.step_metrics)
-        results["done"] = self.policy_version >= self.config.run_config.grpo.num_steps  # so that Tune ends the trial
+        results["done"] = self.policy_version >= self.config.run_config.grpo.num_steps  # with this, Tune ends the trial
         return results
 
     def restore_env_runners(self, env_runner_group: EnvRunnerGroup) -> list[int]:
-        # RLlib's own asks a learner for an RLModule state that ours doesn't have; weights come with our push.
+        # RLlib's method would ask a learner for an RLModule state, which ours doesn't have; weights are pushed instead.
         if self.repairers is not self.runners:
             self.repairers.restore()
         return self.runners.restore()
@@ -587,7 +590,7 @@ class GRPO(Algorithm):
     # --- checkpoints ------------------------------------------------------------------------------------------------
 
     def get_checkpointable_components(self) -> list[tuple[str, Any]]:
-        return []  # the learners' ranks write their own, perhaps elsewhere
+        return []  # the learners' ranks write their own part, perhaps elsewhere
 
     def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> dict[str, Any]:
         return {"training_iteration": self.training_iteration}
@@ -596,12 +599,12 @@ class GRPO(Algorithm):
         self._iteration = state["training_iteration"]
 
     def save_to_path(self, path: Any = None, *, learners: Path | Storage | None = None, **kwargs: Any) -> str:
-        """Ledger and scored-but-untrained groups below `path`, the learners' state at `learners` (None: below `path`).
-        Between steps only: no step is in flight then. Waits until an engine has passed the gate with the weights, as what
-        the gate would refuse must not be what a run goes on from."""
+        """Write ledger and scored but untrained groups below `path`, and the learners' state at `learners` (None: below
+        `path`). Only between steps, when none is being trained. Waits until an engine has passed the gate with the weights,
+        since a run must not continue from weights that the gate would refuse."""
         assert self._pending is None, "a checkpoint is taken between steps"
         self.wait_for_gate()
-        # RLlib takes a path without a scheme for a broken URI.
+        # RLlib would take a path without a scheme for an invalid URI.
         target: str = super().save_to_path(str(Path(path).absolute()) if path else None, **kwargs)
         saved = SavedLoop(
             ledger=self.ledger.state(),
@@ -617,8 +620,8 @@ class GRPO(Algorithm):
         return target
 
     def wait_for_gate(self) -> None:
-        """Until an engine holds the newest weights. Raises GateError, or Stalled after `grpo.start_timeout_s`."""
-        limit = self.config.run_config.grpo.start_timeout_s  # a dead one may have to start again
+        """Wait until an engine has the newest weights. Raises GateError, or Stalled after `grpo.start_timeout_s`."""
+        limit = self.config.run_config.grpo.start_timeout_s  # a dead engine may have to start again
         deadline = time.monotonic() + limit
         while not self.runners.num_ready:
             if time.monotonic() > deadline:
@@ -631,22 +634,23 @@ class GRPO(Algorithm):
                 self._take(outcome)
 
     def restore_from_path(self, path: Any, *args: Any, learners: Path | Storage | None = None, **kwargs: Any) -> None:
-        # Past RLlib's `Algorithm`, whose version pushes connector states and RLModule weights that we don't have.
+        # This skips RLlib's `Algorithm`, whose version pushes connector states and RLModule weights, which we don't have.
         path = str(Path(path).absolute())
         super(Algorithm, self).restore_from_path(path, *args, **kwargs)
         self.learner_group.restore_from_path(learners or Path(path) / LEARNERS)
         saved = SavedLoop.from_bytes(Path(path, STATE_FILE).read_bytes())
         self.buffer = list(saved.buffer)
-        self.ledger.restore(saved.ledger, held=[group.lease_id for group in self.buffer])  # the others are leased again
-        # Never back: seeds come from it, and what is sampled again shall be another sample.
+        self.ledger.restore(saved.ledger, held=[group.lease_id for group in self.buffer])  # all others are leased again
+        # This counter never goes back, as seeds are made from it: tasks that are sampled again must get other samples.
         self._num_leases = max(self._num_leases, saved.num_leases)
         self._set_back_scoring(saved.scorer, saved.repair)
         self._publish()
 
     def _set_back_scoring(self, scorer: dict[str, Any] | None, repair: dict[str, Any] | None) -> None:
-        """To those states; None: as at the start. Repair first: it may be about to give the service a newer model.
+        """Set scoring and repair back to those states; None: as at the start. Repair comes first, as it may be about to give
+        the service a newer model.
 
-        Raises UserError if the reward model of then is gone, or RunError."""
+        Raises UserError if the reward model of that time is gone, or RunError."""
         if self._repair:
             self._repair.restore(repair)
         if self._scorer:
@@ -654,10 +658,10 @@ class GRPO(Algorithm):
             self._scorer.restore(scorer, self.models.find(version, scorer["path"] if scorer else ""))
 
     def start_over(self, checkpoint: Checkpoint | None) -> None:
-        """New learners in the place of lost ones, and everything as it was at `checkpoint`, or at the start.
+        """Replace lost learners by new ones, and set everything back to `checkpoint`, or to the start.
 
-        What is in flight was sampled by a policy that is gone: it is cancelled, and its tasks are leased again.
-        Raises LearnerError if no new gang comes up in `learner.start_timeout_s`."""
+        Groups that are being sampled come from a policy that is gone: they are cancelled, and their tasks are leased again.
+        Raises LearnerError if the new learners don't start within `learner.start_timeout_s`."""
         self._pending = None
         self.runners.forget(Work.ROLLOUT)
         self._source.close()

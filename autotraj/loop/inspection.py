@@ -1,4 +1,4 @@
-"""What a loop shows of itself, to people and to Prometheus."""
+"""The state and the metrics of a loop, for people and for Prometheus."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ EXPORT_EVERY_S = 1.0
 
 
 def announce(config: RunConfig) -> None:
-    """A run's first word: until its parts have boards of their own it may wait for machines, and be asked why."""
+    """Write a run's first status. Until its parts report by themselves, it may wait for machines."""
     StatusBoard(config.folder, rows=list, title=lambda: f"a run of {config.model}").now_does(
         "waits for Ray to place its sandbox and actors"
     )
@@ -38,7 +38,7 @@ def watch_pool(runners: RunnerPool, folder: Path, title: str) -> StatusBoard:
 
 
 class LoopView(Protocol):
-    """What a loop shows of itself."""
+    """The properties of a loop that its inspection reads."""
 
     runners: RunnerPool
     ledger: Ledger
@@ -49,7 +49,7 @@ class LoopView(Protocol):
 
 
 class Inspection:
-    """Belongs to one loop."""
+    """Collects the state and the metrics of one loop."""
 
     def __init__(self, loop: LoopView, folder: Path) -> None:
         self._loop = loop
@@ -61,7 +61,7 @@ class Inspection:
         loop.runners.board = self.board
 
     def look(self) -> None:
-        """At every poll."""
+        """Update the status and the gauges. Called at every poll."""
         self.board.look()
         if time.monotonic() - self._exported >= EXPORT_EVERY_S:
             self._exported = time.monotonic()
@@ -74,12 +74,12 @@ class Inspection:
         self.counts_from_here()
 
     def counts_from_here(self) -> None:
-        """A step is done, or the loop begins or was set back: what is lost from now on is the next step's."""
+        """Start counting losses for the next step: a step is done, or the loop begins or was set back."""
         ledger = self._loop.ledger
         self._lost_before = (Counter(ledger.drop_reasons), Counter(ledger.hand_back_reasons))
 
     def measured(self, result: StepResult) -> dict[str, float]:
-        """Of the step that `result` ended: what its learners, the pool, the ledger and the scorers say."""
+        """The metrics of the step that `result` ended, from its learners, the pool, the ledger and the scorers."""
         runners = self._loop.runners
         return {
             "runners_serving": float(runners.num_serving),
@@ -93,7 +93,7 @@ class Inspection:
         }
 
     def waiting(self) -> str:
-        """Who waits on whom, in one line."""
+        """Which part waits for what, in one line."""
         return "; ".join(
             f"{row.who}: {row.does}"
             + (f", on {row.waits_on}" if row.waits_on else "")

@@ -1,11 +1,11 @@
-"""Repair while GRPO runs: bad trajectories become preference pairs, and the reward model follows the policy.
+"""Repair during GRPO: bad trajectories become preference pairs, and the reward model follows the policy.
 
     scored group ──offer──▶ requests ──repairers──▶ accepted repair + original = pair ──every K steps──▶ refresh
                                                                                                             │
     next groups' scores ◀── version + 1 ◀── RewardModelService.replace ◀── export ◀── pair_step … ◀─────────┘
 
-Nothing here holds up the loop: a group that finds the repairers busy passes, and is counted; a refresh runs in a thread, on
-learners of its own. Repaired tokens are never trained on by policy gradient: the policy did not sample them.
+Nothing here delays the loop. If the repairers are busy, a group is not repaired, but counted; a refresh runs in a thread, on
+learners of its own. Repaired tokens are never trained on by policy gradient, as the policy did not sample them.
 """
 
 from __future__ import annotations
@@ -48,21 +48,21 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Refreshed:
-    """What a refresh did."""
+    """The result of a refresh."""
 
     path: str
     version: int
     num_pairs: int
-    accuracy_before: float  # on pairs that the model had not seen: how far it lagged behind the policy
+    accuracy_before: float  # on pairs that the model had not seen; it shows how far the model was behind the policy
     num_skipped: int  # steps whose loss or gradient was not finite
 
 
 class _Undone(Exception):
-    """The run was set back while this refresh was under way."""
+    """The run was set back during this refresh."""
 
 
 class OnlineRepair:
-    """Owned by the loop's thread; only `_refresh` runs beside it."""
+    """Online repair. The loop's thread owns it; only `_refresh` runs in another thread."""
 
     def __init__(
         self, config: RunConfig, repairers: RunnerPool, service: RewardModelService, models: RefreshedModels
@@ -81,7 +81,7 @@ class OnlineRepair:
         self._accuracy_before: float | None = None
         self._thread = futures.ThreadPoolExecutor(1, thread_name_prefix="refresh")
         self._refreshing: futures.Future[Refreshed] | None = None
-        self._lock = threading.Lock()  # of the two below, and of who may give the service a model
+        self._lock = threading.Lock()  # for the two below, and for giving the service a model
         self._num_set_backs = 0
         self._trainer: LearnerGroup | None = None
         folder = RunLocation.of(config, "online_repair").path
@@ -91,7 +91,7 @@ class OnlineRepair:
     # --- repairs ----------------------------------------------------------------------------------------------------
 
     def offer(self, group: Group) -> None:
-        """Gives the worst trajectories of a scored group to a repairer, if one has time."""
+        """Give the worst trajectories of a scored group to a repairer, if one is free."""
         requests = list(repair_requests.assess(group, self._config.quality).requests)
         if not requests:
             self._counts["groups_good"] += 1
@@ -114,7 +114,7 @@ class OnlineRepair:
         )
 
     def take(self, outcome: CallResult) -> None:
-        """What became of a group's repairs."""
+        """Handle the result of a group's repairs."""
         requests = self._requests.pop(outcome.key)
         if isinstance(outcome, Failed):
             self._reasons[outcome.reason] += len(requests)
@@ -153,7 +153,7 @@ class OnlineRepair:
     # --- refreshes --------------------------------------------------------------------------------------------------
 
     def on_step(self, step: int) -> None:
-        """Begins a refresh every `refresh_every` policy steps; takes note of one that ended."""
+        """Begin a refresh every `refresh_every` policy steps, and handle one that ended."""
         if self._refreshing is not None and self._refreshing.done():
             self._finish_refresh(self._refreshing)
             self._refreshing = None
@@ -170,7 +170,7 @@ class OnlineRepair:
         try:
             done = future.result()
         except (LearnerError, RunError, StorageError, RayError) as error:
-            # The loop goes on with the model that it has; the metrics show its version standing still.
+            # The loop continues with the present model. The metrics show that its version doesn't rise.
             logger.warning("refreshing the reward model failed: %s", str(error).splitlines()[0])
             self._counts["refreshes_failed"] += 1
             return
@@ -183,9 +183,9 @@ class OnlineRepair:
             logger.warning("old reward models could not be removed, the next refresh tries again: %s", error)
 
     def _refresh(self, pairs: list[Pair], num_new: int, num_set_backs: int) -> Refreshed:
-        """In a thread: trains on the pairs once, in order, exports, and has the service take the result.
+        """In a thread: train on the pairs once, in order, export the model, and give it to the service.
 
-        After a failure the next refresh starts new learners from the model that is served: these may be half-trained."""
+        After a failure, the next refresh starts new learners from the served model, since these may be half-trained."""
         trainer = self._ready_trainer(num_set_backs)
         try:
             return self._train(trainer, pairs, num_new, num_set_backs)
@@ -215,7 +215,7 @@ class OnlineRepair:
             raise _Undone
 
     def _ready_trainer(self, num_set_backs: int) -> LearnerGroup:
-        """A gang that holds the model that is served, or what it has made of it since."""
+        """Learners with the served model, or with what they have trained it to since."""
         with self._lock:
             self._check(num_set_backs)
             if self._trainer is not None and self._trainer.alive:
@@ -247,7 +247,7 @@ class OnlineRepair:
         }
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint: the newest pairs. Which model scores is the scorer's."""
+        """The state for a checkpoint: the newest pairs. The scorer stores which model scores."""
         return {
             "pairs": [[p.chosen.tolist(), p.rejected.tolist(), p.margin] for p in self._pairs],
             "num_new": self._num_new,
@@ -256,15 +256,15 @@ class OnlineRepair:
         }
 
     def pin(self) -> None:
-        """Keeps the model that is served as long as this object lives: a checkpoint elsewhere than in the run names it."""
+        """Keep the served model as long as this object lives, as a checkpoint outside of the run's folder names it."""
         self._pinned.add(self._service.version)
 
     def restore(self, state: dict[str, Any] | None) -> None:
-        """As it was (None: as at the start). What is under way since then is undone: repairs, and a refresh, which could
-        give the service a newer model afterwards. Waits at most while the service loads one."""
+        """Restore a state (None: that of the start). Whatever has begun since then is cancelled: repairs, and a refresh,
+        which could otherwise give the service a newer model. Waits at most while the service loads a model."""
         with self._lock:
             self._num_set_backs += 1
-            trainer, self._trainer = self._trainer, None  # it holds weights of later refreshes
+            trainer, self._trainer = self._trainer, None  # it has the weights of later refreshes
         if trainer is not None:
             trainer.shutdown()
         self._refreshing = None

@@ -2,9 +2,9 @@
 
     <run_dir>/online_repair/reward-model-000009      version 9; version 1 is the one that the run was configured with
 
-A checkpoint names the version that scored for it. So a model lives as long as a complete checkpoint of the run names it, or
-the service serves it. `prune` is the only place that removes one, and the loop's thread, which writes the checkpoints, is
-the only one that calls it: a checkpoint is never written while its model is removed.
+A checkpoint names the version of the reward model that scored for it. So a model is kept as long as a complete checkpoint of
+the run names it, or the service serves it. Only `prune` removes models, and only the loop's thread, which also writes the
+checkpoints, calls it. So a checkpoint is never written while its model is being removed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ NAME = re.compile(r"reward-model-(\d+)")
 
 
 class RefreshedModels:
-    """Of one run. Other threads may ask for a place; `prune` is the loop's."""
+    """The refreshed models of one run. Other threads may ask for a place; `prune` is only for the loop's thread."""
 
     def __init__(self, config: RunConfig) -> None:
         self._configured = config.reward_model.path
@@ -37,17 +37,17 @@ class RefreshedModels:
         self._location = RunLocation.of(config, "online_repair")
 
     def place(self, version: int) -> Path | Storage:
-        """Where to write it."""
+        """The place where learners write that version."""
         return self._location.place(_name(version))
 
     def location(self, version: int) -> str:
-        """Where actors on any node find it."""
+        """The location where actors on any node find that version."""
         return self._configured if version == FIRST_VERSION else self._location.model(_name(version))
 
     def find(self, version: int, saved_path: str = "") -> str:
-        """`location`, or the path where a checkpoint says that it was, which may be of another run's folder.
+        """`location`, or the path that a checkpoint names, which may be in another run's folder.
 
-        Raises UserError if it is at neither."""
+        Raises UserError if it is in neither place."""
         if version == FIRST_VERSION or self._location.has_model(_name(version)):
             return self.location(version)
         if saved_path and not is_uri(saved_path) and Path(saved_path, "config.json").is_file():
@@ -59,13 +59,13 @@ class RefreshedModels:
         )
 
     def is_counted(self, checkpoint: Path) -> bool:
-        """Whether a checkpoint at this place is one of the run's own, whose models are kept."""
+        """Whether a checkpoint at this place belongs to the run, which then keeps its model."""
         return checkpoint.resolve().is_relative_to((self._run.path / CHECKPOINTS).resolve())
 
     def prune(self, *, serving: int, pinned: Collection[int] = ()) -> None:
-        """Removes what neither a complete checkpoint names, nor the service serves, nor `pinned` holds.
+        """Remove models that no complete checkpoint names, that the service doesn't serve and that aren't in `pinned`.
 
-        Raises OSError or StorageError; what wasn't removed goes the next time."""
+        Raises OSError or StorageError. What wasn't removed is tried again the next time."""
         named = {reward_model(data)[0] for data in files_of_checkpoints(self._run, STATE_FILE)}
         keep = {serving, *pinned, *named}
         for old in sorted(self._location.path.glob("reward-model-*")):
@@ -79,8 +79,8 @@ class RefreshedModels:
 
 
 def require_reward_model(config: RunConfig, checkpoint: Checkpoint) -> None:
-    """UserError if the reward model that scored for a checkpoint is no longer there, or if the checkpoint's state, which
-    names it, can't be read: said before anything is started."""
+    """UserError if the reward model that scored for a checkpoint is gone, or if the checkpoint's state, which names it,
+    can't be read. This is checked before anything is started."""
     state = checkpoint.folder / STATE_FILE
     try:
         version, path = reward_model(state.read_bytes())

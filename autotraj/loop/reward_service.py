@@ -1,4 +1,4 @@
-"""The reward-model actor as the controller sees it: it comes up, answers in time, dies, comes back, is replaced."""
+"""The reward-model actor for the controller, which handles its start, deadlines, deaths, restarts and new models."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from cluster.roles import ROLLOUT, role
 logger = logging.getLogger(__name__)
 
 SLACK_S = 5.0
-"""Beyond the actor's own deadline: the way to it and back."""
+"""Time for the call and its answer, in addition to the actor's own deadline, seconds."""
 MAX_STARTS = 3
-"""So often the actor may die before it serves for the first time."""
+"""How often the actor may die before it serves for the first time."""
 LOST = (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError, ray.exceptions.NodeDiedError)
-"""What Ray says of an actor whose process is gone."""
+"""Errors by which Ray reports an actor whose process is gone."""
 
 
 class RewardModelUnavailable(ScoringFailed):
-    """No score within the deadline; the message says who waited on whom."""
+    """There was no score within the deadline. The message says which part waited for what."""
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """The checkpoint that is served."""
+    """The served checkpoint."""
 
     path: str
     version: int
@@ -51,9 +51,11 @@ class RewardModelService:
         self._config = config
         self._served = Served(path, version)
         self._actor: Any = None
-        self._loading = threading.Lock()  # one load at a time: the last one asked for is the one that is served
+        self._loading = (
+            threading.Lock()
+        )  # one load at a time, so that the last requested model is the one that is served
         self._memory_deaths = MemoryDeaths()
-        self._noted = -1  # restarts before the death that was looked at last
+        self._noted = -1  # number of restarts before the last death that was handled
         self.num_restarts = 0
 
     @property
@@ -65,7 +67,7 @@ class RewardModelService:
         return self._served.version
 
     def start(self) -> None:
-        """Bring the actor up with the checkpoint; waits.
+        """Start the actor with the checkpoint, and wait for it.
 
         Raises:
             UserError: the checkpoint is no reward model that can be served.
@@ -76,7 +78,7 @@ class RewardModelService:
             num_cpus=self._config.num_cpus,
             num_gpus=self._config.num_gpus,
             resources=role(ROLLOUT, by_role=self._config.place_by_role),
-            max_restarts=-1,  # its state is a checkpoint on disk: `_revive` loads it again
+            max_restarts=-1,  # its state is a checkpoint on disk, which `_revive` loads again
             max_concurrency=1000,
         )
         self._actor = actor.remote(self._config)
@@ -86,8 +88,8 @@ class RewardModelService:
         """The scores of one group's sequences.
 
         Raises:
-            RewardModelUnavailable: at the latest at `scorer.deadline_s`.
-            OutOfMemory: the actor was ended for memory once more after it had been replaced.
+            RewardModelUnavailable: there was no score within `scorer.deadline_s`.
+            OutOfMemory: the actor was ended because of memory again after it had been replaced.
         """
         deadline, last = time.monotonic() + self._config.deadline_s, ""
         while (left := deadline - time.monotonic()) > 0:
@@ -112,8 +114,8 @@ class RewardModelService:
         )
 
     def replace(self, path: str, version: int) -> None:
-        """Serve another checkpoint from now on, newer or, after a set-back, older; calls under way get the score of the
-        one before. Raises RunError."""
+        """Serve another checkpoint from now on, newer or, after a set-back, older. Running calls get the score of the one
+        before. Raises RunError."""
         with self._loading:
             served = Served(path, version)
             self._bring_up(served)
@@ -125,7 +127,7 @@ class RewardModelService:
             self._actor = None
 
     def _bring_up(self, served: Served) -> None:
-        """Load `served` in the actor, over the death of its process; waits. Raises RunError, UserError, OutOfMemory."""
+        """Load `served` in the actor, also if its process dies meanwhile. Waits. Raises RunError, UserError, OutOfMemory."""
         for attempt in range(1, MAX_STARTS + 1):
             try:
                 self._load(served)

@@ -1,6 +1,6 @@
-"""RLlib's own setters, of which GRPO reads next to nothing: each is refused with a sentence that says what to set instead.
+"""Refuses RLlib's own setters, most of which GRPO doesn't read, with a sentence that says what to set instead.
 
-Which there are is asked of `AlgorithmConfig` itself, so that one that a newer Ray brings is refused, too.
+The list is read from `AlgorithmConfig` itself, so that setters of a newer Ray are refused, too.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ NO_SETTERS = frozenset({"copy", "update_from_dict", "get_config_for_module"})
 """Methods that return a configuration without being setters."""
 
 CALLBACKS = frozenset({"on_algorithm_init", "on_checkpoint_loaded", "on_train_result"})
-"""What the algorithm itself calls; the others are of gym episodes, or of RLlib's own env runners and evaluation."""
+"""The callbacks that the algorithm calls. The others are for gym episodes, or for RLlib's own env runners and evaluation."""
 
 INSTEAD: Mapping[str, str] = {
     "api_stack": "GRPO always runs on the new API stack",
@@ -41,7 +41,7 @@ INSTEAD: Mapping[str, str] = {
     "rollouts": "the section rollout of the RunConfig given to run() says it",
     "training": "the sections learner, loss and grpo of the RunConfig given to run() say it",
 }
-"""Setter → where what it would set is set. The test of this file says which of RLlib's setters are missing here."""
+"""Setter → where to set instead what it would set. This file's test finds setters of RLlib that are missing here."""
 
 ELSEWHERE = "only what the RunConfig given to run() says is read"
 
@@ -59,8 +59,9 @@ def setters() -> list[str]:
 
 
 def refuses_setters(*, but: Collection[str] = ()) -> Any:
-    """A class decorator: all of RLlib's setters but those in `but` raise ValueError for any setting while its attribute
-    `refuses` is true: RLlib itself calls them in its constructor, and on copies of what an algorithm was built from."""
+    """A class decorator. While the attribute `refuses` is true, all of RLlib's setters except those in `but` raise
+    ValueError for any setting. RLlib itself calls them in its constructor, and on copies of an algorithm's
+    configuration."""
 
     def decorate(cls: C) -> C:
         for name in setters():

@@ -1,4 +1,4 @@
-"""What a checkpoint keeps of the GRPO loop beside its learners: the ledger, scored but untrained groups, who scored them."""
+"""The part of a checkpoint for the GRPO loop without its learners: ledger, scored but untrained groups, and the scorer."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from trajectory.types import Group
 
 STATE_FILE = "autotraj_state.msgpack"
 FIRST_VERSION = 1
-"""Of the reward model that a run is configured with; each refresh makes the next."""
+"""Version of the reward model that a run is configured with. Each refresh makes the next version."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SavedLoop:
-    """The loop at a checkpoint. The states are those of `Ledger`, `Scorer` and `OnlineRepair`; None: there was none."""
+    """The loop's state at a checkpoint. Its parts are those of `Ledger`, `Scorer` and `OnlineRepair`; None: not used."""
 
     ledger: dict[str, Any]
     buffer: Sequence[Group]
@@ -27,7 +27,7 @@ class SavedLoop:
     repair: dict[str, Any] | None
 
     def to_bytes(self) -> bytes:
-        """What `from_bytes` reads."""
+        """The state as bytes for `from_bytes`."""
         packed: bytes = msgpack.packb(
             {
                 "ledger": self.ledger,
@@ -46,6 +46,6 @@ class SavedLoop:
 
 
 def reward_model(data: bytes) -> tuple[int, str]:
-    """Of a state's bytes: the version of the reward model that scored, 1 without one, and where it was."""
+    """From a state's bytes: the version of the reward model that scored (1 if there was none), and its path."""
     scorer = msgpack.unpackb(data, strict_map_key=False)["scorer"]
     return (scorer["version"], scorer["path"]) if scorer else (FIRST_VERSION, "")

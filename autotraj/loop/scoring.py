@@ -1,4 +1,4 @@
-"""Rewards of whole groups with a reward model, whose scores are measured by their own running mean."""
+"""Computes the rewards of whole groups with a reward model, whose scores are normalised by their running mean."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from trajectory.reward_input import reward_input
 from trajectory.types import Group
 
 VERSION_METRIC = "reward_model_version"
-"""In `Group.metrics`: which reward model scored it."""
+"""Key in `Group.metrics` for the version of the reward model that scored the group."""
 
 
 class Scorer:
@@ -26,7 +26,7 @@ class Scorer:
     def __init__(
         self, config: RewardConfig, service: RewardModelService, *, mask_results: bool, required: bool
     ) -> None:
-        """`required`: a group that the model can't score isn't scored at all; else it is scored without, and says so."""
+        """With `required`, a group that the model can't score gets no rewards; else it is scored without, with a note."""
         self._config = config
         self._service = service
         self._mask_results = mask_results
@@ -37,7 +37,7 @@ class Scorer:
         self.num_scored_without = 0
 
     def score(self, group: Group) -> Group:
-        """`group` with rewards. Raises RewardModelUnavailable if the model doesn't answer and is required, or
+        """`group` with rewards. Raises RewardModelUnavailable if the model is required and doesn't answer, or
         RewardNotFinite."""
         sequences = [reward_input(t, mask_results=self._mask_results) for t in group.trajectories]
         try:
@@ -62,7 +62,7 @@ class Scorer:
         }
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint: which model scores, and what its scores are measured by."""
+        """The state for a checkpoint: which model scores, and the normalisation of its scores."""
         with self._lock:
             norm = self._norm.state()
             norm_version = self._norm_version
@@ -70,7 +70,7 @@ class Scorer:
         return {"norm": norm, "norm_version": norm_version, "version": served.version, "path": served.path}
 
     def restore(self, state: dict[str, Any] | None, path: str) -> None:
-        """As it was (None: as at the start), with that model, which is now at `path`. Raises RunError."""
+        """Restore a state (None: that of the start), with its model, which is now at `path`. Raises RunError."""
         version = state["version"] if state else FIRST_VERSION
         if version != self._service.version:
             self._service.replace(path, version)
@@ -80,14 +80,14 @@ class Scorer:
                 self._norm.restore(state["norm"])
 
     def _measured(self, scores: Scores) -> list[float]:
-        """What `combine.score` takes: raw with preset `paper`, else by the mean and deviation of this model's scores."""
+        """The scores for `combine.score`: raw with preset `paper`, else normalised by this model's mean and deviation."""
         values = [float(value) for value in scores.values]
         if self._config.preset == "paper":
             return values
         with self._lock:
-            if scores.version == self._service.version != self._norm_version:  # another model, another scale
+            if scores.version == self._service.version != self._norm_version:  # another model has another scale
                 self._norm, self._norm_version = RunningNorm(clip=self._config.trajectory_clip), scores.version
-            if scores.version == self._norm_version:  # else a call that was under way when the model was replaced
+            if scores.version == self._norm_version:  # otherwise the call began before the model was replaced
                 self._norm.update(values)
             return [self._norm.normalise(value) for value in values]
 

@@ -1,4 +1,4 @@
-"""From scored groups to what the learners train on. Pure."""
+"""Makes the learners' samples from scored groups. Pure functions."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from trajectory.types import Group
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingBatch:
-    """One step's groups, and one sample a trajectory."""
+    """One step's groups, with one sample for each trajectory."""
 
     groups: list[Group]
     samples: list[Sample]
-    num_no_variance: int  # groups whose rewards are all equal: their advantages are all 0
-    has_gradient: bool  # whether there is anything to learn from
+    num_no_variance: int  # groups whose rewards are all equal, so that their advantages are all 0
+    has_gradient: bool  # whether any sample has a gradient
 
 
 def assemble(groups: Sequence[Group], loss: LossConfig) -> TrainingBatch:
-    """Group-relative advantages, a sample a trajectory.
+    """Group-relative advantages, with one sample for each trajectory.
 
-    Groups without variance are among the samples: a loss is a mean over the whole step, to which they contribute zeros, and
-    a KL penalty holds for them as for all others. The learners pass only what has a gradient through the model.
+    Groups without variance are included: the loss is a mean over the whole step, to which they contribute zeros, and a KL
+    penalty applies to them, too. The learners pass only samples with a gradient through the model.
     """
     rewards = [np.array([r.total for r in group.rewards]) for group in groups]
     advantages = group_relative(rewards, scale=loss.reward_scale)

@@ -1,1 +1,1 @@
-"""What can be known before anything is started."""
+"""Checks and estimates before anything is started."""

@@ -1,4 +1,4 @@
-"""What a model's folder must hold, read from its files alone: no torch, no transformers, under a second."""
+"""Checks of a model's folder that read only its files: no torch, no transformers, under a second."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LFS_POINTER = b"version https://git-lfs"
 
 
 def check_policy(key: str, folder: Path, *, max_model_len: int, on_cpu: bool) -> None:
-    """UserError, which begins with the setting `key`, for a folder that can't be sampled from."""
+    """UserError, which begins with the setting `key`, for a folder whose model can't be sampled from."""
     config = check_weights(key, folder)
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
         raise UserError(f"{key}: {folder} holds no tokenizer (tokenizer.json)")
@@ -33,7 +33,7 @@ def check_policy(key: str, folder: Path, *, max_model_len: int, on_cpu: bool) ->
             f"{key}: the tokenizer of {folder} has no chat template, so that no question can be put to it: use an instruct "
             "model, or write its template to chat_template.jinja in that folder"
         )
-    text = config.get("text_config")  # of a model that also takes images
+    text = config.get("text_config")  # for a model that also reads images
     positions = (text if isinstance(text, dict) else config).get("max_position_embeddings")
     if isinstance(positions, int) and max_model_len > positions:
         raise UserError(
@@ -108,7 +108,7 @@ def _read(key: str, path: Path) -> dict[str, Any]:
 
 
 def _has_chat_template(key: str, folder: Path) -> bool:
-    """In one of the places where transformers' tokenizers look (5.19)."""
+    """Whether one of the places in which transformers' tokenizers look (5.19) has a chat template."""
     if (folder / "chat_template.jinja").is_file() or list(folder.glob("additional_chat_templates/*.jinja")):
         return True
     path = folder / "tokenizer_config.json"
