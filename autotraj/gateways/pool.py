@@ -33,6 +33,7 @@ from autotraj.config.run import RunConfig
 from autotraj.errors import UserError
 from autotraj.gateways.node import GatewayActor, GatewayDirectory
 from autotraj.gateways.session import GatewayAccess, gateway_that_is_there
+from autotraj.runners.calls import end_actor
 from cluster.roles import SANDBOX, role
 from tool_sandbox.config import SandboxConfig
 
@@ -98,7 +99,7 @@ class GatewayPool:
         if stops := [actor.stop.remote() for actor in actors]:
             ray.wait(stops, num_returns=len(stops), timeout=STOP_TIMEOUT_S)
         for actor in (*actors, self._directory):
-            ray.kill(actor)
+            end_actor(actor)
         remove_placement_group(self._demand)
 
     # --- one look -----------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from actors.reward_model.actor import RewardModelActor, RewardModelError, Reward
 from autotraj.errors import OutOfMemory, RunError, ScoringFailed, UserError
 from autotraj.loop.saved_loop import FIRST_VERSION
 from autotraj.memory import MemoryDeaths
-from autotraj.runners.calls import cause_of, reason
+from autotraj.runners.calls import cause_of, end_actor, reason
 from cluster.roles import ROLLOUT, role
 
 logger = logging.getLogger(__name__)
@@ -123,7 +123,7 @@ class RewardModelService:
 
     def stop(self) -> None:
         if self._actor is not None:
-            ray.kill(self._actor)
+            end_actor(self._actor)
             self._actor = None
 
     def _bring_up(self, served: Served) -> None:

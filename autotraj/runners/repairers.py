@@ -12,6 +12,7 @@ from ray.rllib.utils.actor_manager import FaultTolerantActorManager
 from actors.config import RepairSettings, ToolAccess
 from actors.repair.actor import RepairActor
 from autotraj.config.run import RunConfig
+from autotraj.runners.calls import end_actor
 from autotraj.runners.pool import RunnerPool
 from cluster.roles import ROLLOUT, role
 
@@ -58,4 +59,4 @@ def repairer_pool(config: RunConfig, access: ToolAccess, runners: RunnerPool) ->
         yield pool
     finally:
         for one in actors:
-            ray.kill(one)
+            end_actor(one)
