@@ -67,7 +67,7 @@ async def run(
         error = f"episode waited on {response.waiting_for} at its deadline of {config.deadline_s:g} s"
     except Exception as failure:
         # Only here does a failure become data: an episode must never abort the others of its group, or the step.
-        if not isinstance(failure, EngineError | ValueError):
+        if not isinstance(failure, EngineError | ToolUnavailable | ValueError):
             logger.exception("episode %d of task %s failed while waiting for %s", index, task.id, response.waiting_for)
         finish_reason, error = "error", f"{type(failure).__name__}: {failure}"
     return Trajectory(
@@ -84,6 +84,10 @@ async def run(
         duration_s=time.monotonic() - started,
         error=error,
     )
+
+
+class ToolUnavailable(Exception):
+    """Nobody ran a tool call. That is not the policy's doing, so there is nothing to learn from the episode."""
 
 
 @dataclass(slots=True)
@@ -147,6 +151,9 @@ async def _converse(
         num_tool_calls += 1
         response.waiting_for, begun = f"the tool {wanted.tool}", time.monotonic()
         result = await call_tool(wanted, config.tool_timeout_s)
+        if result.status == "unavailable":
+            response.turns[-1] = replace(turn, tool_result=result, tool_s=time.monotonic() - begun)
+            raise ToolUnavailable(result.message)
         result_text = render_result(_shown(result), config.max_result_chars)
         result_ids = encode(result_text)
         # A result that leaves no room for a reply is useless to the model, and half a `<result>` breaks the grammar.

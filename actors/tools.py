@@ -15,7 +15,6 @@ import logging
 import ray
 
 from actors.config import ToolAccess
-from tool_sandbox.client import AsyncSandboxClient
 from tool_sandbox.failover import FailoverClient, Site
 from trajectory.types import ToolCall, ToolResult
 
@@ -34,13 +33,13 @@ class Tools:
         self._directory = access.sandbox_directory
         self._following: asyncio.Task[None] | None = None
         token = access.sandbox_token.get_secret_value() if access.sandbox_token else ""
+        # Also for a single gateway: a call waits for one that is started again, and for one that is full for a moment.
         if self._directory:
             here = ray.get_runtime_context().get_node_id()
-            self._several = FailoverClient(here=here, token=token, tls=access.sandbox_tls)
-            self._client: AsyncSandboxClient | FailoverClient = self._several
+            self._client = FailoverClient(here=here, token=token, tls=access.sandbox_tls)
             self._following = asyncio.create_task(self._follow())
         else:
-            self._client = AsyncSandboxClient(access.sandbox_address, token=token, tls=access.sandbox_tls)
+            self._client = FailoverClient([Site(access.sandbox_address)], token=token, tls=access.sandbox_tls)
 
     async def call(self, call: ToolCall, timeout_s: float) -> ToolResult:
         """Run one call; this is an `episode.CallTool`."""
@@ -63,7 +62,7 @@ class Tools:
                     directory.gateways.remote(), DIRECTORY_TIMEOUT_S
                 )
                 if listed is not None:
-                    self._several.set_gateways([Site(address, node) for address, node in listed])
+                    self._client.set_gateways([Site(address, node) for address, node in listed])
                 problem = ""
             except (
                 Exception

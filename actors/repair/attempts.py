@@ -38,6 +38,7 @@ _ERRORS: dict[str, Reason] = {
     "EngineDead": "engine_dead",
     "EngineTimeout": "engine_timeout",
     "RequestFailed": "engine_failed",
+    "ToolUnavailable": "tool_unavailable",
 }
 """Reasons by exception name, with which `Trajectory.error` begins."""
 
@@ -175,8 +176,6 @@ def _why_not(trajectory: Trajectory, request: RepairRequest, config: RepairConfi
     if request.trajectory.opening and not trajectory.text.lstrip().startswith("<think>"):
         return "unparseable"  # the policy's prompt already has the tag and continues inside it
     results = [turn.tool_result for turn in trajectory.turns if turn.tool_result is not None]
-    if any(result.status == "unavailable" for result in results):
-        return "tool_unavailable"
     if not results and (config.require_tools or request.trajectory.num_tool_calls):
         return "no_tools"
     return None

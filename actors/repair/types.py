@@ -44,10 +44,10 @@ tool that could not be reached; no tool call although the original had one or it
 score. The other reasons are about failures before there was a text."""
 
 OUTAGES: frozenset[Reason] = frozenset(
-    {"endpoint_down", "endpoint_timeout", "endpoint_refused", "rate_limited", "engine_dead"}
+    {"endpoint_down", "endpoint_timeout", "endpoint_refused", "rate_limited", "engine_dead", "tool_unavailable"}
 )
-"""Reasons that mean that the repairer can't be reached. No further attempt is made: it would fail in the same way, and
-endpoints have had their retries."""
+"""Reasons that mean that the repairer, or a tool, can't be reached. No further attempt is made: it would fail in the same
+way, and endpoints and tool calls have had their retries."""
 
 
 class PromptTooLong(Exception):

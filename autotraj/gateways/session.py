@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,13 +17,15 @@ from autotraj.config.run import RunConfig
 from autotraj.errors import UserError
 from tasks.word_problems import corpus as word_problems_corpus
 from tool_sandbox.client import SandboxClient
-from tool_sandbox.config import SearchConfig, TlsFiles
+from tool_sandbox.config import SandboxConfig, SearchConfig, TlsFiles
 from tool_sandbox.errors import GatewayError, RefusedError, SandboxError, TlsError
 from tool_sandbox.local import LocalGateway
 from tool_sandbox.search.index import build_index
 from trajectory.records import write_jsonl
 
 logger = logging.getLogger(__name__)
+
+LOOK_EVERY_S = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +64,45 @@ def sandbox_session(config: RunConfig) -> Iterator[GatewayAccess]:
         local = LocalGateway(config.sandbox)
     except SandboxError as error:
         raise UserError(str(error)) from error
-    with local:
+    with Supervisor(config.sandbox, local):
         yield GatewayAccess(local.address, token, config.sandbox.tls)
+
+
+class Supervisor:
+    """Starts a run's own gateway again at the same address whenever its process ends, until the block is left.
+
+    Meanwhile tool calls wait (`actors.tools`). What can't be started stays down and is tried again: then episodes fail with
+    the gateway's name, and the run ends by `sampling.failures` if that lasts.
+    """
+
+    def __init__(self, config: SandboxConfig, gateway: LocalGateway) -> None:
+        self._config = config.model_copy(update={"address": gateway.address})
+        self._gateway: LocalGateway | None = gateway
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="gateway-supervisor", daemon=True)
+
+    def __enter__(self) -> Supervisor:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closing.set()
+        self._thread.join()  # a start under way ends within `start_timeout_s`
+        if self._gateway is not None:
+            self._gateway.close()
+
+    def _watch(self) -> None:
+        while not self._closing.wait(LOOK_EVERY_S):
+            if self._gateway is not None:
+                if self._gateway.exit_code is None:
+                    continue
+                logger.warning("the sandbox gateway ended with code %s; it is started again", self._gateway.exit_code)
+                self._gateway.close()
+                self._gateway = None
+            try:
+                self._gateway = LocalGateway(self._config)
+            except SandboxError as error:
+                logger.warning("the sandbox gateway could not be started again: %s", error)
 
 
 def gateway_that_is_there(config: RunConfig, address: str) -> GatewayAccess:

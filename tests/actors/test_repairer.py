@@ -19,7 +19,7 @@ from actors.repair.types import PromptTooLong, Reason, RepairResult
 from rewards.config import QualityConfig, RewardConfig
 from rewards.quality import Quality
 from trajectory import markup
-from trajectory.types import Task, ToolResult, Trajectory
+from trajectory.types import Task, Trajectory
 
 NAMED = RepairConfig(right_prompt="R {question}|{trajectory}|{problems}", wrong_prompt="W {question}|{trajectory}")
 
@@ -137,7 +137,6 @@ DOUBTFUL = GOOD.replace("The code gives", "Maybe it is")
         (make_trajectory("It is 391.", finish_reason="eos"), "unparseable"),
         (make_trajectory(GOOD.replace("\\boxed{391}", "391")), "unparseable"),
         (make_trajectory("<think>a</think></code>", finish_reason="malformed"), "unparseable"),
-        (make_trajectory(GOOD, results=(ToolResult(status="unavailable"),)), "tool_unavailable"),
         (make_trajectory(ANSWER, results=()), "no_tools"),
         (make_trajectory(GOOD.replace("{391}", "{392}")), "wrong_answer"),
         (make_trajectory("", finish_reason="deadline", error="episode waited on the engine"), "deadline"),
@@ -203,6 +202,7 @@ async def test_tools_are_needed_if_the_original_called_them_or_by_configuration(
         ("EndpointRefused: …", "endpoint_refused"),
         ("RateLimited: …", "rate_limited"),
         ("EngineDead: the vLLM engine is dead", "engine_dead"),
+        ("ToolUnavailable: sandbox gateway h:1: UNAVAILABLE", "tool_unavailable"),
     ],
 )
 async def test_what_would_meet_the_same_again_is_not_tried_again(error: str, reason: str) -> None:
