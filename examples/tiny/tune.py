@@ -26,7 +26,7 @@ def main() -> None:
             ),
         ).fit()
     best = results.get_best_result()
-    print(f"learner.lr = {best.config['changes']['learner.lr']:g}: reward {best.metrics['grpo']['reward_mean']:.2f}")
+    print(f"learner.lr = {best.config['run_config'].learner.lr:g}: reward {best.metrics['grpo']['reward_mean']:.2f}")
     print(f"go on from it with GRPO.from_checkpoint({best.checkpoint.path!r})")
 
 
