@@ -41,7 +41,7 @@ def test_sessions_do_not_see_each_other(roomy: SandboxClient) -> None:
 
 def test_a_cell_over_its_deadline_ends_the_session_and_the_next_says_so(roomy: SandboxClient) -> None:
     cell(roomy, "d", "x = 1")
-    status, output, fresh = cell(roomy, "d", "print('in')\nwhile True: pass", timeout_s=0.5)
+    status, output, fresh = cell(roomy, "d", "print('in')\nwhile True: pass", timeout_s=2.0)
     assert (status, output, fresh) == ("timeout", "in\nIt was at line 2: while True: pass\n", False)
     assert cell(roomy, "d", "print('x' in globals())") == ("ok", "False\n", True)
 
