@@ -55,7 +55,7 @@ def load_model(path: str, config: LearnerConfig, device: torch.device) -> TokenL
     if loaded.plain:
         if config.attention != "auto":
             raise ValueError(
-                f"{path}: attention={config.attention!r} isn't there for {type(lm).__name__}: {loaded.plain}; set 'auto'"
+                f"{path}: attention={config.attention!r} isn't available for {type(lm).__name__}: {loaded.plain}; set 'auto'"
             )
         varlen = False
         notes.append(

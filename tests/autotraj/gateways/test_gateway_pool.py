@@ -35,7 +35,7 @@ def start_caller(access: ToolAccess) -> Any:
             self._tools = Tools(access)
 
         async def gateways(self) -> set[str]:
-            return {site.address for site in self._tools._several.gateways}
+            return {site.address for site in self._tools._client.gateways}
 
         async def call(self, code: str) -> tuple[str, str, str]:
             result = await self._tools.call(ToolCall(tool="python", content=code), 10.0)
