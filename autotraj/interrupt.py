@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import FrameType
 
 from cluster.exit_codes import EXIT_INTERRUPTED
-from cluster.main_thread import call_handler, is_unwinding
+from cluster.main_thread import call_handler, is_unwinding, signals_kept
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
 REMIND_EVERY_S = 0.5
@@ -117,18 +117,4 @@ def taken_down_in_order() -> Iterator[ExitStack]:
         try:
             yield parts
         finally:
-            if threading.current_thread() is threading.main_thread():
-                outer.enter_context(_held_back())
-
-
-@contextmanager
-def _held_back() -> Iterator[None]:
-    seen: list[int] = []
-    previous = {number: signal.signal(number, lambda number, _: seen.append(number)) for number in NUMBERS}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-        if seen:
-            signal.raise_signal(seen[0])
+            outer.enter_context(signals_kept())

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -13,6 +11,7 @@ import ray
 from ray._private import auto_init_hook
 from ray.autoscaler.v2.utils import is_autoscaler_v2
 
+from cluster.main_thread import signals_kept
 from cluster.roles import Ask, read_node_types, unmet
 from cluster.session_watch import RayDied, SessionWatch
 
@@ -51,7 +50,7 @@ def ray_session(*, num_cpus: float, num_gpus: float, asks: Sequence[Ask] = ()) -
     watch = None
     try:
         if os.environ.get("RAY_ADDRESS"):
-            with _signals_kept():
+            with signals_kept():
                 ray.init(logging_level=logging.ERROR)
             _require(num_cpus, num_gpus, asks)
         else:
@@ -60,7 +59,7 @@ def ray_session(*, num_cpus: float, num_gpus: float, asks: Sequence[Ask] = ()) -
                 logger.warning(
                     "the plan asks for %g CPUs, this machine has %d: actors will share cores", num_cpus, cores
                 )
-            with _signals_kept():
+            with signals_kept():
                 ray.init(
                     address="local",  # otherwise Ray would join a cluster that another user started here, and not resize it
                     num_cpus=max(cores, int(-(-num_cpus // 1))),
@@ -79,30 +78,6 @@ def ray_session(*, num_cpus: float, num_gpus: float, asks: Sequence[Ask] = ()) -
         ray.shutdown(wait_for_processes=True)
         if watch is not None:
             watch.end_helpers()
-
-
-@contextmanager
-def _signals_kept() -> Iterator[None]:
-    """A signal in the block takes effect at its end. A Ray that is only partly started can't be stopped, and an exception
-    that is raised during the start may be lost.
-
-    Ray's core also replaces our handler of SIGTERM by its own, with which a stopped job would end at once instead of writing
-    its checkpoint (2.60)."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread can set handlers
-        return
-    seen: list[int] = []
-    kept = {
-        number: signal.signal(number, lambda number, _: seen.append(number))
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield
-    finally:
-        for number, handler in kept.items():
-            signal.signal(number, handler)
-    if seen:
-        signal.raise_signal(seen[0])
 
 
 def _require(num_cpus: float, num_gpus: float, asks: Sequence[Ask]) -> None:

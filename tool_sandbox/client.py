@@ -62,10 +62,7 @@ class AsyncSandboxClient:
         self.address = address
         self._metadata, self._tls = _metadata(token), tls
         self._queue_timeout_s = queue_timeout_s
-        if tls is None:
-            self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
-        else:
-            self._channel = grpc.aio.secure_channel(address, channel_credentials(tls), options=_with_name(tls))
+        self._channel = _channel(grpc.aio, address, tls)
         self._call = self._channel.unary_unary(wire.CALL_PATH)
 
     async def call(
@@ -119,10 +116,7 @@ class SandboxClient:
         self.address = address
         self._metadata, self._tls = _metadata(token), tls
         self._queue_timeout_s = queue_timeout_s
-        if tls is None:
-            self._channel = grpc.insecure_channel(address, options=_OPTIONS)
-        else:
-            self._channel = grpc.secure_channel(address, channel_credentials(tls), options=_with_name(tls))
+        self._channel = _channel(grpc, address, tls)
         self._call = self._channel.unary_unary(wire.CALL_PATH)
         self._stats = self._channel.unary_unary(wire.STATS_PATH)
 
@@ -163,10 +157,12 @@ def _metadata(token: str) -> tuple[tuple[str, str], ...]:
     return ((wire.TOKEN_KEY, token),) if token else ()
 
 
-def _with_name(tls: TlsFiles) -> list[tuple[str, Any]]:
-    if not tls.name:
-        return list(_OPTIONS)
-    return [*_OPTIONS, ("grpc.ssl_target_name_override", tls.name), ("grpc.default_authority", tls.name)]
+def _channel(api: Any, address: str, tls: TlsFiles | None) -> Any:
+    """A channel of `api`: grpc or grpc.aio. It connects with the first call."""
+    if tls is None:
+        return api.insecure_channel(address, options=_OPTIONS)
+    name = [("grpc.ssl_target_name_override", tls.name), ("grpc.default_authority", tls.name)] if tls.name else []
+    return api.secure_channel(address, channel_credentials(tls), options=[*_OPTIONS, *name])
 
 
 def _failed(error: WireError | grpc.RpcError, address: str, tls: TlsFiles | None, deadline_s: float) -> ToolResult:
