@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.layout import Layout, lay_out, score_positions
+from models.forward import Layout, lay_out, score_positions
 from models.packing import assign
 from trajectory.types import Trajectory
 

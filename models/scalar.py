@@ -23,7 +23,7 @@ HEAD = "score"
 def scores(
     lm: Any, source: Tensor, input_ids: Tensor, position_ids: Tensor, borders: Tensor | None, longest: int
 ) -> Tensor:
-    """(B,) float32 scores, read at the positions `source` (see `layout.score_positions`). Arguments as for `hidden_at`."""
+    """(B,) float32 scores, read at the positions `source` (see `forward.score_positions`). Arguments as for `hidden_at`."""
     found: Tensor = lm.score(hidden_at(lm, source, input_ids, position_ids, borders, longest))
     return found[:, 0]
 

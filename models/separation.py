@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models import attention
-from models.forward import hidden_at
-from models.layout import lay_out
+from models.forward import hidden_at, lay_out
 
 LENGTHS = (11, 13)
 FIRST = 4

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rewards import format, outcome
+from rewards import outcome
 from rewards.config import RewardConfig
 from rewards.terms import REWARD_TERMS, TermInput
 from trajectory import markup
@@ -22,8 +22,8 @@ def score(task: Task, trajectory: Trajectory, config: RewardConfig, rm: float | 
     `config.math_timeout_s`.
     """
     assert trajectory.finish_reason not in ("error", "deadline"), "there is nothing to reward"
-    form = format.check(trajectory.text)
-    format_ok = form.ok and trajectory.finish_reason != "malformed"
+    problems = markup.validate(trajectory.text)
+    format_ok = not problems and trajectory.finish_reason != "malformed"
     result = outcome.score_answer(markup.final_answer(trajectory.text), task, config.math_timeout_s)
     given = TermInput(task=task, trajectory=trajectory, format_ok=format_ok, result=result, rm=rm, config=config)
     terms = {name: term(given) for name, term in REWARD_TERMS.items()}
@@ -34,5 +34,5 @@ def score(task: Task, trajectory: Trajectory, config: RewardConfig, rm: float | 
         parts=parts,
         correct=result.correct,
         format_ok=format_ok,
-        notes=(*malformed, *form.problems, *((result.note,) if result.note else ())),
+        notes=(*malformed, *problems, *((result.note,) if result.note else ())),
     )

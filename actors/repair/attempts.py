@@ -21,7 +21,7 @@ from actors.episode import Encode
 from actors.repair.render import render_repair_prompt
 from actors.repair.types import OUTAGES, Attempt, AttemptFn, PromptTooLong, Reason, RepairRequest, RepairResult
 from actors.sampler import Sampler
-from rewards import format, outcome, quality
+from rewards import outcome, quality
 from rewards.config import QualityConfig, RewardConfig
 from rewards.quality import Quality
 from trajectory import markup
@@ -185,10 +185,10 @@ def _broken_markup(trajectory: Trajectory) -> Reason | None:
     blocks = markup.parse(trajectory.text)
     if any(not block.closed for block in blocks):
         return "unclosed_tag"
-    form = format.check(trajectory.text)
-    if form.problems == ("no_answer",):
+    problems = markup.validate(trajectory.text)
+    if problems == ("no_answer",):
         return "no_answer"
-    return "unparseable" if not form.ok or trajectory.finish_reason == "malformed" else None
+    return "unparseable" if problems or trajectory.finish_reason == "malformed" else None
 
 
 def as_answer(repaired: Trajectory, original: Trajectory, encode: Encode | None) -> Trajectory:

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from models import scalar
-from models.layout import lay_out, score_positions
+from models.forward import lay_out, score_positions
 from models.load import load
 
 

@@ -64,6 +64,7 @@ def test_a_good_trajectory_breaks_no_rule():
     [
         ("", ("no_think", "no_answer")),
         ("<think>a</think>", ("no_answer",)),
+        ("\\boxed{1}", ("no_think", "no_answer")),
         ("<think>a</think><answer>5</answer>", ("no_boxed_answer",)),
         ("<think>a</think><answer>\\boxed{}</answer>", ("no_boxed_answer",)),
         ("<think>a</think>\\boxed{5}<answer>5</answer>", ("no_boxed_answer",)),
