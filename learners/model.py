@@ -62,6 +62,10 @@ def load_model(path: str, config: LearnerConfig, device: torch.device) -> TokenL
             f"{path}: attention is computed by transformers' own code, which takes time and memory for each pair of tokens, "
             f"as this is a {type(lm).__name__}: {loaded.plain}"
         )
+    elif not varlen and config.attention == "auto" and device.type == "cuda":
+        notes.append(
+            f"{path}: sequences are padded, not packed, as this GPU has no such kernel for this model and dtype"
+        )
     elif varlen and (fault := _packing_fault(lm, path, config)):
         varlen = False
         notes.append(

@@ -5,6 +5,7 @@ Hugging Face's own way needs the flash-attn package, which takes hours to compil
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 from typing import Any
 
@@ -98,6 +99,8 @@ def _fused(
 ) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
+    # Before torch 2.12 the kernel took fewer key heads than query heads without being asked.
+    grouped: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
     out = varlen_attn(
         query,
         key,
@@ -108,7 +111,7 @@ def _fused(
         longest,
         scale=scale,
         window_size=(-1 if window is None else window - 1, 0),  # causal; the kernel doesn't count the token itself
-        enable_gqa=query.shape[1] != key.shape[1],
+        **grouped,
     )
     assert isinstance(out, Tensor)  # it is a tuple only if auxiliary outputs are requested
     return out
