@@ -161,6 +161,57 @@ def test_no_catch_all_modules() -> None:
     assert [p for p in source_files() if p.stem in {"util", "utils", "helpers", "misc", "common"}] == []
 
 
+# Private names of libraries that we read because there is no other way.
+THEIR_PRIVATE_NAMES = {
+    "os._exit",
+    "argparse._SubParsersAction",  # a type
+    "ray._private",
+    "ray._private.worker._global_node",
+    "packaging._dir_travel",  # Ray's rules of which files a job ships
+    "packaging._get_excludes",
+    "internal_kv._internal_kv_put",
+    "internal_kv._internal_kv_get",
+    "internal_kv._internal_kv_list",
+    "internal_kv._internal_kv_del",
+    "group._worker_manager",  # RLlib's, whose own wrappers don't say which request failed
+    "layer._disable_adapters",  # PEFT
+    "engine._config",  # DeepSpeed
+    "lm._supports_sdpa",  # transformers
+    "lm.config._attn_implementation",
+    "trainer._tokenize_prompts",  # TRL, in a benchmark
+    "trainer._generate_single_turn",
+    # In the container, where the user's code runs as in an interpreter of its own:
+    "multiprocessing.context._concrete_contexts",
+    "builtins._",
+    "threading._shutdown",
+    "atexit._run_exitfuncs",
+}
+
+
+def private_reads(tree: ast.AST) -> set[str]:
+    """`x._name` if the file itself neither defines `_name` nor has it in `self`, and our `_name`s that it imports."""
+    own: set[str] = set()
+    reads: dict[str, str] = {}
+    for node in ast.walk(tree):
+        match node:
+            case ast.Attribute(value=ast.Name(id="self" | "cls"), attr=name):
+                own.add(name)
+            case ast.Attribute(attr=name) if name.startswith("_") and not name.startswith("__"):
+                reads[ast.unparse(node)] = name
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.AnnAssign(target=ast.Name(id=name)):
+                own.add(name)
+            case ast.ImportFrom(module=module, names=names) if str(module).split(".")[0] in ROOMS:
+                reads |= {f"{module}.{a.name}": a.name for a in names if a.name.startswith("_")}
+    return {read for read, name in reads.items() if name not in own}
+
+
+def test_no_file_reads_the_private_names_of_another() -> None:
+    files = [*source_files(), *(p for folder in ("benchmarks", "examples") for p in (ROOT / folder).rglob("*.py"))]
+    found = {read: str(p.relative_to(ROOT)) for p in files for read in private_reads(ast.parse(p.read_text()))}
+    assert {read: where for read, where in found.items() if read not in THEIR_PRIVATE_NAMES} == {}
+    assert THEIR_PRIVATE_NAMES - found.keys() == set()  # an exception that isn't needed any more is deleted
+
+
 def test_tests_are_not_packages() -> None:
     """`tests/actors/__init__.py` would shadow the room `actors`."""
     assert list((ROOT / "tests").rglob("__init__.py")) == []
