@@ -58,7 +58,7 @@ async def compare(call_tool: episode.CallTool, *, rounds: int, num_groups: int, 
 
     async def episodes(task: Task, number: int) -> int:
         group = await sampler.sample_group(task, lease_id=f"{next(serial)}", group_size=GROUP_SIZE, seed=number)
-        failed = [t.error for t in group.trajectories if t.error]
+        failed = [t.error for t in group.trajectories if t.failed]
         assert not failed, failed[0]
         results = [turn.tool_result for t in group.trajectories for turn in t.turns if turn.tool_result]
         unavailable = [result.message for result in results if result.status == "unavailable"]

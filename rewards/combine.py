@@ -21,7 +21,7 @@ def score(task: Task, trajectory: Trajectory, config: RewardConfig, rm: float | 
     compared. The first LaTeX answer that isn't a plain number starts a process (2 s). Each comparison blocks for at most
     `config.math_timeout_s`.
     """
-    assert trajectory.finish_reason not in ("error", "deadline"), "there is nothing to reward"
+    assert not trajectory.failed, "there is nothing to reward"
     problems = markup.validate(trajectory.text)
     format_ok = not problems and trajectory.finish_reason != "malformed"
     result = outcome.score_answer(markup.final_answer(trajectory.text), task, config.math_timeout_s)

@@ -98,7 +98,12 @@ class Trajectory:
     text: str  # the response as text, including tool results, and beginning with a `<think>` that the prompt may have opened
     finish_reason: FinishReason
     duration_s: float = 0.0
-    error: str = ""  # not empty exactly if finish_reason is "error" or "deadline"
+    error: str = ""  # not empty exactly if it `failed`
+
+    @property
+    def failed(self) -> bool:
+        """Whether it ended by something that the policy didn't cause. There is no answer and nothing to reward then."""
+        return self.finish_reason in ("error", "deadline")
 
     @property
     def opening(self) -> str:

@@ -91,7 +91,7 @@ def benchmark_result(
         benchmark=benchmark,
         num_problems=len(groups),
         num_samples=num_samples,
-        num_failed=sum(_failed(t) for group in groups for t in group.trajectories),
+        num_failed=sum(t.failed for group in groups for t in group.trajectories),
         metrics={name: e for name, values in per_problem.items() if (e := _estimate(name, values, seed)) is not None},
         problem_ids=tuple(group.task.id for group in groups),
         per_problem={name: tuple(values) for name, values in per_problem.items()},
@@ -161,15 +161,11 @@ def _estimate(name: str, values: Sequence[float | None], seed: int) -> Estimate 
 
 
 def _answer(trajectory: Trajectory) -> str | None:
-    return None if _failed(trajectory) else markup.final_answer(trajectory.text)
+    return None if trajectory.failed else markup.final_answer(trajectory.text)
 
 
 def _correct(trajectory: Trajectory, reward: Reward) -> bool:
-    return reward.correct and not _failed(trajectory)
-
-
-def _failed(trajectory: Trajectory) -> bool:
-    return trajectory.finish_reason in ("error", "deadline")
+    return reward.correct and not trajectory.failed
 
 
 def _mean(values: Sequence[float]) -> float:

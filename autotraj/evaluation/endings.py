@@ -8,8 +8,6 @@ from collections.abc import Iterable, Sequence
 from report.text import visible
 from trajectory.types import Group, Reward, Task, Trajectory
 
-FAILED = ("error", "deadline")
-"""Endings that the policy did not cause."""
 EXAMPLE_BELOW = 0.5
 """If the share of right answers is below this, a wrong one is shown."""
 TAIL_CHARS = 600
@@ -24,8 +22,8 @@ def explain(groups: Sequence[Group]) -> list[str]:
         for group in groups
         for trajectory, reward in zip(group.trajectories, group.rewards, strict=True)
     ]
-    answered = [s for s in sampled if s[1].finish_reason not in FAILED]
-    failed = [s for s in sampled if s[1].finish_reason in FAILED]
+    answered = [s for s in sampled if not s[1].failed]
+    failed = [s for s in sampled if s[1].failed]
     malformed = [reward for _, _, reward in answered if not reward.format_ok]
     lines = []
     if answered:

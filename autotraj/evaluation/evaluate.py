@@ -102,7 +102,7 @@ def evaluate(
                 waiting.append(index)
                 continue
             (group,) = outcome.value
-            if (failure := episode_failure(group)) and all(t.error for t in group.trajectories):
+            if (failure := episode_failure(group)) and all(t.failed for t in group.trajectories):
                 failures.failed(failure)
             else:
                 failures.succeeded()
@@ -135,7 +135,7 @@ def summarize(name: str, groups: Sequence[Group], *, seconds: float, num_asked_a
         accuracy=sum(per_problem) / len(per_problem) if per_problem else 0.0,
         accuracy_ci95=share(per_problem).half_width if per_problem else 0.0,
         num_problems=len(per_problem),
-        num_failed=sum(t.finish_reason in ("error", "deadline") for g in groups for t in g.trajectories),
+        num_failed=sum(t.failed for g in groups for t in g.trajectories),
         num_asked_again=num_asked_again,
         tool_call_rate=metrics.get("tool_call_rate", 0.0),
         mean_reward=metrics.get("reward_mean", 0.0),

@@ -35,7 +35,10 @@ async def judge(groups: Sequence[Group], config: JudgeConfig) -> dict[tuple[str,
     UserError if the key isn't in the environment.
     """
     answers = {
-        (group.task.id, trajectory.index): (group.task, _answer(trajectory.text, trajectory.finish_reason))
+        (group.task.id, trajectory.index): (
+            group.task,
+            None if trajectory.failed else markup.final_answer(trajectory.text),
+        )
         for group in groups
         for trajectory in group.trajectories
     }
@@ -105,7 +108,3 @@ def _client(config: JudgeConfig) -> AsyncOpenAI:
     if not key:
         raise UserError(f"judge.api_key_env = {config.api_key_env!r}: set that environment variable to the judge's key")
     return AsyncOpenAI(base_url=config.base_url, api_key=key, max_retries=config.max_retries, timeout=config.deadline_s)
-
-
-def _answer(text: str, finish_reason: str) -> str | None:
-    return None if finish_reason in ("error", "deadline") else markup.final_answer(text)

@@ -46,7 +46,7 @@ class Failure:
 def episode_failure(group: Group) -> Failure | None:
     """The first failure of an episode that wasn't the policy's doing, or None."""
     for t in group.trajectories:
-        if t.finish_reason in ("error", "deadline"):
+        if t.failed:
             return Failure(f"episode_{t.finish_reason}", f"task {t.task_id}: {t.error}")
     return None
 

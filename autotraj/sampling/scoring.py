@@ -36,6 +36,6 @@ def checked(group: Group) -> Group:
 
 
 def _reward(group: Group, trajectory: Trajectory, config: RewardConfig) -> Reward:
-    if trajectory.finish_reason in ("error", "deadline"):
+    if trajectory.failed:
         return Reward(total=0.0, parts={}, correct=False, format_ok=False, notes=(trajectory.error,))
     return combine.score(group.task, trajectory, config)
