@@ -16,13 +16,14 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import numpy as np
 
 from actors.config import EpisodeConfig
 from actors.engine.protocol import EngineError, Generation
 from trajectory.markup import contains_forged_result, render_result, trailing_tool_call
-from trajectory.types import FinishReason, Segment, Task, ToolCall, ToolResult, Trajectory, Turn
+from trajectory.types import EpisodeError, FinishReason, Segment, Task, ToolCall, ToolResult, Trajectory, Turn
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ async def run(
     started = time.monotonic()
     response = _Response(text=opening)
     error = ""
+    error_kind: EpisodeError | None = None
     try:
         async with asyncio.timeout(config.deadline_s):
             finish_reason = await _converse(prompt_ids, response, generate, call_tool, encode, config)
@@ -67,7 +69,8 @@ async def run(
         error = f"episode waited on {response.waiting_for} at its deadline of {config.deadline_s:g} s"
     except Exception as failure:
         # Only here does a failure become data: an episode must never abort the others of its group, or the step.
-        if not isinstance(failure, EngineError | ToolUnavailable | ValueError):
+        error_kind = failure.kind if isinstance(failure, EngineError | ToolUnavailable) else "episode_error"
+        if error_kind == "episode_error" and not isinstance(failure, ValueError):
             logger.exception("episode %d of task %s failed while waiting for %s", index, task.id, response.waiting_for)
         finish_reason, error = "error", f"{type(failure).__name__}: {failure}"
     return Trajectory(
@@ -83,11 +86,14 @@ async def run(
         finish_reason=finish_reason,
         duration_s=time.monotonic() - started,
         error=error,
+        error_kind=error_kind,
     )
 
 
 class ToolUnavailable(Exception):
     """Nobody ran a tool call. That is not the policy's doing, so there is nothing to learn from the episode."""
+
+    kind: ClassVar[EpisodeError] = "tool_unavailable"
 
 
 @dataclass(slots=True)

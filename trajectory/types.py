@@ -24,6 +24,21 @@ FinishReason = Literal["answer", "eos", "length", "turn_limit", "tool_limit", "m
 """Why an episode ended: an `<answer>` was closed; the model stopped without one (`eos`); a token, turn or tool-call limit;
 markup that can't be continued (`malformed`); the episode's own deadline; an error of the engine (see `Trajectory.error`)."""
 
+EpisodeError = Literal[
+    "engine_dead",
+    "engine_timeout",
+    "engine_failed",
+    "endpoint_down",
+    "endpoint_timeout",
+    "endpoint_refused",
+    "endpoint_garbled",
+    "rate_limited",
+    "tool_unavailable",
+    "episode_error",
+]
+"""What failed if an episode ended with `error`: its engine, the endpoint of a repairer, a tool, or the episode itself, such
+as a prompt that is too long."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
@@ -98,7 +113,8 @@ class Trajectory:
     text: str  # the response as text, including tool results, and beginning with a `<think>` that the prompt may have opened
     finish_reason: FinishReason
     duration_s: float = 0.0
-    error: str = ""  # not empty exactly if it `failed`
+    error: str = ""  # for people; not empty exactly if it `failed`
+    error_kind: EpisodeError | None = None  # not None exactly if finish_reason is "error"
 
     @property
     def failed(self) -> bool:

@@ -4,25 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.weight_update import WeightUpdate
-from trajectory.types import Segment
+from trajectory.types import EpisodeError, Segment
 
 
 class EngineError(Exception):
     """An engine did not do what was requested."""
 
+    kind: ClassVar[EpisodeError] = "engine_failed"
+    """What it makes of an episode that meets it."""
+
 
 class EngineDead(EngineError):
     """The engine is gone or can't be trusted any more. All that ran on it is lost. Start a new one."""
 
+    kind = "engine_dead"
+
 
 class EngineTimeout(EngineError):
     """The engine did not answer within a deadline. The message says which answer was missing."""
+
+    kind = "engine_timeout"
 
 
 class RequestFailed(EngineError):

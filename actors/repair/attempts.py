@@ -29,19 +29,6 @@ from trajectory.chat import Tokenizer, render_prompt, without_opening
 from trajectory.records import split_response
 from trajectory.types import Task, Trajectory, Turn
 
-_ERRORS: dict[str, Reason] = {
-    "EndpointDown": "endpoint_down",
-    "EndpointTimeout": "endpoint_timeout",
-    "EndpointRefused": "endpoint_refused",
-    "EndpointGarbled": "endpoint_garbled",
-    "RateLimited": "rate_limited",
-    "EngineDead": "engine_dead",
-    "EngineTimeout": "engine_timeout",
-    "RequestFailed": "engine_failed",
-    "ToolUnavailable": "tool_unavailable",
-}
-"""Reasons by exception name, with which `Trajectory.error` begins."""
-
 _LIMITS: dict[str, Reason] = {
     "length": "too_long",
     "turn_limit": "too_many_turns",
@@ -163,8 +150,8 @@ def verdict(
 
 def _why_not(trajectory: Trajectory, request: RepairRequest, config: RepairConfig) -> Reason | None:
     """The reason to refuse an attempt that can be found without its answer."""
-    if trajectory.finish_reason == "error":
-        return _ERRORS.get(trajectory.error.partition(":")[0], "episode_error")
+    if trajectory.error_kind is not None:
+        return trajectory.error_kind
     if "".join(trajectory.text.split()) == "".join(request.trajectory.text.split()):
         return "copy"
     if any(markup.contains_forged_result(turn.text) for turn in trajectory.turns):

@@ -42,21 +42,31 @@ class EndpointError(EngineError):
 class EndpointDown(EndpointError):
     """The endpoint can't be reached, or it answered only with server errors."""
 
+    kind = "endpoint_down"
+
 
 class EndpointTimeout(EndpointError):
     """There was no completion within a deadline."""
+
+    kind = "endpoint_timeout"
 
 
 class RateLimited(EndpointError):
     """The server refused because of the number of requests, up to the last try."""
 
+    kind = "rate_limited"
+
 
 class EndpointRefused(EndpointError):
     """The server refused the request itself: the key, the model's name, a prompt that is too long."""
 
+    kind = "endpoint_refused"
+
 
 class EndpointGarbled(EndpointError):
     """The answer is no completion."""
+
+    kind = "endpoint_garbled"
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rewards.quality import Quality
-from trajectory.types import Task, Trajectory
+from trajectory.types import EpisodeError, Task, Trajectory
 
 AttemptFn = Callable[[Task, str, int, float], Awaitable[Trajectory]]
 """`await attempt(task, prompt, seed, temperature)`: an episode on the user message `prompt`. Its failures are data, except
@@ -22,26 +22,17 @@ Reason = Literal[
     "unclosed_tag",
     "no_answer",
     "unparseable",
-    "tool_unavailable",
     "no_tools",
     "wrong_answer",
     "low_quality",
     "prompt_too_long",
     "deadline",
-    "endpoint_down",
-    "endpoint_timeout",
-    "endpoint_refused",
-    "endpoint_garbled",
-    "rate_limited",
-    "engine_dead",
-    "engine_timeout",
-    "engine_failed",
-    "episode_error",
+    EpisodeError,
 ]
-"""Why an attempt was not accepted. The first twelve are about the text: the bad trajectory again; a `<result>` that the
-model wrote itself; a limit of the episode; a tag that is never closed, no closed `<answer>`, or other broken markup; a
-tool that could not be reached; no tool call although the original had one or it is required; then the answer, then the
-score. The other reasons are about failures before there was a text."""
+"""Why an attempt was not accepted. The first eleven are about the text: the bad trajectory again; a `<result>` that the
+model wrote itself; a limit of the episode; a tag that is never closed, no closed `<answer>`, or other broken markup; no
+tool call although the original had one or it is required; then the answer, then the score. The other reasons are about
+failures before there was a text."""
 
 OUTAGES: frozenset[Reason] = frozenset(
     {"endpoint_down", "endpoint_timeout", "endpoint_refused", "rate_limited", "engine_dead", "tool_unavailable"}

@@ -5,7 +5,7 @@ import numpy as np
 from actors.repair.types import RepairRequest
 from rewards import quality
 from rewards.config import QualityConfig
-from trajectory.types import FinishReason, Task, ToolCall, ToolResult, Trajectory, Turn
+from trajectory.types import EpisodeError, FinishReason, Task, ToolCall, ToolResult, Trajectory, Turn
 
 TASK = Task(id="t", question="How much is 17 times {23}?", golds=("391",))
 RESULT = "\n<result>\n391\n</result>\n"
@@ -23,6 +23,7 @@ def make_trajectory(
     results: tuple[ToolResult, ...] = (OK,),
     finish_reason: FinishReason = "answer",
     error: str = "",
+    error_kind: EpisodeError | None = None,
     turn_texts: tuple[str, ...] = (),
 ) -> Trajectory:
     """With one turn a result and a last one without; what the turns say matters only where `turn_texts` are given."""
@@ -51,6 +52,7 @@ def make_trajectory(
         text=text,
         finish_reason=finish_reason,
         error=error,
+        error_kind=error_kind,
     )
 
 

@@ -194,6 +194,7 @@ async def test_a_tool_that_nobody_ran_ends_the_episode_as_an_error() -> None:
     assert trajectory.text == CALL
     assert trajectory.turns[0].tool_result == gone
     assert (trajectory.finish_reason, trajectory.error) == ("error", f"ToolUnavailable: {gone.message}")
+    assert trajectory.error_kind == "tool_unavailable"
 
 
 async def test_long_output_is_cut() -> None:
@@ -207,6 +208,7 @@ async def test_an_engine_error_keeps_the_turns_before_it() -> None:
     trajectory = await script.run()
     assert trajectory.finish_reason == "error"
     assert trajectory.error == "EngineDead: the vLLM engine is dead: killed"
+    assert trajectory.error_kind == "engine_dead"
     assert len(trajectory.turns) == 1
     assert trajectory.loss_mask.tolist() == [True, True, *[False] * 22]
 
@@ -214,6 +216,7 @@ async def test_an_engine_error_keeps_the_turns_before_it() -> None:
 async def test_a_defect_of_ours_is_data_and_logged(caplog: pytest.LogCaptureFixture) -> None:
     trajectory = await Script(KeyError("oops")).run()
     assert (trajectory.finish_reason, trajectory.error) == ("error", "KeyError: 'oops'")
+    assert trajectory.error_kind == "episode_error"
     assert "episode 4 of task t failed" in caplog.text
     assert (trajectory.response_ids.shape, trajectory.min_policy_version) == ((0,), None)
 
@@ -237,6 +240,7 @@ async def test_the_deadline_says_who_was_waited_for() -> None:
     trajectory = await Stuck(said(CALL)).run(EpisodeConfig(deadline_s=0.05))
     assert trajectory.finish_reason == "deadline"
     assert trajectory.error == "episode waited on the tool python at its deadline of 0.05 s"
+    assert trajectory.error_kind is None
     assert trajectory.response_ids.tolist() == [10, 11]  # the turn that was cut off counts as sampled
     assert [(t.end, t.result_end, t.tool_call, t.tool_result) for t in trajectory.turns] == [
         (2, 2, ToolCall(tool="python", content="x"), None)

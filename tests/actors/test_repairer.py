@@ -19,7 +19,7 @@ from actors.repair.types import PromptTooLong, Reason, RepairResult
 from rewards.config import QualityConfig, RewardConfig
 from rewards.quality import Quality
 from trajectory import markup
-from trajectory.types import Task, Trajectory
+from trajectory.types import EpisodeError, Task, Trajectory
 
 NAMED = RepairConfig(right_prompt="R {question}|{trajectory}|{problems}", wrong_prompt="W {question}|{trajectory}")
 
@@ -117,6 +117,11 @@ async def test_all_at_the_same_time_in_their_order() -> None:
 
 # --- refused, by name ---------------------------------------------------------------------------------------------------
 
+
+def failed(error: str, kind: EpisodeError) -> Trajectory:
+    return make_trajectory("", finish_reason="error", error=error, error_kind=kind)
+
+
 DOUBTFUL = GOOD.replace("The code gives", "Maybe it is")
 
 
@@ -140,9 +145,9 @@ DOUBTFUL = GOOD.replace("The code gives", "Maybe it is")
         (make_trajectory(ANSWER, results=()), "no_tools"),
         (make_trajectory(GOOD.replace("{391}", "{392}")), "wrong_answer"),
         (make_trajectory("", finish_reason="deadline", error="episode waited on the engine"), "deadline"),
-        (make_trajectory("", finish_reason="error", error="EngineTimeout: vLLM did not"), "engine_timeout"),
-        (make_trajectory("", finish_reason="error", error="RequestFailed: vLLM failed"), "engine_failed"),
-        (make_trajectory("", finish_reason="error", error="KeyError: 'x'"), "episode_error"),
+        (failed("EngineTimeout: vLLM did not", "engine_timeout"), "engine_timeout"),
+        (failed("RequestFailed: vLLM failed", "engine_failed"), "engine_failed"),
+        (failed("KeyError: 'x'", "episode_error"), "episode_error"),
     ],
 )
 async def test_refused(trajectory: Trajectory, reason: str) -> None:
@@ -195,22 +200,14 @@ async def test_tools_are_needed_if_the_original_called_them_or_by_configuration(
 
 
 @pytest.mark.parametrize(
-    ("error", "reason"),
-    [
-        ("EndpointDown: …", "endpoint_down"),
-        ("EndpointTimeout: …", "endpoint_timeout"),
-        ("EndpointRefused: …", "endpoint_refused"),
-        ("RateLimited: …", "rate_limited"),
-        ("EngineDead: the vLLM engine is dead", "engine_dead"),
-        ("ToolUnavailable: sandbox gateway h:1: UNAVAILABLE", "tool_unavailable"),
-    ],
+    "kind",
+    ["endpoint_down", "endpoint_timeout", "endpoint_refused", "rate_limited", "engine_dead", "tool_unavailable"],
 )
-async def test_what_would_meet_the_same_again_is_not_tried_again(error: str, reason: str) -> None:
-    writer = Writer(make_trajectory("", finish_reason="error", error=error))
-    result = await writer.repair()
-    assert reasons(result) == [reason]
-    assert result.attempts[0].error == error
-    assert result.outage == reason
+async def test_what_would_meet_the_same_again_is_not_tried_again(kind: EpisodeError) -> None:
+    result = await Writer(failed("it is gone", kind)).repair()
+    assert reasons(result) == [kind]
+    assert result.attempts[0].error == "it is gone"
+    assert result.outage == kind
 
 
 async def test_a_prompt_beyond_the_limit() -> None:
