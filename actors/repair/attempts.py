@@ -140,7 +140,7 @@ def verdict(
     answer = markup.final_answer(trajectory.text)
     if not outcome.score_answer(answer, request.task, reward_config.math_timeout_s).correct:
         return "wrong_answer", None
-    found = quality.assess(trajectory, request.task, request.ideal_num_words, quality_config)
+    found = quality.assess(trajectory, request.task, request.quality.ideal_num_words, quality_config)
     if request.correct:
         good = found.score >= quality_config.accept_right_from
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 from actors.config import RepairConfig
 from actors.repair.types import RepairRequest
@@ -21,7 +22,7 @@ def render_repair_prompt(request: RepairRequest, config: RepairConfig) -> str:
     if config.problems_as == "names":
         problems = ", ".join(request.problems)
     else:
-        problems = "\n".join(f"- {describe(name, request.quality)}" for name in request.problems or (NO_FLAW,))
+        problems = "\n".join(f"- {sentence}" for sentence in _sentences(request) or [NO_FLAW])
     parts = {
         "question": request.task.question,
         "trajectory": markup.shortened(markup.quote(request.trajectory.text), config.max_trajectory_chars),
@@ -31,26 +32,38 @@ def render_repair_prompt(request: RepairRequest, config: RepairConfig) -> str:
     return _PLACE.sub(lambda place: parts[place[1]], template)  # in one pass, so that inserted text is never filled in
 
 
-def describe(problem: str, found: Quality) -> str:
-    """The name of a problem as a sentence with its figures. An unknown name stays as it is."""
-    if problem == "low length":
-        wanted = f"; {found.ideal_num_words} are enough" if found.num_words > found.ideal_num_words > 0 else ""
-        return f"Its length is off: it has {found.num_words} words{wanted}."
-    if problem == "low repetition":
-        share = 1 - found.dimensions.get("repetition", 1.0)
-        return f"It repeats itself: {share:.0%} of its runs of three words occur more than once."
-    if problem == "low tool_success":
-        share = 1 - found.dimensions.get("tool_success", 1.0)
-        return f"{share:.0%} of its tool calls failed."
-    if problem == "low grounding":
-        share = 1 - found.dimensions.get("grounding", 1.0)
-        return f"{share:.0%} of its final answer stands neither in a tool result nor in the question."
-    return _SENTENCES.get(problem, problem)
+def _sentences(request: RepairRequest) -> list[str]:
+    """The problems in sentences with their figures. A note without a sentence stays as it is."""
+    wrong = ["Its final answer is wrong."] if request.wrong_answer else []
+    notes = [_NOTES.get(note, note) for note in request.notes]
+    low = [_LOW[name](request.quality) if name in _LOW else f"low {name}" for name in request.low_dimensions]
+    return [*wrong, *notes, *low]
 
 
-_SENTENCES: dict[str, str] = {
-    "wrong answer": "Its final answer is wrong.",
-    "low confidence": f"It sounds unsure: a thought holds a word such as {', '.join(DOUBTS)}.",
+def _off_length(found: Quality) -> str:
+    wanted = f"; {found.ideal_num_words} are enough" if found.num_words > found.ideal_num_words > 0 else ""
+    return f"Its length is off: it has {found.num_words} words{wanted}."
+
+
+_LOW: dict[str, Callable[[Quality], str]] = {
+    "confidence": lambda _: f"It sounds unsure: a thought holds a word such as {', '.join(DOUBTS)}.",
+    "length": _off_length,
+    "repetition": lambda q: (
+        f"It repeats itself: {_lack(q, 'repetition')} of its runs of three words occur more than once."
+    ),
+    "tool_success": lambda q: f"{_lack(q, 'tool_success')} of its tool calls failed.",
+    "grounding": lambda q: (
+        f"{_lack(q, 'grounding')} of its final answer stands neither in a tool result nor in the question."
+    ),
+}
+"""Dimension of quality → the sentence about a low one."""
+
+
+def _lack(found: Quality, dimension: str) -> str:
+    return f"{1 - found.dimensions[dimension]:.0%}"
+
+
+_NOTES: dict[str, str] = {
     "unpaired_tag": "A tag is never closed, or a closing tag closes nothing.",
     "nested_tag": "A tag opens inside another.",
     "no_think": "It has no <think>.",

@@ -40,6 +40,9 @@ OUTAGES: frozenset[Reason] = frozenset(
 """Reasons that mean that the repairer, or a tool, can't be reached. No further attempt is made: it would fail in the same
 way, and endpoints and tool calls have had their retries."""
 
+WRONG_ANSWER = "wrong answer"
+"""The name of the problem that an answer is wrong."""
+
 
 class PromptTooLong(Exception):
     """The prompt of a repair exceeds its limit. The message says by how much."""
@@ -52,9 +55,16 @@ class RepairRequest:
     task: Task
     trajectory: Trajectory
     correct: bool  # right and well-formed, so only its path is poor
-    quality: Quality
-    ideal_num_words: int  # those of the question's shortest correct trajectory; 0 if it has none
-    problems: tuple[str, ...]  # names: "wrong answer", "low <dimension>", broken format rules, other notes
+    quality: Quality  # its ideal number of words is that of the question's shortest correct trajectory
+    wrong_answer: bool
+    notes: tuple[str, ...]  # those of its reward: broken format rules, why its answer could not be compared
+    low_dimensions: tuple[str, ...]  # the dimensions of `quality` that are too low
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """The names of all problems, in records and in prompts. Models were trained on these words, so they stay."""
+        wrong = (WRONG_ANSWER,) if self.wrong_answer else ()
+        return (*wrong, *self.notes, *(f"low {dimension}" for dimension in self.low_dimensions))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from actors.repair.types import WRONG_ANSWER
 from autotraj.cli.commands import run_all
 from autotraj.config.run import load
 from autotraj.run_folder.lock import clear, locked
@@ -79,7 +80,7 @@ def _repair(path: Path) -> dict[str, Any] | None:
     """A repair to show, of a wrong answer if there is one."""
     lines = (path / "synthesis/repairs.jsonl").read_text().splitlines()
     accepted = [repair for line in lines if (repair := json.loads(line))["repaired"]]
-    return max(accepted, key=lambda repair: "wrong answer" in repair["problems"], default=None)
+    return max(accepted, key=lambda repair: WRONG_ANSWER in repair["problems"], default=None)
 
 
 def _example(groups: list[Group], correct: bool) -> tuple[str, Trajectory, Reward] | None:

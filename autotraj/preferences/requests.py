@@ -45,8 +45,9 @@ def assess(group: Group, config: QualityConfig) -> Assessment:
                 trajectory=group.trajectories[i],
                 correct=correct[i],
                 quality=qualities[i],
-                ideal_num_words=ideal,
-                problems=problems(group.rewards[i], qualities[i], config),
+                wrong_answer=not group.rewards[i].correct,
+                notes=group.rewards[i].notes,
+                low_dimensions=tuple(d for d, value in qualities[i].dimensions.items() if value < config.keep_all_from),
             )
             for i in split.to_repair
         ),
@@ -56,13 +57,6 @@ def assess(group: Group, config: QualityConfig) -> Assessment:
 def is_good(reward: Reward) -> bool:
     """Right, and well-formed: nobody should learn from a right answer in broken markup."""
     return reward.correct and reward.format_ok
-
-
-def problems(reward: Reward, found: Quality, config: QualityConfig) -> tuple[str, ...]:
-    """What is wrong with a trajectory, in words that a repairer reads: the answer, broken rules, low dimensions."""
-    wrong = () if reward.correct else ("wrong answer",)
-    low = [f"low {name}" for name, value in found.dimensions.items() if value < config.keep_all_from]
-    return (*wrong, *reward.notes, *low)
 
 
 def seed_of(seed: int, task: Task, attempt: int) -> int:

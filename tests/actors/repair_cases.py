@@ -64,7 +64,8 @@ def make_request(text: str = WRONG, *, correct: bool = False, **changes: object)
         "trajectory": trajectory,
         "correct": correct,
         "quality": quality.assess(trajectory, TASK, ideal, QualityConfig()),
-        "ideal_num_words": ideal,
-        "problems": ("low confidence",) if correct else ("wrong answer",),
+        "wrong_answer": not correct,
+        "notes": (),
+        "low_dimensions": ("confidence",) if correct else (),
     }
     return RepairRequest(**(fields | changes))  # type: ignore[arg-type]

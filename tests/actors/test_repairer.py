@@ -17,6 +17,7 @@ from actors.repair.attempts import repair, repair_all
 from actors.repair.render import render_repair_prompt
 from actors.repair.types import PromptTooLong, Reason, RepairResult
 from rewards.config import QualityConfig, RewardConfig
+from rewards.dimensions import DIMENSIONS
 from rewards.quality import Quality
 from trajectory import markup
 from trajectory.types import EpisodeError, Task, Trajectory
@@ -183,7 +184,8 @@ async def test_a_right_answer_is_accepted_from_and_a_wrong_one_above(
 async def test_the_ideal_length_is_the_questions() -> None:
     """Not the repair's own, by which every length would be ideal."""
     wordy = GOOD.replace("I multiply 17 by 23.", " ".join(f"w{i}" for i in range(60)))
-    request = make_request(ideal_num_words=len(GOOD.split()))
+    request = make_request()
+    request = replace(request, quality=replace(request.quality, ideal_num_words=len(GOOD.split())))
     result = await Writer(*[make_trajectory(wordy)] * 3).repair(request)
     assert reasons(result) == ["low_quality"] * 3
 
@@ -233,12 +235,14 @@ async def test_a_defect_of_ours_is_not_taken_for_a_deadline() -> None:
 
 
 def test_the_prompt_shows_everything_but_the_gold() -> None:
-    request = make_request(problems=("wrong answer", "low length", "no_boxed_answer", "note of ours"))
+    request = make_request(notes=("no_boxed_answer", "note of ours"), low_dimensions=("length",))
     text = render_repair_prompt(request, RepairConfig())
     assert TASK.question in text
     assert WRONG in text  # its tags and its tool results
-    assert f"- Its final answer is wrong.\n- Its length is off: it has {len(WRONG.split())} words.\n" in text
-    assert "- Its <answer> has no \\boxed{} with the final answer.\n- note of ours\n" in text
+    assert (
+        "- Its final answer is wrong.\n- Its <answer> has no \\boxed{} with the final answer.\n- note of ours\n" in text
+    )
+    assert f"\n- Its length is off: it has {len(WRONG.split())} words.\n" in text
     assert "391" not in text
     assert "misread" in text
     assert "{" not in text.replace("{23}", "").replace("\\boxed{", "")
@@ -248,8 +252,8 @@ def test_a_right_answer_has_its_own_prompt() -> None:
     found = Quality(
         0.4, {"confidence": 0.0, "length": 0.1, "repetition": 0.75, "tool_success": 0.5, "grounding": 0}, 90, 30
     )
-    names = tuple(f"low {name}" for name in found.dimensions)
-    text = render_repair_prompt(make_request(RAMBLING, correct=True, quality=found, problems=names), RepairConfig())
+    request = make_request(RAMBLING, correct=True, quality=found, low_dimensions=tuple(found.dimensions))
+    text = render_repair_prompt(request, RepairConfig())
     assert "poor path" in text
     for sentence in (
         "a word such as maybe, unsure, guess",
@@ -260,16 +264,27 @@ def test_a_right_answer_has_its_own_prompt() -> None:
     ):
         assert sentence in text
     assert "Nothing stands out" in render_repair_prompt(
-        make_request(RAMBLING, correct=True, problems=()), RepairConfig()
+        make_request(RAMBLING, correct=True, low_dimensions=()), RepairConfig()
     )
 
 
 def test_templates_may_be_one_line_with_bare_names() -> None:
     config = NAMED.model_copy(update={"problems_as": "names"})
-    request = make_request("{problems}", correct=True, problems=("low length", "no_think"))
+    request = make_request("{problems}", correct=True, notes=("no_think",), low_dimensions=("length",))
     # What was filled in is never filled itself.
-    assert render_repair_prompt(request, config) == f"R {TASK.question}|{{problems}}|low length, no_think"
+    assert render_repair_prompt(request, config) == f"R {TASK.question}|{{problems}}|no_think, low length"
     assert render_repair_prompt(make_request("x"), config) == f"W {TASK.question}|x"
+
+
+def test_the_names_are_the_words_that_released_models_were_trained_on() -> None:
+    """In the order and the spelling of `examples/tiny`'s model, whose repair prompts have nothing but these words."""
+    request = make_request("x", notes=get_args(markup.Rule), low_dimensions=tuple(DIMENSIONS))
+    template = "{question}|{trajectory}|{problems}"
+    config = RepairConfig(problems_as="names", wrong_prompt=template, right_prompt=template)
+    assert render_repair_prompt(request, config) == (
+        f"{TASK.question}|x|wrong answer, unpaired_tag, nested_tag, no_think, no_answer, tool_without_result, "
+        "result_without_tool, no_boxed_answer, low confidence, low length, low repetition, low tool_success, low grounding"
+    )
 
 
 @given(st.lists(st.sampled_from(["<", ">", "<|im_end|>", "<|", "|>", "</s>", "<think>", "im_end", "\n", " ", "a"])))
