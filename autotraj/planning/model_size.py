@@ -1,180 +1,199 @@
-"""How much memory a dense decoder takes, from its shape alone: formulas, each with its source, no torch.
+"""How large a model is: its parameters, counted in the model itself, and what a pass keeps, by formulas with their source.
 
-b bytes a parameter: 2 in bfloat16, 4 in float32. P parameters, T of them trained, N data-parallel ranks, t tensor-parallel.
+transformers builds the model from its `config.json` on the meta device, which allocates no memory; so whatever the learners
+load can be planned, a mixture of experts too. Code that comes with a model is never run. b bytes a parameter: 2 in bfloat16,
+4 in float32. P parameters, T of them trained, N data-parallel ranks, t tensor-parallel.
+
+Importing torch and transformers takes seconds, so they are imported only when a size is asked for.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from autotraj.errors import UserError
+from learners.config import LoraConfig
 
 KEPT = 1.8
-"""What each block keeps, in `block_bytes_per_token`. Of the tensors that live in transformers' own Qwen2 and Qwen3 on CPU:
-1.7 (Qwen2) and 1.8 (Qwen3) in float32, 1.8 and 2.1 in bfloat16, whose norms compute in float32."""
-RECOMPUTED = 3.1
-"""The same of a block that is recomputed: its tensors and, while they live, their gradients (3.0 to 3.4)."""
+"""What each block keeps, in `block_widths`. Of the tensors that live in transformers' own models on CPU, without weights:
+1.5 (Qwen2, DeepSeek-V3, Qwen3-MoE) and 1.6 (Qwen3) in float32, 1.6 to 1.9 in bfloat16, whose norms compute in float32."""
+RECOMPUTED = 1.9
+"""The same of a block that is recomputed: its tensors and, while they live, their gradients (1.5 to 2.1)."""
+WITHOUT_KEYS = {"linear_attention", "conv", "moe"}
+"""Kinds of layers in transformers' `layer_types` (5.19) that keep no keys and values of each token. What they keep instead,
+a state of fixed size for each sequence, isn't planned."""
+NUM_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+"""The names that transformers' configurations give to the number of a layer's routed experts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Architecture:
-    """The shape of a decoder of the Llama and Qwen kind."""
+class ModelSize:
+    """What is known of a causal language model before its weights are loaded."""
 
+    num_parameters: int
+    """P, without buffers; a tied output layer counts once."""
+    num_output_layer: int
+    """Parameters of an output layer of its own; 0: it is the input embedding."""
+    block_widths: tuple[int, ...]
+    """Numbers that each block makes of one token, attention fused (there is no L × L matrix): inputs and outputs of two
+    norms (4h), and of each weight matrix the side that isn't h, after arXiv 2205.05198 §4: q and the attention's output, k,
+    v, and gate, up and their product. Of experts those at work, with their copies of what goes in and comes out (2h)."""
     hidden: int
-    intermediate: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
     vocab_size: int
-    tied: bool  # the output layer is the input embedding
-    qkv_bias: bool  # Qwen2
-    qk_norm: bool  # Qwen3
-    max_positions: int
-
-    @property
-    def linears(self) -> dict[str, tuple[int, int]]:
-        """(in, out) of the linear layers of one block, by name."""
-        q, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        h, i = self.hidden, self.intermediate
-        attention = {"q_proj": (h, q), "k_proj": (h, kv), "v_proj": (h, kv), "o_proj": (q, h)}
-        return attention | {"gate_proj": (h, i), "up_proj": (h, i), "down_proj": (i, h)}
-
-    @property
-    def num_parameters(self) -> int:
-        """P: embeddings, blocks with their norms and biases, the last norm, and the output layer if it has its own."""
-        bias = (self.num_heads + 2 * self.num_kv_heads) * self.head_dim if self.qkv_bias else 0
-        norms = 2 * self.hidden + (2 * self.head_dim if self.qk_norm else 0)
-        block = sum(a * b for a, b in self.linears.values()) + bias + norms
-        embeddings = self.vocab_size * self.hidden * (1 if self.tied else 2)
-        return self.num_layers * block + self.hidden + embeddings
-
-    def num_lora_parameters(self, rank: int, targets: str | Sequence[str] = "all-linear") -> int:
-        """T of adapters: rank · (in + out) for each linear layer of the blocks that is a target (arXiv 2106.09685).
-
-        `targets`: `all-linear`, or ends of layers' names.
-        """
-        endings = tuple(self.linears) if isinstance(targets, str) else tuple(targets)
-        return self.num_layers * sum(rank * (a + b) for name, (a, b) in self.linears.items() if name.endswith(endings))
+    max_positions: int | None
+    num_kv_layers: int
+    num_kv_heads: int
+    kv_width: int
+    """Numbers that one head keeps of a token: key and value, or the one compressed vector (arXiv 2405.04434 §2.1)."""
 
     def kv_bytes_per_token(self, element_bytes: int, tensor_parallel: int = 1) -> int:
-        """Keys and values of one token on one of t GPUs: 2 · layers · KV heads / t · head size · b; a head isn't split."""
-        return 2 * self.num_layers * max(1, self.num_kv_heads // tensor_parallel) * self.head_dim * element_bytes
-
-    def block_bytes_per_token(self, element_bytes: int) -> int:
-        """One token's tensors in one block, attention fused (there is no L × L matrix): inputs and outputs of two norms
-        (4h), q and the attention's output, k, v, and gate, up and their product (3i), after arXiv 2205.05198 §4."""
-        q, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        return element_bytes * (4 * self.hidden + 2 * q + 2 * kv + 3 * self.intermediate)
+        """Keys and values of one token on one of t GPUs: layers · KV heads / t · width · b; a head isn't split."""
+        return self.num_kv_layers * max(1, self.num_kv_heads // tensor_parallel) * self.kv_width * element_bytes
 
     def activation_bytes_per_token(self, element_bytes: int, *, checkpointing: bool) -> int:
         """What one token takes at the height of a training pass, measured in blocks (`KEPT`, `RECOMPUTED`). With
         checkpointing each block keeps its input (h), and one block at a time is recomputed."""
-        block = self.block_bytes_per_token(element_bytes)
         if checkpointing:
-            return self.num_layers * self.hidden * element_bytes + int(RECOMPUTED * block)
-        return int(self.num_layers * KEPT * block)
+            inputs = len(self.block_widths) * self.hidden
+            return element_bytes * inputs + int(RECOMPUTED * element_bytes * max(self.block_widths))
+        return int(KEPT * element_bytes * sum(self.block_widths))
 
 
-KNOWN: dict[str, Architecture] = {
-    "qwen2.5-3b": Architecture(
-        hidden=2048,
-        intermediate=11008,
-        num_layers=36,
-        num_heads=16,
-        num_kv_heads=2,
-        vocab_size=151936,
-        tied=True,
-        head_dim=128,
-        qkv_bias=True,
-        qk_norm=False,
-        max_positions=32768,
-    ),
-    "qwen2.5-7b": Architecture(
-        hidden=3584,
-        intermediate=18944,
-        num_layers=28,
-        num_heads=28,
-        num_kv_heads=4,
-        vocab_size=152064,
-        tied=False,
-        head_dim=128,
-        qkv_bias=True,
-        qk_norm=False,
-        max_positions=32768,
-    ),
-    "qwen2.5-32b": Architecture(
-        hidden=5120,
-        intermediate=27648,
-        num_layers=64,
-        num_heads=40,
-        num_kv_heads=8,
-        vocab_size=152064,
-        tied=False,
-        head_dim=128,
-        qkv_bias=True,
-        qk_norm=False,
-        max_positions=32768,
-    ),
-    "qwen3-8b": Architecture(
-        hidden=4096,
-        intermediate=12288,
-        num_layers=36,
-        num_heads=32,
-        num_kv_heads=8,
-        vocab_size=151936,
-        tied=False,
-        head_dim=128,
-        qkv_bias=False,
-        qk_norm=True,
-        max_positions=40960,
-    ),
+_SHAPE = (
+    "model_type",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "vocab_size",
+    "max_position_embeddings",
+    "tie_word_embeddings",
+)
+KNOWN: dict[str, dict[str, Any]] = {
+    name: dict(zip(_SHAPE, shape, strict=True)) | {"head_dim": 128}
+    for name, shape in {
+        "qwen2.5-3b": ("qwen2", 2048, 11008, 36, 16, 2, 151936, 32768, True),
+        "qwen2.5-7b": ("qwen2", 3584, 18944, 28, 28, 4, 152064, 32768, False),
+        "qwen2.5-32b": ("qwen2", 5120, 27648, 64, 40, 8, 152064, 32768, False),
+        "qwen3-8b": ("qwen3", 4096, 12288, 36, 32, 8, 151936, 40960, False),
+    }.items()
 }
-"""The models of examples/, for a plan made before they are downloaded; found by their name in the path."""
+"""The configurations of the models of examples/, for a plan made before they are downloaded; found by name in the path."""
 
 
-def architecture(model: str) -> Architecture:
-    """The shape of the checkpoint in directory `model`; without one, of the known model whose name the path holds.
+def model_size(model: str) -> ModelSize:
+    """The size of the checkpoint in directory `model`; without one, of the known model whose name the path holds.
 
-    Raises UserError, with the remedy, for neither, and for a model that isn't a dense decoder.
+    Raises UserError, with the remedy, for neither, and for an architecture that transformers doesn't know or can't build.
     """
+    return _size(*_config_of(model))
+
+
+def num_adapter_parameters(model: str, lora: LoraConfig) -> int:
+    """T of adapters as the learners would put them into `model`; UserError as of `model_size`, and for a wrong target."""
+    return _num_adapter_parameters(*_config_of(model), lora)
+
+
+def _config_of(model: str) -> tuple[str, str]:
+    """Where the configuration of `model` stands, and its text."""
     path = Path(model) / "config.json"
     if path.is_file():
-        try:
-            return _read(json.loads(path.read_text()))
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"model: {path} can't be planned with: {error!r}; only dense decoders are known") from error
+        with _explained(str(path)):
+            return str(path), path.read_text()
     known = [name for name in KNOWN if name in model.lower().replace("_", "-")]
     if not known:
         raise UserError(
             f"model: there is no {path} to plan with, and {model!r} names none of {', '.join(KNOWN)}; download it first"
         )
-    return KNOWN[known[0]]
+    return known[0], json.dumps(KNOWN[known[0]])
 
 
-def _read(config: dict[str, object]) -> Architecture:
-    def number(name: str, default: int | None = None) -> int:
-        value = config.get(name, default) or default
-        if not isinstance(value, int) or value <= 0:
-            raise ValueError(f"{name} is {value!r}")
-        return value
+@contextmanager
+def _explained(where: str) -> Iterator[None]:
+    """What transformers and peft raise of a configuration as UserError; each architecture's code raises of every kind."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        said = " ".join(str(error).split())
+        raise UserError(f"model: {where} can't be planned with: {type(error).__name__}: {said[:300]}") from error
 
-    if experts := {"num_experts", "num_local_experts", "n_routed_experts"} & config.keys():
-        raise ValueError(f"it has {experts.pop()}: a mixture of experts")
-    heads = number("num_attention_heads")
-    return Architecture(
-        hidden=number("hidden_size"),
-        intermediate=number("intermediate_size"),
-        num_layers=number("num_hidden_layers"),
-        num_heads=heads,
-        num_kv_heads=number("num_key_value_heads", heads),
-        head_dim=number("head_dim", number("hidden_size") // heads),
-        vocab_size=number("vocab_size"),
-        tied=bool(config.get("tie_word_embeddings", False)),
-        qkv_bias=config.get("model_type") == "qwen2" or bool(config.get("attention_bias", False)),
-        qk_norm=config.get("model_type") == "qwen3",
-        max_positions=number("max_position_embeddings"),
-    )
+
+def _built(where: str, text: str) -> Any:
+    """The causal language model of a configuration, on the meta device."""
+    import torch
+    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, __version__
+
+    values = json.loads(text)
+    kind = values["model_type"]
+    if kind not in CONFIG_MAPPING or CONFIG_MAPPING[kind] not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UserError(
+            f"model: {where} can't be planned with: transformers {__version__} has no causal language model of model_type "
+            f"{kind!r}, and code that comes with a model is never run"
+        )
+    config = CONFIG_MAPPING[kind].from_dict(values)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, attn_implementation="eager", trust_remote_code=False)
+
+
+@lru_cache
+def _num_adapter_parameters(where: str, text: str, lora: LoraConfig) -> int:
+    from learners.adapters import inject
+
+    with _explained(where):
+        lm = _built(where, text)
+        inject(lm, lora)
+        return int(lm.num_parameters(only_trainable=True))
+
+
+@lru_cache
+def _size(where: str, text: str) -> ModelSize:
+    with _explained(where):
+        lm = _built(where, text)
+        config = lm.config.get_text_config()
+        embedding, output = lm.get_input_embeddings().weight, lm.get_output_embeddings().weight
+        widths = _block_widths(lm, config, embedding.shape[1])
+        heads = config.num_attention_heads
+        compressed = getattr(config, "kv_lora_rank", None)
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+        kinds = getattr(config, "layer_types", None) or ["full_attention"] * len(widths)
+        return ModelSize(
+            num_parameters=lm.num_parameters(),
+            num_output_layer=0 if output is embedding else output.numel(),
+            block_widths=widths,
+            hidden=embedding.shape[1],
+            vocab_size=output.shape[0],
+            max_positions=getattr(config, "max_position_embeddings", None),
+            num_kv_layers=sum(kind not in WITHOUT_KEYS for kind in kinds),
+            num_kv_heads=1 if compressed else getattr(config, "num_key_value_heads", None) or heads,
+            kv_width=compressed + config.qk_rope_head_dim if compressed else 2 * head_dim,
+        )
+
+
+def _block_widths(lm: Any, config: Any, hidden: int) -> tuple[int, ...]:
+    widths: Counter[int] = Counter()
+    for name, parameter in lm.get_decoder().named_parameters():
+        block = re.search(r"(?:^|\.)(\d+)\.", name)
+        routed = ".experts." in name  # all experts of a layer are one tensor, or one matrix each
+        if block is None or "bias" in name or parameter.dim() not in ((2, 3) if routed else (2,)):
+            continue
+        sides = parameter.shape[-2:]
+        width = max(side for side in sides if side != hidden or set(sides) == {hidden})
+        if routed:
+            num_experts = next((n for key in NUM_EXPERTS if (n := getattr(config, key, None))), None)
+            if not num_experts:
+                raise ValueError(f"it has experts, but none of {', '.join(NUM_EXPERTS)}")
+            num_at_work = parameter.numel() // sides.numel() * config.num_experts_per_tok / num_experts
+            width = round(num_at_work * (width + hidden))
+        widths[int(block[1])] += width
+    return tuple(4 * hidden + widths[number] for number in sorted(widths))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from actors.config import ScorerConfig
 from autotraj.config.run import RunConfig
 from autotraj.errors import UserError
-from autotraj.planning.model_size import Architecture, architecture
+from autotraj.planning.model_size import ModelSize, model_size, num_adapter_parameters
 
 GIB = 1 << 30
 PROCESS_GIB = 1.5
@@ -73,28 +73,28 @@ def plan(config: RunConfig, *, reward_model: ScorerConfig | None = None, gpu_gib
 
     Reads the checkpoint's `config.json`, or the table of known models; raises UserError if neither knows the model.
     """
-    shape = architecture(config.model)
+    size = model_size(config.model)
     gpu_bytes = int(gpu_gib * GIB)
     actors = actor_plans(config, reward_model=reward_model, gpu_gib=gpu_gib)
     longest = config.episode.max_prompt_tokens + config.episode.max_response_tokens
     num_trajectories = config.grpo.num_steps * config.grpo.groups_per_step * config.rollout.group_size
     limit = config.eval.data.limit
-    checkpoint = _element_bytes(config) * shape.num_parameters + _optimizer_bytes(config) * _num_trained(config, shape)
+    checkpoint = _element_bytes(config) * size.num_parameters + _optimizer_bytes(config) * _num_trained(config, size)
     problems = [
         f"{actor.name}: needs about {_gib(actor.memory_bytes)} of a GPU's {_gib(gpu_bytes)}"
         for actor in actors
         if actor.num_gpus and actor.memory_bytes > gpu_bytes
     ]
-    if config.engine.max_model_len > shape.max_positions:
+    if size.max_positions is not None and config.engine.max_model_len > size.max_positions:
         problems.append(
-            f"engine.max_model_len = {config.engine.max_model_len} exceeds the model's {shape.max_positions} positions"
+            f"engine.max_model_len = {config.engine.max_model_len} exceeds the model's {size.max_positions} positions"
         )
-    if actors[0].memory["KV cache"] < longest * _kv_bytes(config, shape):
+    if actors[0].memory["KV cache"] < longest * _kv_bytes(config, size):
         problems.append(f"rollout: the KV cache holds not one trajectory of {longest} tokens")
     return Plan(
         model=config.model,
-        num_parameters=shape.num_parameters,
-        num_trained=_num_trained(config, shape),
+        num_parameters=size.num_parameters,
+        num_trained=_num_trained(config, size),
         gpu_bytes=gpu_bytes,
         actors=tuple(actors),
         num_steps=config.grpo.num_steps,
@@ -104,7 +104,7 @@ def plan(config: RunConfig, *, reward_model: ScorerConfig | None = None, gpu_gib
         disk={
             # One more than is kept: the newest is complete before the oldest goes.
             "checkpoints": (config.grpo.keep_checkpoints + 1) * checkpoint,
-            "trained policy": _element_bytes(config) * shape.num_parameters,
+            "trained policy": _element_bytes(config) * size.num_parameters,
             "trajectory log": num_trajectories * longest * LOG_BYTES_PER_TOKEN,
         },
         problems=tuple(problems),
@@ -119,15 +119,15 @@ def actor_plans(
 
     With `reward_model` its actor too, and the learners that have it follow the policy if `online_repair` is on.
     """
-    shape = architecture(config.model)
-    actors = [_rollout(config, shape, int(gpu_gib * GIB))]
+    size = model_size(config.model)
+    actors = [_rollout(config, size, int(gpu_gib * GIB))]
     if config.only_measures:
         return actors
-    actors.append(_learner(config, shape))
+    actors.append(_learner(config, size))
     if reward_model is not None:
-        actors.append(_reward_model(reward_model, shape))
+        actors.append(_reward_model(reward_model, size))
         if config.online_repair.enabled:
-            actors.append(_reward_model_learner(config, shape))
+            actors.append(_reward_model_learner(config, size))
     if config.repair.repairer != "policy":
         actors.append(_repair(config, int(gpu_gib * GIB)))
     return actors
@@ -191,9 +191,9 @@ def render_plan(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def _rollout(config: RunConfig, shape: Architecture, gpu_bytes: int) -> ActorPlan:
+def _rollout(config: RunConfig, size: ModelSize, gpu_bytes: int) -> ActorPlan:
     engine, rollout = config.engine, config.rollout
-    weights = _engine_bytes(config) * shape.num_parameters // engine.tensor_parallel_size
+    weights = _engine_bytes(config) * size.num_parameters // engine.tensor_parallel_size
     if engine.device == "gpu":
         overhead = GPU_OVERHEAD_BYTES
         kv_cache = max(0, int(engine.gpu_memory_utilization * gpu_bytes) - weights - overhead)
@@ -203,7 +203,7 @@ def _rollout(config: RunConfig, shape: Architecture, gpu_bytes: int) -> ActorPla
         kv_cache = engine.cpu_kv_cache_gib * GIB
         kv_formula = "engine.cpu_kv_cache_gib"
     longest = config.episode.max_prompt_tokens + config.episode.max_response_tokens
-    fits = kv_cache // (longest * _kv_bytes(config, shape))
+    fits = kv_cache // max(1, longest * _kv_bytes(config, size))
     return ActorPlan(
         name="rollout",
         count=rollout.num_actors,
@@ -212,8 +212,8 @@ def _rollout(config: RunConfig, shape: Architecture, gpu_bytes: int) -> ActorPla
         memory={"weights": weights, "KV cache": kv_cache, "overhead": overhead},
         formulas={
             "weights": f"{_engine_bytes(config)}P / {engine.tensor_parallel_size}",
-            "KV cache": f"{kv_formula}; 2 · layers · KV heads · head size · {_engine_bytes(config)} = "
-            f"{_kv_bytes(config, shape):,} bytes a token",
+            "KV cache": f"{kv_formula}; layers · KV heads · key and value · {_engine_bytes(config)} = "
+            f"{_kv_bytes(config, size):,} bytes a token",
             "overhead": "context and workspaces" if engine.device == "gpu" else "two processes",
         },
         note=f"{fits} trajectories of {longest} tokens at once ({min(engine.max_num_seqs, rollout.max_concurrent_episodes)}"
@@ -221,14 +221,14 @@ def _rollout(config: RunConfig, shape: Architecture, gpu_bytes: int) -> ActorPla
     )
 
 
-def _learner(config: RunConfig, shape: Architecture) -> ActorPlan:
+def _learner(config: RunConfig, size: ModelSize) -> ActorPlan:
     learner = config.learner
     b, ranks, zero = _element_bytes(config), learner.num_learners, learner.zero_stage
-    num_trained = _num_trained(config, shape)
-    num_weights = shape.num_parameters + (num_trained if learner.lora else 0)
+    num_trained = _num_trained(config, size)
+    num_weights = size.num_parameters + (num_trained if learner.lora else 0)
     gradient_bytes = 4 if b == 4 or zero > 0 else 2  # bfloat16 gradients are summed in float32 from stage 1 on
-    activation = shape.activation_bytes_per_token(b, checkpointing=learner.gradient_checkpointing)
-    all_logits = 4 * learner.micro_batch_tokens * shape.vocab_size
+    activation = size.activation_bytes_per_token(b, checkpointing=learner.gradient_checkpointing)
+    all_logits = 4 * learner.micro_batch_tokens * size.vocab_size
     chunk = min(learner.logit_chunk_mib << 20, all_logits)
     # Adapters leave the output layer frozen. Of several chunks the sum and the newest one's are there at a time.
     head_gradients = 0 if learner.lora else 1 + (chunk < all_logits)
@@ -237,7 +237,7 @@ def _learner(config: RunConfig, shape: Architecture) -> ActorPlan:
         "gradients": gradient_bytes * num_trained // (ranks if zero >= 2 else 1),
         "optimizer": _optimizer_bytes(config) * num_trained // (ranks if zero >= 1 else 1),
         "activations": learner.micro_batch_tokens * activation,
-        "logits": LOGITS * chunk + head_gradients * b * shape.vocab_size * shape.hidden,
+        "logits": LOGITS * chunk + head_gradients * b * size.vocab_size * size.hidden,
         "overhead": GPU_OVERHEAD_BYTES if learner.num_gpus_per_learner else int(PROCESS_GIB * GIB),
     }
     formulas = {
@@ -253,7 +253,7 @@ def _learner(config: RunConfig, shape: Architecture) -> ActorPlan:
         "overhead": "context and workspaces" if learner.num_gpus_per_learner else "one process",
     }
     if config.loss.kl_coef > 0 and learner.lora is None:  # with adapters it is the model without them
-        memory["reference"] = b * shape.num_parameters // (ranks if zero == 3 else 1)
+        memory["reference"] = b * size.num_parameters // (ranks if zero == 3 else 1)
         formulas["reference"] = f"{b}P" + (" / N" if zero == 3 else "")
     return ActorPlan(
         name="learner",
@@ -266,10 +266,10 @@ def _learner(config: RunConfig, shape: Architecture) -> ActorPlan:
     )
 
 
-def _reward_model(config: ScorerConfig, shape: Architecture) -> ActorPlan:
+def _reward_model(config: ScorerConfig, size: ModelSize) -> ActorPlan:
     b = 2 if config.num_gpus else 4
-    weights = b * (shape.num_parameters + shape.hidden - (0 if shape.tied else shape.vocab_size * shape.hidden))
-    activation = shape.block_bytes_per_token(b)
+    weights = b * (size.num_parameters + size.hidden - size.num_output_layer)
+    activation = b * max(size.block_widths)
     return ActorPlan(
         name="reward model",
         count=1,
@@ -288,13 +288,13 @@ def _reward_model(config: ScorerConfig, shape: Architecture) -> ActorPlan:
     )
 
 
-def _reward_model_learner(config: RunConfig, shape: Architecture) -> ActorPlan:
+def _reward_model_learner(config: RunConfig, size: ModelSize) -> ActorPlan:
     """The second gang: as the policy's, with the reward model's adapters and without a reference or an output layer."""
     changes = {
         "learner": config.learner.model_copy(update={"lora": config.reward_model.lora}),
         "loss": config.loss.model_copy(update={"kl_coef": 0.0}),
     }
-    gang = _learner(config.model_copy(update=changes), shape)
+    gang = _learner(config.model_copy(update=changes), size)
     memory = {name: size for name, size in gang.memory.items() if name != "logits"}
     return replace(gang, name="reward-model learner", memory=memory)
 
@@ -319,12 +319,12 @@ def _repair(config: RunConfig, gpu_bytes: int) -> ActorPlan:
             "model": repair.engine.model,
         }
     )
-    return replace(_rollout(own, architecture(repair.engine.model), gpu_bytes), name="repair")
+    return replace(_rollout(own, model_size(repair.engine.model), gpu_bytes), name="repair")
 
 
-def _num_trained(config: RunConfig, shape: Architecture) -> int:
+def _num_trained(config: RunConfig, size: ModelSize) -> int:
     lora = config.learner.lora
-    return shape.num_lora_parameters(lora.rank, lora.targets) if lora else shape.num_parameters
+    return num_adapter_parameters(config.model, lora) if lora else size.num_parameters
 
 
 def _element_bytes(config: RunConfig) -> int:
@@ -342,8 +342,8 @@ def _optimizer_bytes(config: RunConfig) -> int:
     return 8 if _element_bytes(config) == 4 else 12
 
 
-def _kv_bytes(config: RunConfig, shape: Architecture) -> int:
-    return shape.kv_bytes_per_token(_engine_bytes(config), config.engine.tensor_parallel_size)
+def _kv_bytes(config: RunConfig, size: ModelSize) -> int:
+    return size.kv_bytes_per_token(_engine_bytes(config), config.engine.tensor_parallel_size)
 
 
 def _gib(size: int) -> str:

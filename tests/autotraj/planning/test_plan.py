@@ -2,15 +2,31 @@
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from transformers import (
+    AutoModelForCausalLM,
+    DeepseekV3Config,
+    Gemma3TextConfig,
+    GPT2Config,
+    LlamaConfig,
+    MixtralConfig,
+    Phi3Config,
+    PreTrainedConfig,
+    Qwen3_5TextConfig,
+    Qwen3MoeConfig,
+)
 
 from actors.config import ScorerConfig
 from autotraj.config.run import RunConfig, load
 from autotraj.errors import UserError
-from autotraj.planning.model_size import KNOWN, architecture
+from autotraj.planning.model_size import model_size, num_adapter_parameters
 from autotraj.planning.plan import GIB, plan, render_plan
+from learners.config import LoraConfig
 from models.on_disk import tensor_shapes
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
@@ -32,33 +48,184 @@ def recipe(name: str, *overrides: str) -> RunConfig:
     ],
 )
 def test_published_sizes(name: str, num_parameters: int, num_lora: int) -> None:
-    assert KNOWN[name].num_parameters == num_parameters
-    assert KNOWN[name].num_lora_parameters(16) == num_lora
+    assert model_size(name).num_parameters == num_parameters
+    assert num_adapter_parameters(name, LoraConfig(rank=16)) == num_lora
+
+
+HEADS = {"num_attention_heads": 32, "head_dim": 128, "tie_word_embeddings": False}
+PUBLISHED: dict[str, tuple[dict[str, Any], int, int]] = {
+    "Llama-3.1-8B": (
+        HEADS
+        | {
+            "model_type": "llama",
+            "hidden_size": 4096,
+            "intermediate_size": 14336,
+            "num_hidden_layers": 32,
+            "num_key_value_heads": 8,
+            "vocab_size": 128256,
+        },
+        8_030_261_248,
+        131_072,
+    ),
+    "Mixtral-8x7B": (
+        HEADS
+        | {
+            "model_type": "mixtral",
+            "hidden_size": 4096,
+            "intermediate_size": 14336,
+            "num_hidden_layers": 32,
+            "num_key_value_heads": 8,
+            "num_local_experts": 8,
+            "num_experts_per_tok": 2,
+            "vocab_size": 32000,
+        },
+        46_702_792_704,
+        131_072,
+    ),
+    "Qwen3-30B-A3B": (
+        HEADS
+        | {
+            "model_type": "qwen3_moe",
+            "hidden_size": 2048,
+            "intermediate_size": 6144,
+            "moe_intermediate_size": 768,
+            "num_hidden_layers": 48,
+            "num_key_value_heads": 4,
+            "num_experts": 128,
+            "num_experts_per_tok": 8,
+            "vocab_size": 151936,
+            "max_position_embeddings": 40960,
+        },
+        30_532_122_624,
+        98_304,
+    ),
+}
+"""Published model → the values of its config.json that give its shape, its parameters, and its KV bytes a token in bfloat16:
+2 · layers · KV heads · 128 · 2."""
+
+
+@pytest.mark.parametrize("name", list(PUBLISHED))
+def test_published_models(name: str, tmp_path: Path) -> None:
+    config, num_parameters, kv_bytes = PUBLISHED[name]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    size = model_size(str(tmp_path))
+    assert size.num_parameters == num_parameters
+    assert size.num_output_layer == config["vocab_size"] * config["hidden_size"]
+    heads = config["num_key_value_heads"]
+    assert size.kv_bytes_per_token(2) == kv_bytes
+    assert size.kv_bytes_per_token(2, heads) == size.kv_bytes_per_token(2, 2 * heads) == kv_bytes // heads
+
+
+TINY: dict[str, Any] = {
+    "vocab_size": 330,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+ROUTED: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+LINEAR = {f"linear_{name}": n for name, n in [("num_key_heads", 2), ("num_value_heads", 4), ("key_head_dim", 16)]}
+ARCHITECTURES: dict[str, tuple[PreTrainedConfig, int]] = {
+    "llama": (LlamaConfig(**TINY), 4),
+    "llama-tied": (LlamaConfig(**TINY, tie_word_embeddings=True), 4),
+    "phi3": (Phi3Config(**TINY, pad_token_id=0), 4),
+    "gemma3": (Gemma3TextConfig(**TINY, head_dim=16), 4),
+    "gpt2": (GPT2Config(vocab_size=330, n_embd=64, n_layer=4, n_head=4), 4),
+    "mixtral": (MixtralConfig(**TINY, num_local_experts=4), 4),
+    "qwen3-moe": (Qwen3MoeConfig(**TINY, **ROUTED, head_dim=16), 4),
+    "deepseek-v3": (
+        DeepseekV3Config(
+            **TINY | {"num_key_value_heads": 4},
+            n_routed_experts=4,
+            num_experts_per_tok=2,
+            moe_intermediate_size=32,
+            first_k_dense_replace=1,
+            n_group=2,
+            topk_group=1,
+            kv_lora_rank=16,
+            q_lora_rank=16,
+            qk_rope_head_dim=8,
+            qk_nope_head_dim=8,
+            v_head_dim=16,
+        ),
+        4,
+    ),
+    # Three of its layers are of linear attention, which keeps no keys.
+    "qwen3.5": (Qwen3_5TextConfig(**TINY, **LINEAR, linear_value_head_dim=16, head_dim=16), 1),
+}
+"""Configuration → how many of its layers keep keys and values."""
+
+
+@pytest.mark.parametrize("name", list(ARCHITECTURES))
+def test_the_count_is_that_of_the_checkpoint(name: str, tmp_path: Path) -> None:
+    config, num_kv_layers = ARCHITECTURES[name]
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    stored = {key: math.prod(shape) for key, shape in tensor_shapes(str(tmp_path)).items() if "e_score_corr" not in key}
+    size = model_size(str(tmp_path))
+    assert size.num_parameters == sum(stored.values())
+    assert len(size.block_widths) == 4
+    assert size.num_output_layer == (0 if name in ("llama-tied", "gemma3", "gpt2") else 330 * 64)
+    assert size.num_kv_layers == num_kv_layers
 
 
 def test_adapters_on_some_layers() -> None:
     # 28 blocks, rank 8: q has 3584 inputs and outputs, v 3584 inputs and 512 outputs.
-    assert KNOWN["qwen2.5-7b"].num_lora_parameters(8, ("q_proj", "v_proj")) == 28 * 8 * (7168 + 4096)
+    lora = LoraConfig(rank=8, targets=("q_proj", "v_proj"))
+    assert num_adapter_parameters("qwen2.5-7b", lora) == 28 * 8 * (7168 + 4096)
+    with pytest.raises(UserError, match="no_such_proj"):
+        num_adapter_parameters("qwen2.5-7b", LoraConfig(targets=("no_such_proj",)))
 
 
-def test_a_checkpoint_that_is_there_is_read() -> None:
-    tiny = EXAMPLES / "tiny/base"
-    assert architecture(str(tiny)).num_parameters == sum(map(math.prod, tensor_shapes(str(tiny)).values()))
+def test_a_plan_alone_imports_nothing_heavy() -> None:
+    """Only a size that is asked for imports torch and transformers."""
+    code = (
+        "import sys\nimport autotraj.planning.plan, autotraj.planning.preflight\n"
+        "sys.exit(', '.join({'torch', 'transformers'} & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=EXAMPLES.parent, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_mixture_is_planned(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(PUBLISHED["Qwen3-30B-A3B"][0]))
+    text = render_plan(plan(recipe("qwen3-8b", f"model={tmp_path}", 'learner.lora.targets=["q_proj", "v_proj"]')))
+    assert "30.53 B parameters" in text
+    assert "problem" not in text
 
 
 def test_models_by_name_and_those_nobody_knows(tmp_path: Path) -> None:
-    assert architecture("models/Qwen2.5-7B-Instruct") == KNOWN["qwen2.5-7b"]
+    assert model_size("models/Qwen2.5-7B-Instruct") == model_size("qwen2.5-7b")
     with pytest.raises(UserError, match=r"names none of qwen2\.5-3b, .*; download it first"):
-        architecture("models/other")
-    (tmp_path / "config.json").write_text(json.dumps({"num_experts": 8, "hidden_size": 4}))
-    with pytest.raises(UserError, match="a mixture of experts"):
-        architecture(str(tmp_path))
-    (tmp_path / "config.json").write_text(json.dumps({"hidden_size": 4}))
-    with pytest.raises(UserError, match="num_attention_heads is None"):
-        architecture(str(tmp_path))
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(UserError, match=r"config\.json can't be planned with"):
-        architecture(str(tmp_path))
+        model_size("models/other")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", r"config\.json can't be planned with: JSONDecodeError"),
+        ("{}", "KeyError: 'model_type'"),
+        ('{"model_type": "llama", "num_attention_heads": 0}', "ZeroDivisionError"),
+        ('{"model_type": "qwen2_5_vl"}', "has no causal language model of model_type 'qwen2_5_vl'"),
+        (
+            json.dumps(
+                {"model_type": "own", "auto_map": {"AutoModelForCausalLM": "own.Model", "AutoConfig": "own.Config"}}
+            ),
+            "code that comes with a model is never run",
+        ),
+        ('{"model_type": "llama", "auto_map": {"AutoModelForCausalLM": "own.Model"}}', ""),
+    ],
+)
+def test_a_configuration_that_cannot_be_built(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(text)
+    (tmp_path / "own.py").write_text("raise SystemExit('the code of a model ran')")
+    if not said:  # transformers' own code is used for an architecture that it knows
+        assert model_size(str(tmp_path)).num_parameters > 0
+        return
+    with pytest.raises(UserError, match=said):
+        model_size(str(tmp_path))
 
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if name != "qwen2.5-32b"])
@@ -99,8 +266,8 @@ def test_memory_by_hand() -> None:
         "weights": 2 * (7_615_616_512 + 40_370_176),
         "gradients": 40_370_176,  # 4T over 4 ranks
         "optimizer": 3 * 40_370_176,  # 12T over 4 ranks
-        # 28 inputs of 3584; one block of 4 · 3584 + 2 · 3584 + 2 · 512 + 3 · 18944 = 79,360, 3.1 times; two bytes each
-        "activations": 16_384 * 2 * (28 * 3584 + 246_016),
+        # 28 inputs of 3584; one block of 4 · 3584 + 2 · 3584 + 2 · 512 + 3 · 18944 = 79,360, 1.9 times; two bytes each
+        "activations": 16_384 * 2 * (28 * 3584 + 150_784),
         "logits": 4 * 512 * 1024**2,  # the output layer is frozen
         "overhead": 2 * GIB,
     }
