@@ -19,6 +19,9 @@ from trajectory.section import Section, Seed
 
 Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
 
+LearnerCall = Literal["policy_step", "sft_step", "pair_step", "scores", "logprobs", "publish"]
+"""The methods of a learner that need one kind of head."""
+
 
 class LossConfig(Section):
     """The policy objective: which loss, how it is clipped, and how the difference of engine and learner is corrected."""
@@ -257,7 +260,7 @@ class LearnerConfig(Section):
         if self.head == "scalar" and loss.kl_coef > 0:
             raise ValueError(f"kl_coef={loss.kl_coef} contradicts head='scalar': a score has no KL to a reference")
 
-    def check_call(self, call: str) -> None:
+    def check_call(self, call: LearnerCall) -> None:
         """Raise ValueError, naming the field, if a learner with these settings can't do `call` (a method's name)."""
         needed = "scalar" if call in ("pair_step", "scores") else "lm"
         if self.head != needed:

@@ -16,7 +16,7 @@ import os
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from tool_sandbox import build
 from tool_sandbox.config import SandboxConfig
@@ -24,6 +24,7 @@ from tool_sandbox.errors import ImageError, RunnerError
 from tool_sandbox.image.runner import PROTOCOL
 from tool_sandbox.launcher import Launched, Launcher
 from tool_sandbox.second_look import second_look
+from trajectory.types import ToolStatus
 
 logger = logging.getLogger(__name__)
 
@@ -31,12 +32,15 @@ HEADER = struct.Struct(">I")
 MAX_FRAME_BYTES = 64 << 20
 STOP_TIMEOUT_S = 10.0
 
+ReplyStatus = Literal[ToolStatus, "gone", "crowded_out"]
+"""How a call ended. Two are only for the pool: its session was gone, or its neighbours had used up the memory."""
+
 
 @dataclass(frozen=True, slots=True)
 class Reply:
     """The runner's answer to a call."""
 
-    status: str
+    status: ReplyStatus
     message: str
     output: str
     duration_s: float

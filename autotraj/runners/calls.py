@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -12,7 +13,7 @@ from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.utils.actor_manager import FaultTolerantActorManager
 
 from autotraj.errors import RunError, Stalled
-from autotraj.status.rows import RunnerView
+from autotraj.status.rows import RunnerState, RunnerView
 
 CallKind = Literal["start", "work", "join", "sync", "probe"]
 
@@ -22,7 +23,7 @@ class Runner:
     """One actor as the controller sees it, see `RunnerPool`."""
 
     start_timeout_s: float
-    state: Literal["starting", "syncing", "ready", "down", "draining"] = "starting"
+    state: RunnerState = "starting"
     policy_version: int = -1
     in_flight: int = 0
     deaths: int = 0
@@ -59,16 +60,13 @@ def views(runners: Mapping[int, Runner], calls: Iterable[Call], now: float) -> l
 
 
 def _view(runner_id: int, runner: Runner, own: Sequence[Call], now: float) -> RunnerView:
-    counts: dict[str, int] = {}
-    for call in own:
-        counts[call.what] = counts.get(call.what, 0) + 1
-    oldest_s = max((now - call.started for call in own), default=0.0)
     return RunnerView(
         runner_id=runner_id,
         state=runner.state,
         policy_version=runner.policy_version,
-        calls=counts,
-        oldest_s=oldest_s,
+        work=Counter(call.method for call in own if call.kind == "work"),
+        probed=any(call.kind == "probe" for call in own),
+        oldest_s=max((now - call.started for call in own), default=0.0),
     )
 
 

@@ -19,6 +19,8 @@ from trajectory.records import preference_record, sft_record
 from trajectory.types import Group, Trajectory
 
 FORMAT = 1
+KEPT, REPAIRED = "kept", "repaired"
+"""The `source` of a record in `sft.jsonl`."""
 JOURNAL = "journal.log"
 """In stage 1's folder: a record a question that is done."""
 
@@ -110,8 +112,8 @@ def _decode_result(content: dict[str, Any]) -> RepairResult:
 def sft_records(record: QuestionRecord, system_prompt: str) -> list[dict[str, Any]]:
     """High-quality candidates and accepted repairs (spec, stage 1, step 6)."""
     task = record.group.task
-    kept = [(record.group.trajectories[i], record.qualities[i], "kept") for i in record.kept]
-    repaired = [(r.accepted, r.quality, "repaired") for r in record.repairs if r.accepted and r.quality]
+    kept = [(record.group.trajectories[i], record.qualities[i], KEPT) for i in record.kept]
+    repaired = [(r.accepted, r.quality, REPAIRED) for r in record.repairs if r.accepted and r.quality]
     return [
         sft_record(task.question, trajectory.text, system_prompt, task_id=task.id, source=source, quality=quality.score)
         for trajectory, quality, source in [*kept, *repaired]

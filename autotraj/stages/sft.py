@@ -12,6 +12,7 @@ from autotraj.config.run import RunConfig
 from autotraj.errors import UserError
 from autotraj.interrupt import Interrupt
 from autotraj.run_folder.folder import RunFolder
+from autotraj.stages.journal import REPAIRED
 from autotraj.training import supervised
 from learners.batching import Sample
 from learners.group import LearnerGroup
@@ -24,7 +25,7 @@ def load_samples(path: Path, tokenizer: Tokenizer, eos_id: int | None, *, includ
     """The records of an `sft.jsonl` as samples. Raises ValueError, with the line, for a file that doesn't hold them."""
     samples = []
     for record in read_jsonl(path, ["messages"], check_sft):
-        if record.get("source") == "repaired" and not include_repaired:
+        if record.get("source") == REPAIRED and not include_repaired:
             continue
         encoded = encode_conversation(tokenizer, record["messages"], eos_id=eos_id)
         ids = np.concatenate([encoded.prompt_ids, encoded.response_ids])

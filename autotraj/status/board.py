@@ -23,7 +23,7 @@ from ray.exceptions import RayError
 from ray.experimental import internal_kv
 
 from autotraj.errors import UserError
-from autotraj.status.rows import STATUS_FILE, Since, StatusRow
+from autotraj.status.rows import ENDED, STATUS_FILE, Since, StatusRow
 from autotraj.status.sandbox import sandbox_rows
 from storage.whole import write_whole
 
@@ -97,7 +97,7 @@ class StatusBoard:
     def close(self) -> None:
         """The run is over, or another part of it begins: the file says so, and the cluster forgets it."""
         self._rows = list
-        self._doing = ("ended", time.monotonic())
+        self._doing = (ENDED, time.monotonic())
         self.write()
         if ray.is_initialized():
             internal_kv._internal_kv_del(self._key, namespace=NAMESPACE)

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 from collections import Counter as Tally
 from collections.abc import Mapping, Sequence
+from typing import get_args
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
-from autotraj.status.rows import RunnerView
+from autotraj.status.rows import RunnerState, RunnerView
 from trajectory.ledger import Counts
 from trajectory.types import Group
 
 STALENESS_BORDERS = [0.5, 1.5, 2.5, 3.5, 4.5, 6.5, 8.5, 12.5, 16.5]
 """Between the whole numbers that staleness takes; a border must be above 0."""
-
-RUNNER_STATES = ("starting", "syncing", "ready", "down", "draining")
 
 BY_NAME: dict[str, tuple[str, dict[str, str]]] = {
     "step": ("policy_version", {}),
@@ -104,7 +103,7 @@ class MetricsExport:
         for state in ("pending", "leased", "finished", "scored"):
             self._gauges["groups"].set(getattr(counts, state), {"state": state})
         states = Tally(runner.state for runner in runners)
-        for state in RUNNER_STATES:
+        for state in get_args(RunnerState):
             self._gauges["rollout_actors"].set(states[state], {"state": state})
         # The reason `stale` even at 0: no series and no drop look alike. And the last step's gauges again: Ray 2.60 forgets
         # a gauge that isn't set anew within two of its reports, 20 s.

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from actors.work import Work
 
@@ -32,15 +32,22 @@ class StatusRow:
     detail: str = ""
 
 
+RunnerState = Literal["starting", "syncing", "ready", "down", "draining"]
+
+ENDED = "ended"
+"""What a run does, in its status, after its end."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunnerView:
     """What a runner does at one moment, for people."""
 
     runner_id: int
-    state: str
+    state: RunnerState
     policy_version: int
-    calls: dict[str, int]  # by what they are: "rollout_group", "repair", "start", "sync", "probe", …
-    oldest_s: float  # the age of the oldest of them
+    work: dict[str, int]  # calls in flight, by their method
+    probed: bool  # the logprob gate waits for it
+    oldest_s: float  # the age of its oldest call in flight
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +98,7 @@ def _learners(state: LoopState) -> StatusRow:
         )
     if have >= need:
         return StatusRow(who=who, does="begin a step", detail=f"{have} groups are there")
-    sampling = [r for r in state.runners if Work.ROLLOUT in r.calls]
+    sampling = [r for r in state.runners if Work.ROLLOUT in r.work]
     if sampling:
         on = _whom(sampling)
     elif state.num_scoring:
@@ -126,19 +133,18 @@ def runner_rows(runners: Sequence[RunnerView], *, idle_for: str = "", role: str 
 
 
 def _runner(runner: RunnerView, who: str, idle_for: str) -> StatusRow:
-    work = {what: n for what, n in runner.calls.items() if what not in ("start", "join", "sync", "probe")}
-    doing = [(*WORK.get(what, ("works", what)), n) for what, n in sorted(work.items())]
+    doing = [(*WORK.get(method, ("works", method)), n) for method, n in sorted(runner.work.items())]
     detail = ", ".join(_many(n, thing) for _, thing, n in doing)
     if detail:
         detail += f", the oldest for {runner.oldest_s:.0f} s"
     if runner.state == "ready":
-        if work:
+        if doing:
             return StatusRow(who=who, does=" and ".join(verb for verb, _, _ in doing), detail=detail)
         return StatusRow(who=who, does="idle", waits_on=idle_for, detail=f"ready at version {runner.policy_version}")
     if runner.state == "starting":
         return StatusRow(who=who, does="starts", waits_on="its engine")
     if runner.state == "syncing":
-        on = "the logprob gate" if "probe" in runner.calls else "its weights"
+        on = "the logprob gate" if runner.probed else "its weights"
         return StatusRow(who=who, does="takes weights", waits_on=on, detail=detail)
     if runner.state == "draining":
         return StatusRow(who=who, does="leaves", waits_on="its last groups", detail=detail)
@@ -165,7 +171,7 @@ class Since:
 def render_status(status: Mapping[str, Any], *, now: float | None = None, gone: bool = False) -> str:
     """A status as `StatusBoard` writes it, as text. `now` is wall-clock; `gone`: its process is known to have ended."""
     age = max(0.0, (time.time() if now is None else now) - status["time"])
-    ended, for_s = status["doing"] == "ended", f"{status['doing_s'] + age:.0f} s"
+    ended, for_s = status["doing"] == ENDED, f"{status['doing_s'] + age:.0f} s"
     header = [
         f"{status['run_dir']}: {status['title']}; "
         + (f"ended {for_s} ago" if ended else f"{status['doing']} for {for_s}"),

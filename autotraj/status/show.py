@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 
 from autotraj.errors import UserError
-from autotraj.status.rows import STATUS_FILE, render_status
+from autotraj.status.rows import ENDED, STATUS_FILE, render_status
 from storage.locations import local_path
 
 
@@ -41,6 +41,4 @@ def _of_folder(folder: Path) -> str:
 
 def _is_gone(status: dict[str, Any]) -> bool:
     """Whether the controller was on this machine and isn't any more; of another machine's nothing is known here."""
-    return (
-        status["host"] == socket.gethostname() and status["doing"] != "ended" and not psutil.pid_exists(status["pid"])
-    )
+    return status["host"] == socket.gethostname() and status["doing"] != ENDED and not psutil.pid_exists(status["pid"])

@@ -21,13 +21,22 @@ from autotraj.loop.inspection import announce
 from autotraj.runners.calls import Call, Runner, views
 from autotraj.status import prometheus, sandbox
 from autotraj.status.board import StatusBoard
-from autotraj.status.rows import LoopState, RunnerView, Since, StatusRow, loop_rows, render_status, runner_rows
+from autotraj.status.rows import (
+    LoopState,
+    RunnerState,
+    RunnerView,
+    Since,
+    StatusRow,
+    loop_rows,
+    render_status,
+    runner_rows,
+)
 from autotraj.status.show import show
 from tool_sandbox.stats import PoolState, Stats
 
 
-def runner(runner_id: int, state: str = "ready", **calls: int) -> RunnerView:
-    return RunnerView(runner_id=runner_id, state=state, policy_version=3, calls=calls, oldest_s=7.0)
+def runner(runner_id: int, state: RunnerState = "ready", *, probed: bool = False, **work: int) -> RunnerView:
+    return RunnerView(runner_id=runner_id, state=state, policy_version=3, work=work, probed=probed, oldest_s=7.0)
 
 
 LOOP = LoopState(
@@ -65,7 +74,7 @@ def test_learners_wait_for_the_actors_that_sample() -> None:
     ("changes", "waits_on"),
     [
         ({"num_scoring": 2, "runners": (runner(1),)}, "scoring"),
-        ({"runners": (runner(1, "starting", start=1), runner(2, "down"))}, "an engine to be ready"),
+        ({"runners": (runner(1, "starting"), runner(2, "down"))}, "an engine to be ready"),
         ({"runners": (runner(1),)}, "the controller to hand out groups"),
     ],
 )
@@ -92,9 +101,9 @@ def test_actors_by_state() -> None:
     rows = runner_rows(
         [
             runner(1, rollout_group=4, repair=1),
-            runner(2, "starting", start=1),
-            runner(3, "syncing", sync=1, rollout_group=2),
-            runner(4, "syncing", probe=1),
+            runner(2, "starting"),
+            runner(3, "syncing", rollout_group=2),
+            runner(4, "syncing", probed=True),
             runner(5, "down"),
             runner(6, "draining", rollout_group=1),
         ]
@@ -155,9 +164,9 @@ def test_a_view_counts_a_runner_s_own_calls() -> None:
     ]
     pool = {1: Runner(1.0, state="syncing", policy_version=2), 2: Runner(1.0), 3: Runner(1.0)}
     seen, other, idle = views(pool, calls, now=20.0)
-    assert (seen.calls, seen.oldest_s, seen.policy_version) == ({"rollout_group": 2, "probe": 1}, 10.0, 2)
-    assert (other.runner_id, other.calls, other.oldest_s) == (2, {"rollout_group": 1}, 19.0)
-    assert (idle.runner_id, idle.calls, idle.oldest_s) == (3, {}, 0.0)
+    assert (seen.work, seen.probed, seen.oldest_s, seen.policy_version) == ({"rollout_group": 2}, True, 10.0, 2)
+    assert (other.runner_id, other.work, other.probed, other.oldest_s) == (2, {"rollout_group": 1}, False, 19.0)
+    assert (idle.runner_id, idle.work, idle.oldest_s) == (3, {}, 0.0)
 
 
 def test_since_counts_from_the_last_change() -> None:
