@@ -12,11 +12,9 @@ import logging
 import os
 import platform
 import socket
-import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,6 +22,7 @@ from urllib.parse import urlsplit
 import aiohttp
 import ray
 import requests
+from ray._private.ray_constants import get_runtime_env_default_excludes
 from ray._private.runtime_env import packaging
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
@@ -60,19 +59,6 @@ class _Client(JobSubmissionClient):  # type: ignore[misc]
         return super()._do_request(method, endpoint, **settings)
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
-    """A command for the cluster, with the files and settings that it needs."""
-
-    entrypoint: str
-    working_dir: Path
-    excludes: Sequence[str]
-    env: Mapping[str, str]
-    metadata: Mapping[str, str]
-    pip: Sequence[str] = ()
-    job_id: str | None = None
-
-
 # The working directory leaves out what .gitignore names, and `.git` itself.
 for _name in ("_private.runtime_env.packaging", "_private.runtime_env.working_dir"):
     logging.getLogger(f"ray.{_name}").setLevel(logging.ERROR)
@@ -106,7 +92,7 @@ def connect(address: str) -> JobSubmissionClient:
                 f"with an image of cluster/Dockerfile"
             )
         described = client._do_request("GET", "/api/v0/cluster_metadata").json()["data"]
-    theirs = str(described.get("pythonVersion") or described.get("python_version") or "")
+    theirs = str(described.get("pythonVersion") or "")
     ours = platform.python_version()
     if theirs and theirs.split(".")[:2] != ours.split(".")[:2]:
         raise JobError(
@@ -140,7 +126,7 @@ def check_size(working_dir: Path, excludes: Sequence[str], limit_bytes: int = pa
         if path.is_file():
             sizes["/".join(path.relative_to(working_dir).parts[:2])] += path.stat().st_size
 
-    rules = [packaging._get_excludes(working_dir, [*_default_excludes(), *excludes])]
+    rules = [packaging._get_excludes(working_dir, [*get_runtime_env_default_excludes(), *excludes])]
     packaging._dir_travel(working_dir, rules, add, include_gitignore=True)
     if (total := sizes.total()) > limit_bytes:
         largest = ", ".join(f"{name} {size / 2**20:.0f} MiB" for name, size in sizes.most_common(3))
@@ -151,33 +137,14 @@ def check_size(working_dir: Path, excludes: Sequence[str], limit_bytes: int = pa
     return total
 
 
-def _default_excludes() -> list[str]:
-    from ray._private.ray_constants import get_runtime_env_default_excludes
-
-    return list(get_runtime_env_default_excludes())
-
-
-def submit(client: JobSubmissionClient, job: Job) -> str:
-    """Ship the working directory and start the command; returns the job's id."""
-    check_size(job.working_dir, job.excludes)
-    runtime_env: dict[str, Any] = {
-        "working_dir": str(job.working_dir),
-        "excludes": list(job.excludes),
-        "env_vars": dict(job.env),
-    }
-    if job.pip:
-        runtime_env["pip"] = list(job.pip)
+def submit(client: JobSubmissionClient, job: Mapping[str, Any]) -> str:
+    """Ship the working directory and start the command; returns the job's id. `job`: the arguments of Ray's `submit_job`."""
+    check_size(Path(job["runtime_env"]["working_dir"]), job["runtime_env"]["excludes"])
     deadline = time.monotonic() + AGENT_TIMEOUT_S
     while True:
         try:
             with explained(client.get_address()):
-                submitted: str = client.submit_job(
-                    entrypoint=job.entrypoint,
-                    runtime_env=runtime_env,
-                    metadata=dict(job.metadata),
-                    submission_id=job.job_id,
-                )
-            return submitted
+                return str(client.submit_job(**job))
         except JobError as error:
             # The job server answers some seconds before the agent that starts jobs is ready.
             if "No available agent" not in str(error) or time.monotonic() > deadline:
@@ -206,12 +173,8 @@ def stop(client: JobSubmissionClient, job_id: str, timeout_s: float) -> JobDetai
         time.sleep(POLL_S / 4)
 
 
-def follow(client: JobSubmissionClient, job_id: str, write: Callable[[str], object] | None = None) -> JobDetails:
-    """Write the job's log as it grows, until the job has ended. JobError if the head stops answering."""
-    return asyncio.run(_follow(client, job_id, write or _to_stdout))
-
-
-async def _follow(client: JobSubmissionClient, job_id: str, write: Callable[[str], object]) -> JobDetails:
+async def follow(client: JobSubmissionClient, job_id: str) -> JobDetails:
+    """Print the job's log as it grows, until the job has ended. JobError if the head stops answering."""
     written, answered = 0, time.monotonic()
     last_problem = "no answer"
 
@@ -223,7 +186,7 @@ async def _follow(client: JobSubmissionClient, job_id: str, write: Callable[[str
             new = text[max(0, written - seen) :]
             seen += len(text)
             if new:
-                write(new)
+                print(new, end="", flush=True)
                 written = seen
 
     tailing = asyncio.create_task(tail())
@@ -255,11 +218,6 @@ async def _follow(client: JobSubmissionClient, job_id: str, write: Callable[[str
         tailing.cancel()
         with contextlib.suppress(asyncio.CancelledError, RuntimeError, OSError, aiohttp.ClientError):
             await tailing
-
-
-def _to_stdout(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
 
 
 def exit_code(status: JobStatus, driver_exit_code: int | None) -> int:

@@ -10,12 +10,14 @@ working directory ▶ job server ▶ head: python -m autotraj run … ▶ its lo
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import os
 import shlex
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ray.job_submission import JobSubmissionClient
 
@@ -25,7 +27,7 @@ from autotraj.errors import UserError
 from autotraj.planning.preflight import EVALUATION_ALONE, GRPO_ALONE, asks
 from cluster import jobs
 from cluster.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK
-from cluster.jobs import Job, JobError
+from cluster.jobs import JobError
 from cluster.roles import read_node_types, unmet
 from storage.locations import is_uri
 
@@ -81,8 +83,8 @@ def submit(args: argparse.Namespace) -> int:
         raise UserError(str(error)) from error
 
 
-def job_of(words: Sequence[str], config: RunConfig | None, args: argparse.Namespace) -> Job:
-    """The job that runs `python -m autotraj WORDS`."""
+def job_of(words: Sequence[str], config: RunConfig | None, args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of Ray's `submit_job` for the job that runs `python -m autotraj WORDS`."""
     folder = config.run_dir if config is not None else words[-1]  # for a resumed run it follows --resume
     # The job's page shows them in this order. Ray's list of jobs has a column for `job_name`.
     metadata = {"job_name": f"{words[0]} {Path(folder).name}", "command": shlex.join(["autotraj", *words])}
@@ -91,16 +93,20 @@ def job_of(words: Sequence[str], config: RunConfig | None, args: argparse.Namesp
     if commit := commit_of(ROOT):
         metadata["commit"] = commit
     metadata[RESUME_KEY] = json.dumps(resume_words(words, config))
-    return Job(
-        entrypoint=shlex.join(["python", "-m", "autotraj", *words]),
-        working_dir=ROOT,
-        excludes=[*EXCLUDES, *args.exclude],
+    runtime_env: dict[str, Any] = {
+        "working_dir": str(ROOT),
+        "excludes": [*EXCLUDES, *args.exclude],
         # The last value counts, so the user's settings replace ours.
-        env={"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S), "PYTHONUNBUFFERED": "1"} | environment(args.env),
-        metadata=metadata,
-        pip=args.pip,
-        job_id=args.job_id,
-    )
+        "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S), "PYTHONUNBUFFERED": "1"} | environment(args.env),
+    }
+    if args.pip:
+        runtime_env["pip"] = list(args.pip)
+    return {
+        "entrypoint": shlex.join(["python", "-m", "autotraj", *words]),
+        "runtime_env": runtime_env,
+        "metadata": metadata,
+        "submission_id": args.job_id,
+    }
 
 
 def commit_of(folder: Path) -> str:
@@ -187,7 +193,7 @@ def _words_to_resume(client: JobSubmissionClient, job_id: str) -> list[str]:
 def _follow(client: JobSubmissionClient, job_id: str) -> int:
     address = client.get_address()
     try:
-        job = jobs.follow(client, job_id)
+        job = asyncio.run(jobs.follow(client, job_id))
     except KeyboardInterrupt:
         print(
             f"\njob {job_id} goes on; follow or end it with:\n"

@@ -77,9 +77,9 @@ def test_a_resumed_job_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     config = submit._check(words, None)
     assert submit.resume_words(words, config) == ["grpo", "--resume", "/shared/x"]
     job = submit.job_of(words, config, args)
-    assert job.metadata["run_dir"] == "/shared/x"
-    assert job.metadata["job_name"].endswith(" x")
-    assert job.env["RAY_JOB_STOP_WAIT_TIME_S"] == "600"
+    assert job["metadata"]["run_dir"] == "/shared/x"
+    assert job["metadata"]["job_name"].endswith(" x")
+    assert job["runtime_env"]["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"] == "600"
     run = ["run", "--config", TINY, "run_dir=/shared/x"]
     assert submit.resume_words(run, submit._check(run, None)) == run
 
