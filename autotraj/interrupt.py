@@ -66,7 +66,7 @@ class Interrupt:
             raise KeyboardInterrupt
 
     def remind(self, closed: threading.Event) -> None:
-        """In a thread, until `closed`: call the handler in the main thread again if the command was asked to end."""
+        """Runs in a thread until `closed`. Calls the handler in the main thread again if the command was asked to end."""
         while not closed.wait(REMIND_EVERY_S):
             if self._ending:
                 call_handler(signal.SIGINT)
@@ -88,8 +88,8 @@ def _is_importing(frame: FrameType | None) -> bool:
 def graceful_interrupt() -> Iterator[Interrupt]:
     """Let an `Interrupt` handle SIGINT and SIGTERM during the block. For the main thread only.
 
-    A block within another one shares its `Interrupt`, so that nothing is begun after the command was asked to end, as the
-    request is only noted during an import that takes seconds."""
+    A block within another one shares its `Interrupt`. A request that comes during an import is only noted; the inner block
+    then raises KeyboardInterrupt before it begins anything."""
     outer = signal.getsignal(signal.SIGINT)
     if isinstance(outer, Interrupt):
         outer.check()
@@ -110,7 +110,7 @@ def graceful_interrupt() -> Iterator[Interrupt]:
 
 @contextmanager
 def taken_down_in_order() -> Iterator[ExitStack]:
-    """A stack whose parts are all taken down, whatever signals come meanwhile. The signals take effect afterwards."""
+    """A stack whose parts are all closed at the end of the block. Signals that come meanwhile take effect afterwards."""
     if isinstance(handler := signal.getsignal(signal.SIGINT), Interrupt):
         handler.nothing_begun = False
     with ExitStack() as outer, ExitStack() as parts:

@@ -47,11 +47,11 @@ def train(
     on_step: Callable[[int, Mapping[str, float]], None],
     interrupt: Interrupt | None = None,
 ) -> bool:
-    """Train up to `num_steps` optimizer steps, with checkpoints; lost learners are replaced. Returns False if training was
-    interrupted before. It ends early, with a warning, when there is nothing left to learn from.
+    """Train up to `num_steps` optimizer steps, with checkpoints. Lost learners are replaced. Returns False if training was
+    interrupted. It ends early, with a warning, when there is nothing left to learn from.
 
-    `interrupt` is the caller's, if it has one that covers more than this. Raises RunError, and NothingToLearn, which is a
-    RunError, if not a single step was taken."""
+    `interrupt` is given by a caller whose own covers more than this function. Raises RunError; NothingToLearn, a RunError,
+    if not a single step was taken."""
     settings = algo.config.run_config.grpo
     replacements = Replacements(algo.config.run_config, folder)
     folder.note(algo.learner_group.notes)

@@ -10,14 +10,14 @@ VMSTAT = Path("/proc/vmstat")
 
 
 class MemoryDeaths:
-    """Counts such deaths of one kind of actor. The kernel's are only seen on this machine."""
+    """Counts the actors of one kind that were ended because of memory. Kills by the kernel are only seen on this machine."""
 
     def __init__(self) -> None:
         self.count = 0
         self._kernel_kills = kernel_kills()
 
     def note(self, error: Exception) -> bool:
-        """Whether the actor that raised `error` was ended because of memory. If so, it is counted."""
+        """Counts the actor that raised `error` if it was ended because of memory, and returns whether it was."""
         import ray  # here, as the command line imports this module before it needs Ray
 
         kills = kernel_kills()
@@ -28,7 +28,7 @@ class MemoryDeaths:
 
 
 def kernel_kills() -> int:
-    """Processes that this machine's kernel has killed because of memory since it started; 0 if it doesn't report them."""
+    """How many processes this machine's kernel has killed because of memory since it started; 0 if it doesn't report it."""
     try:
         lines = VMSTAT.read_text().splitlines()
     except OSError:

@@ -1,7 +1,7 @@
 """What may change when a run goes on: one list, for `run`, its single stages and `grpo --resume`.
 
-A setting that shaped something that is there already can't: the folder would hold two runs. What is done, or has a
-checkpoint, is called begun. Deadlines, places, intervals between checkpoints and the numbers of steps to come may change.
+A setting can't change if something in the folder was made with it: the folder would hold two runs. A stage has begun if it
+is done or has a checkpoint. Deadlines, places, intervals between checkpoints and the numbers of steps to come may change.
 """
 
 from __future__ import annotations
@@ -67,18 +67,18 @@ SHAPED_BY: dict[str, tuple[str, ...]] = {
     "reward-model": (*_RUN, *_LEARNER, "reward_model.", "scorer.mask_results "),
     "grpo": GRPO,
 }
-"""Stage → how the settings begin that decide what it makes, as `config.differences` writes them."""
+"""Stage → the beginnings of the settings that decide what it makes, as `config.differences` writes them."""
 SHAPES_NOTHING = (
     "sft.checkpoint_every ",
     "reward_model.when_unavailable ",
     "reward.math_timeout_s ",
     "episode.deadline_s ",
 )
-"""Of the sections above."""
+"""Settings of the sections above that change nothing of what is made."""
 
 
 def refused(saved: RunConfig, config: RunConfig, begun: Collection[str]) -> list[str]:
-    """The changes, as `config.differences` writes them, that what has begun doesn't allow."""
+    """The changes that the stages that have begun don't allow, as `config.differences` writes them."""
     shaped = tuple(prefix for stage in begun for prefix in SHAPED_BY[stage])
     return [
         change
@@ -88,8 +88,8 @@ def refused(saved: RunConfig, config: RunConfig, begun: Collection[str]) -> list
 
 
 def check_learners(learners: Path | Storage, config: LearnerConfig) -> None:
-    """UserError if learners of `config` can't go on from the checkpoint whose learners' part is at `learners`, or if what it
-    says of itself can't be read: said before Ray and the engines are started."""
+    """Raises UserError if learners of `config` can't go on from the checkpoint whose learners' part is at `learners`, or if
+    its description can't be read. To be called before Ray and the engines are started."""
     meta = _meta(learners)
     try:
         check(meta, config, f"the checkpoint {learners}")
@@ -113,7 +113,7 @@ def _meta(learners: Path | Storage) -> dict[str, Any]:
 
 
 def damaged(file: Path | Storage, error: Exception) -> UserError:
-    """Of a checkpoint's file that can't be read."""
+    """The error for a checkpoint's file that can't be read."""
     return UserError(
         f"{file} can't be read: {error or type(error).__name__}. This checkpoint is damaged: restore the file, or remove "
         "the checkpoint (and its marker step-N.json at a URI) to go on from the one before it"

@@ -1,14 +1,14 @@
 """One machine at a time works on a run whose `run_dir` is a URI.
 
-`run_lock` guards a folder of this machine. Between machines there is only the storage, so each driver writes a claim of its
-own beside the run, `.claims/HOST-ID.json`, and then lists: whoever sees another living claim takes its own back and is
-refused. Storage that shows in a listing what was written before (S3 since 2020, Google's, Azure's, a file system) lets never
-two through; two that start in the same second may both be refused. No conditional write is needed, which pyarrow 26 has not.
+`lock` guards a folder of this machine. Machines share only the storage. So each driver writes a claim of its own beside the
+run, `.claims/HOST-ID.json`, and then lists all claims. A driver that finds another valid claim removes its own and is
+refused. If the storage lists all that was written before (S3 since 2020, Google's, Azure's, a file system), two drivers are
+never accepted; two that start in the same second may both be refused. This needs no conditional write; pyarrow 26 has none.
 
-A claim lives as long as it is written again: every `BEAT_S`. Its age is the difference of two times of the storage, that of
-the claim that was just written and its own, so no machine's clock matters. After `SILENCE_S` it is taken for dead and
-removed, and the one who does so writes a higher term into its own. A driver that was only paused finds that before it next
-writes to the run's URI, and ends. What it may have begun to write at that very moment isn't undone.
+A driver writes its claim again every `BEAT_S`. A claim's age is the storage's time of a claim just written minus that of the
+claim itself, so no machine's clock matters. A claim that is `SILENCE_S` old is invalid: another driver removes it and writes
+a higher term into its own claim. A driver that was only paused finds this before it next writes to the run's URI, and ends.
+What it has begun to write at that moment isn't undone.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ logger = logging.getLogger(__name__)
 
 CLAIMS = ".claims"
 ID_FILE = f"{OWN}claim"
-"""In the working folder: what this machine's claims are called, so that those of its own dead processes are known."""
+"""This file of the working folder has the names of this machine's claims, to recognize those of its ended processes."""
 BEAT_S = 20.0
 SILENCE_S = 300.0
 _held: dict[str, Claim] = {}
-"""Of this process, by the run's URI."""
+"""This process's claims, by the run's URI."""
 
 
 class Place(Protocol):
@@ -51,9 +51,9 @@ class Place(Protocol):
 
 @contextmanager
 def held(location: Place, *, beat_s: float = BEAT_S, silence_s: float = SILENCE_S) -> Iterator[None]:
-    """Within it this process alone works on the run at `location`, on this machine and, at a URI, on any.
+    """Within the block only this process works on the run at `location`: on this machine or, at a URI, on all machines.
 
-    Raises UserError, with who does, if another one works on it."""
+    Raises UserError, which names the other process, if another one works on it."""
     with locked(location.path):
         if location.storage is None:
             yield
@@ -74,14 +74,14 @@ def held(location: Place, *, beat_s: float = BEAT_S, silence_s: float = SILENCE_
 
 
 def check_held(run_dir: str) -> None:
-    """Raises StorageError if this process claimed the run of which `run_dir` is a part, and another one has it now."""
+    """Raises StorageError if this process claimed the run of `run_dir`, and another process has taken it over."""
     for run, claim in _held.items():
         if f"{run_dir.partition('?')[0]}/".startswith(f"{run.partition('?')[0].rstrip('/')}/"):
             claim.check()
 
 
 class Claim:
-    """One driver's on one run. `beat` is for a thread of its own."""
+    """One driver's claim on one run. `beat` is for a thread of its own."""
 
     def __init__(self, run: Storage, own: str, *, silence_s: float) -> None:
         self._run = run
@@ -93,14 +93,14 @@ class Claim:
             "host": socket.gethostname(),
             "since": time.time(),
             "command": sys.argv,
-            "term": 0,  # as long as it is only asked for: the holder's is higher
+            "term": 0,  # until the run is ours; the holder's term is higher
         }
         self._written_at = 0.0
         self._lost = False
 
     def take(self) -> None:
-        """Raises UserError if another living claim is there, or nothing can be written."""
-        once = Storage(self._claims.uri, 0.0)  # what is wrong is told before anything starts, as by `RunLocation.check`
+        """Raises UserError if there is another valid claim, or if nothing can be written."""
+        once = Storage(self._claims.uri, 0.0)  # the error comes before anything starts, as in `RunLocation.check`
         try:
             self._write(once)
             entries = once.entries()
@@ -124,7 +124,7 @@ class Claim:
         while not stop.wait(beat_s):
             try:
                 if _now() - self._written_at > self._silence_s / 2:
-                    self.check()  # it was paused, or the storage didn't answer: others may have taken it for dead
+                    self.check()  # it was paused, or the storage didn't answer: another driver may have removed the claim
                 self._write(Storage(self._claims.uri, beat_s))
             except (StorageError, OSError) as error:
                 logger.warning("%s: the claim could not be written again: %s", self._run, error)
@@ -162,14 +162,14 @@ class Claim:
         self._written_at = _now()
 
     def _silence(self, entries: dict[str, Entry], name: str) -> float:
-        """Seconds since that claim was written, by the storage's clock where it tells the time."""
+        """Seconds since that claim was written, by the storage's clock if it gives a time."""
         ours, theirs = (entries[n].mtime_ns if n in entries else None for n in (self._name, name))
         if ours is not None and theirs is not None:
             return max(0.0, (ours - theirs) / 1e9)
         return max(0.0, time.time() - float(self._read(name).get("time", 0.0)))
 
     def _read(self, name: str) -> dict[str, Any]:
-        """Empty for one that is gone, or that nobody of ours wrote."""
+        """A claim's content; empty if it is gone or isn't one of AutoTraj's."""
         try:
             found = json.loads(self._claims.read(name))
         except (FileNotFoundError, ValueError):
@@ -188,7 +188,7 @@ class Claim:
 
 
 def _own_id(folder: Path) -> str:
-    """The same for all processes that work in this folder, of which `run_lock` lets one live."""
+    """The same name for all processes that work in this folder; `lock` allows one at a time."""
     file = folder / ID_FILE
     if not file.is_file():
         file.write_text(uuid.uuid4().hex)
@@ -196,5 +196,5 @@ def _own_id(folder: Path) -> str:
 
 
 def _now() -> float:
-    """A clock that goes on while the machine sleeps."""
+    """Seconds on a clock that goes on while the machine sleeps."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)

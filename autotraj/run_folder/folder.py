@@ -42,13 +42,13 @@ LEARNERS = "learner_group"
 SAME_COMMAND = "the same command"
 LOG_SIZES = "log_sizes.json"
 LOGS = ("trajectories.log", "online_repair/pairs.jsonl")
-"""Append-only files of a run, which a set-back shortens to what they were."""
+"""Append-only files of a run. When a run goes back to a checkpoint, they are cut to the length that they had then."""
 CHECKPOINT = re.compile(r"step-(\d+)")
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A complete one."""
+    """A complete checkpoint."""
 
     step: int
     folder: Path  # on the driver: all of it, or without the learners' part
@@ -124,7 +124,7 @@ class RunFolder:
             return
         try:
             self._close()
-            self.location.push()  # so that what led to the error can be read elsewhere
+            self.location.push()  # so that the files that explain the error can be read elsewhere
         except (StorageError, OSError) as second:
             logger.warning(
                 "%s: not everything is written (%s); what there is is in %s", self.location, second, self.path
@@ -144,7 +144,7 @@ class RunFolder:
         return str((self.path / "trajectories.log").resolve())
 
     def set_back(self, checkpoint: Checkpoint | None) -> None:
-        """Forgets the metrics and logs of steps after the checkpoint (None: of all), which will be taken again."""
+        """Removes the metrics and logs of steps after the checkpoint (None: of all steps), which will be taken again."""
         self._forget_after(checkpoint)
         _shorten_logs(self.path, checkpoint)
 
@@ -161,7 +161,7 @@ class RunFolder:
             tracker.close()
 
     def note(self, sentences: Sequence[str]) -> None:
-        """Keeps for the report what whoever trains should know, if there is something."""
+        """Keeps notes on the training for the report, if there are any."""
         if sentences:
             self.write_json(NOTES_FILE, list(sentences))
 
@@ -181,7 +181,7 @@ class RunFolder:
     def checkpoint(self, step: int, save: Callable[[Path, Path | Storage], Any], *, keep: int) -> None:
         """Has `save(folder, learners)` fill two places, completes the checkpoint and prunes all but the newest `keep`.
 
-        Raises RunError, which says how to go on, or LearnerDied, LearnerTimeout; the checkpoints before are then as they
+        Raises RunError, which says how to go on, or LearnerDied, LearnerTimeout; earlier checkpoints then stay as they
         were.
         """
         name = f"step-{step:06d}"
@@ -195,7 +195,7 @@ class RunFolder:
         shutil.rmtree(partial, ignore_errors=True)
         failed = f"the checkpoint of step {step} could not be written"
         try:
-            if step == self._last_step:  # what a resumed run was restored from: to write it again would put it at risk
+            if step == self._last_step:  # the run was restored from it: a failure while writing it again would lose it
                 _prune(self.location, keep)
                 return
             if self.location.storage:
@@ -207,29 +207,29 @@ class RunFolder:
                     save_all(partial.resolve(), partial.resolve() / LEARNERS)
             self._last_step, failed = step, "old checkpoints could not be removed"
             _prune(self.location, keep)
-        except (LearnerDied, LearnerTimeout):  # nothing is wrong with the place; whoever trains may have new learners
+        except (LearnerDied, LearnerTimeout):  # the place can be written; the caller may replace the learners
             shutil.rmtree(partial, ignore_errors=True)
             raise
-        except (OSError, RuntimeError) as error:  # RuntimeError: StorageError, LearnerFailed, torch's of a full disk
+        except (OSError, RuntimeError) as error:  # RuntimeError: StorageError, LearnerFailed, torch's for a full disk
             found = write_error(self.location, failed, error, kept=self.kept, go_on=self.go_on)
             shutil.rmtree(partial, ignore_errors=True)
             raise found from error
 
     @property
     def last_step(self) -> int | None:
-        """Of the newest complete checkpoint, one of before a resume included."""
+        """The step of the newest complete checkpoint, which may be one of before a resume."""
         return self._last_step
 
     @property
     def kept(self) -> str:
-        """For messages: what there is to go on from."""
+        """The newest checkpoint, as a sentence for messages."""
         if self._last_step is None:
             return "There is no checkpoint yet"
         return f"The last complete checkpoint is of step {self._last_step}"
 
     @property
     def way_on(self) -> str:
-        """For messages: what there is to go on from, and by which command."""
+        """The newest checkpoint and the command to go on from it, for messages."""
         if self._last_step is None:
             return f"{self.kept}; {SAME_COMMAND} starts again"
         return f"{self.kept}; go on with {self.go_on}"
@@ -240,7 +240,7 @@ def _resume_command(location: RunLocation) -> str:
 
 
 def _sealed(storage: Storage) -> list[str]:
-    """As `_in_order`."""
+    """The complete checkpoints, ordered as by `_in_order`."""
     try:
         return _in_order(storage.at(CHECKPOINTS).sealed())
     except StorageError as error:
@@ -251,9 +251,9 @@ def _upload_checkpoint(
     location: RunLocation, name: str, partial: Path, save: Callable[[Path, Path | Storage], Any]
 ) -> None:
     assert location.storage
-    location.push()  # the metrics and trajectories of the steps that the checkpoint is of
+    location.push()  # the metrics and trajectories up to the checkpoint's step
     checkpoints = location.storage.at(CHECKPOINTS)
-    checkpoints.unseal(name)  # of a run that got here before
+    checkpoints.unseal(name)  # left by an earlier attempt at this step
     save(partial.resolve(), checkpoints.at(name, LEARNERS))
     checkpoints.at(name).upload(partial, files_of(partial))
     checkpoints.seal(name)
@@ -261,7 +261,7 @@ def _upload_checkpoint(
 
 
 def _prune(location: RunLocation, keep: int) -> None:
-    """All but the newest `keep` checkpoints go, and what attempts that failed have left."""
+    """Removes all but the newest `keep` checkpoints, and what failed attempts have left."""
     for old in _complete(location.path)[:-keep]:
         shutil.rmtree(old)
     if location.storage:
@@ -276,8 +276,8 @@ def _prune(location: RunLocation, keep: int) -> None:
 
 
 def _shorten_logs(path: Path, checkpoint: Checkpoint | None) -> None:
-    """The logs as they were at the checkpoint, or empty. One of an earlier version doesn't know how long the logs
-    were, and leaves them."""
+    """Cuts the logs to their length at the checkpoint, or empties them. A checkpoint of an earlier version doesn't hold the
+    lengths; then the logs stay as they are."""
     sizes: dict[str, int] = {}
     if checkpoint is not None:
         saved = checkpoint.folder / LOG_SIZES
@@ -296,7 +296,7 @@ def _log_sizes(path: Path) -> dict[str, int]:
 
 
 def newest(location: RunLocation) -> Checkpoint | None:
-    """The newest complete checkpoint of a run or stage, with the driver's part of it here."""
+    """The newest complete checkpoint of a run or stage. The driver's part of it is fetched to this machine."""
     if location.storage is None:
         folder = latest_checkpoint(location.path)
         return Checkpoint(_checkpoint_step(folder.name), folder, folder / LEARNERS) if folder else None
@@ -315,7 +315,7 @@ def newest(location: RunLocation) -> Checkpoint | None:
 
 
 def files_of_checkpoints(location: RunLocation, name: str) -> Iterator[bytes]:
-    """That file of the driver's part of every complete checkpoint of a run, where it is. Raises StorageError."""
+    """The file `name` in the driver's part of each complete checkpoint of a run that has it. Raises StorageError."""
     if location.storage is None:
         for folder in _complete(location.path):
             if (folder / name).is_file():
@@ -340,7 +340,7 @@ def _complete(run_dir: Path) -> list[Path]:
 
 
 def _in_order(names: Iterable[str]) -> list[str]:
-    """Those that are checkpoints', by their steps: as text, step-1000000 would come before step-999950."""
+    """The names of checkpoints, in the order of their steps: as text, step-1000000 would come before step-999950."""
     return sorted((name for name in names if CHECKPOINT.fullmatch(name)), key=_checkpoint_step)
 
 

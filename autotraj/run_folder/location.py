@@ -1,12 +1,12 @@
 """Where a run is kept. A local `run_dir` is the run's folder itself. With a URI the run works in a folder on the driver's
-disk, and what is at the URI is what counts:
+disk, and the files at the URI are the run:
 
     start         URI ──▶ working folder     all but checkpoints and models, which are fetched when they are needed
     checkpoint    working folder ──▶ URI     what changed; then driver and learner ranks, each from its node, their parts of
                                              checkpoints/step-N/; then the marker checkpoints/step-N.json
     stage's end   working folder ──▶ URI     what changed, stages.json last
 
-So another machine, whose working folder is empty, can go on from the URI alone.
+So another machine, with an empty working folder, can continue the run from the URI alone.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from storage.objects import STAMP, Storage, StorageError, files_of
 CHECKPOINTS = "checkpoints"
 PUSH_EVERY_S = 300.0
 LIVE = ("status.json",)
-"""Files that are of no use once the process has ended."""
+"""Files that are only of use while the process runs. They aren't uploaded."""
 LAST = ("stages.json", "summary.json")
-"""Files that say that others are done."""
+"""Files that say that other files are complete. They are uploaded last."""
 
 
 class RunLocation:
@@ -38,7 +38,7 @@ class RunLocation:
     `storage` is None for a local run, which has nothing to pull or push."""
 
     def __init__(self, run_dir: str, *, retry_s: float, path: Path | None = None) -> None:
-        """`path`: another working folder than the run's own."""
+        """`path` is the working folder, if it isn't the run's own."""
         self.run_dir = run_dir
         self.path = path or local_path(run_dir)
         self.storage = Storage(run_dir, retry_s) if is_uri(run_dir) else None
@@ -53,15 +53,15 @@ class RunLocation:
         return str(self.storage or self.path)
 
     def place(self, *names: str) -> Path | Storage:
-        """Where the learners' ranks, on nodes of their own, write something of this run."""
+        """Where the learners' ranks, which may be on other nodes, write a file or folder of this run."""
         return self.storage.at(*names) if self.storage else self.path.joinpath(*names)
 
     def model(self, *names: str) -> str:
-        """A model of this run's, for actors on any node."""
+        """The path or URI under which actors on any node find a model of this run."""
         return join(self.run_dir, *names) if self.storage else str(self.path.joinpath(*names).resolve())
 
     def has_model(self, *names: str) -> bool:
-        """Raises UserError if that can't be told."""
+        """Raises UserError if the storage can't be read."""
         if not self.storage:
             return self.path.joinpath(*names).exists()
         try:
@@ -70,7 +70,7 @@ class RunLocation:
             raise UserError(f"run_dir: {error}") from error
 
     def check(self) -> None:
-        """UserError if nothing can be written there: said before anything is started."""
+        """Raises UserError if nothing can be written there. To be called before anything is started."""
         if self.storage:
             try:
                 self.storage.check()
@@ -78,7 +78,7 @@ class RunLocation:
                 raise UserError(f"run_dir: {error}") from error
 
     def pull(self) -> None:
-        """Makes the working folder what is at the URI; what else is in it is removed. Raises UserError."""
+        """Makes the working folder a copy of what is at the URI; anything else in it is removed. Raises UserError."""
         if not self.storage:
             return
         try:
@@ -91,8 +91,8 @@ class RunLocation:
         self._pushed = self._files()
 
     def push(self, *, only_if_due: bool = False) -> None:
-        """Uploads what has changed since the last time; `only_if_due`: if that is `PUSH_EVERY_S` ago, for stages without
-        checkpoints. Raises StorageError."""
+        """Uploads what has changed since the last time. With `only_if_due`, for stages without checkpoints, only if that was
+        `PUSH_EVERY_S` ago. Raises StorageError."""
         if not self.storage or (only_if_due and time.monotonic() - self._pushed_at < PUSH_EVERY_S):
             return
         files = self._files()
@@ -118,7 +118,7 @@ class RunLocation:
 
 
 def _without_models(entries: Mapping[str, object]) -> list[str]:
-    """Names of what a run reads of its own folder when it goes on."""
+    """The names of the files that a run reads in its own folder when it goes on."""
     models = {str(PurePosixPath(name).parent) for name in entries if name.endswith(".safetensors")}
     return [
         name
@@ -128,7 +128,7 @@ def _without_models(entries: Mapping[str, object]) -> list[str]:
 
 
 def disk_is_full(error: BaseException) -> bool:
-    """Whether that is what an error, or one that it came from, says."""
+    """Whether an error, or one that caused it, says that a disk is full."""
     seen: BaseException | None = error
     while seen is not None:
         if getattr(seen, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(seen):
@@ -138,7 +138,7 @@ def disk_is_full(error: BaseException) -> bool:
 
 
 def write_error(location: RunLocation, failed: str, error: BaseException, *, kept: str, go_on: str) -> RunError:
-    """The error that ends a run whose files can't be written: where, what, why, what there is, what to do."""
+    """The error that ends a run whose files can't be written. It says where, what and why, what is kept and what to do."""
     place = Path(location.path if location.path.exists() else location.path.parent)
     free_mib = shutil.disk_usage(place).free >> 20
     full = disk_is_full(error) or free_mib == 0  # torch's error doesn't say so

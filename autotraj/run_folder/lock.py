@@ -1,8 +1,8 @@
 """One command at a time works on a run's folder.
 
-The lock is the kernel's (`flock` on `.run.lock`), so it ends with the process that holds it, however that ends; nobody has
-to tell a dead holder's lock from a living one's. The file's text is only for the message. For a run at a URI the folder is
-the working folder on the driver's machine; `run_claim` keeps other machines out.
+The lock is the kernel's (`flock` on `.run.lock`), so it ends with the process that holds it, however that process ends. The
+file's text is only for the message. For a run at a URI the folder is the working folder on the driver's machine; `claim`
+keeps other machines out.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from pathlib import Path
 from autotraj.errors import UserError
 
 OWN = ".run."
-"""How the files begin that are the working folder's own, and stay when it is emptied."""
+"""The working folder's own files begin with this. They stay when it is emptied."""
 LOCK_FILE = f"{OWN}lock"
 
 
 @contextmanager
 def locked(folder: Path, *, called: str = "run_dir") -> Iterator[None]:
-    """Within it this process alone works on `folder`, which is made if it isn't there. `called`: the
-    setting or option that names it.
+    """Within the block only this process works on `folder`, which is made if it isn't there. `called` is the setting or
+    option that names the folder.
 
-    Raises UserError at once if another process, or another such block of this one, does."""
+    Raises UserError at once if another process, or another such block of this process, works on it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / LOCK_FILE).open("a+", encoding="utf-8")
@@ -53,7 +53,7 @@ def locked(folder: Path, *, called: str = "run_dir") -> Iterator[None]:
 
 
 def clear(folder: Path) -> None:
-    """Empties a run's folder, if it is there. The lock's file stays, or another process could lock a new one beside it."""
+    """Empties a run's folder, if it exists. The lock's file stays: otherwise another process could lock a new one."""
     if not folder.is_dir():
         return
     for path in folder.iterdir():

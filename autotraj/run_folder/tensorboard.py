@@ -1,4 +1,4 @@
-"""Metrics for TensorBoard, written by whoever calls."""
+"""Metrics for TensorBoard, written in the caller's thread."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 class TensorBoard:
     """A `Tracker`: one event file in `<folder>/tensorboard`.
 
-    Not tensorboardX's `SummaryWriter`: its thread dies of a full disk, and then `add_scalar` waits forever for room in
-    its queue (2.6.5). OSError comes to the caller here.
+    It doesn't use tensorboardX's `SummaryWriter` (2.6.5): a full disk ends the thread of that, and then `add_scalar` waits
+    forever for room in its queue. Here the caller gets the OSError.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -22,10 +22,10 @@ class TensorBoard:
         self._events = EventsWriter(str(events))
 
     def forget_after(self, step: int) -> None:
-        """Has TensorBoard leave out what was written of later steps, here or in another file of the folder."""
+        """Makes TensorBoard leave out the metrics of later steps, in this file and in others of the folder."""
         from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-        start = SessionLog(status=SessionLog.START)  # its own mark of a restarted run
+        start = SessionLog(status=SessionLog.START)  # TensorBoard's mark for a restarted run
         self._events.write_event(Event(wall_time=time.time(), step=step + 1, session_log=start))
         self._events.flush()
 

@@ -1,6 +1,6 @@
-"""Where the figures of every step go.
+"""Where the metrics of every step are written.
 
-A further place is a class with the methods of `Tracker` and its line in `TRACKERS`.
+To add a place, write a class with the methods of `Tracker` and add a line to `TRACKERS`.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from storage.whole import write_whole
 
 
 class Tracker(Protocol):
-    """Takes a run's or a stage's figures, step by step. What can't be written is an OSError."""
+    """Takes a run's or a stage's metrics, step by step. Raises OSError if they can't be written."""
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None: ...
 
     def forget_after(self, step: int) -> None:
-        """Forgets what was written of later steps, which will be taken again: now, or by a run before in the same folder."""
+        """Drops the metrics of later steps, which will be taken again; an earlier process may have written them."""
 
     def close(self) -> None: ...
 
@@ -37,7 +37,7 @@ class JSONLines:
         self._file.write(json.dumps({"time": time.time(), "step": step, **metrics}) + "\n")
 
     def forget_after(self, step: int) -> None:
-        """Drops a line that a full disk cut short, too."""
+        """Also drops a line that a full disk cut short."""
         self._file.close()
         lines = self._path.read_text().splitlines() if self._path.is_file() else []
         kept = [line for line in lines if (at := _step_of(line)) is not None and at <= step]
@@ -56,4 +56,4 @@ def _step_of(line: str) -> int | None:
 
 
 TRACKERS: dict[str, Callable[[Path], Tracker]] = {"jsonl": JSONLines, "tensorboard": TensorBoard}
-"""Name → what makes the tracker of a folder. A run writes to each."""
+"""Name → a function that makes the tracker of a folder. A run writes to each tracker."""
