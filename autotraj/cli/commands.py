@@ -21,7 +21,7 @@ from autotraj.run_folder.claim import held
 from autotraj.run_folder.folder import Checkpoint, RunFolder
 from autotraj.run_folder.location import RunLocation
 from autotraj.stages.resume import is_complete, open_folder
-from autotraj.status.progress import ProgressView
+from autotraj.status.progress import GrpoProgress
 from autotraj.training import supervised
 from cluster.exit_codes import EXIT_INTERRUPTED, EXIT_OK
 from storage.locations import is_uri
@@ -138,9 +138,9 @@ def _grpo(config: RunConfig, folder: RunFolder, checkpoint: Checkpoint | None) -
                 if checkpoint:
                     algo.restore_from_path(checkpoint.folder, learners=checkpoint.learners)
                     console.print(f"resumed at step {algo.policy_version} from {folder.location}")
-                with ProgressView(config.grpo.num_steps, console=console) as view:
+                with GrpoProgress(config.grpo.num_steps, console) as view:
                     complete = train(
-                        algo, folder, num_steps=config.grpo.num_steps, on_step=view.step, interrupt=interrupt
+                        algo, folder, num_steps=config.grpo.num_steps, on_step=view.grpo_step, interrupt=interrupt
                     )
                 if complete:
                     export_policy(algo, folder)

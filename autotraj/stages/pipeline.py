@@ -36,8 +36,7 @@ from autotraj.stages.resume import at_its_largest
 from autotraj.stages.reward_model import train_reward_model
 from autotraj.stages.sft import sft
 from autotraj.stages.synthesize import Progress, Synthesis
-from autotraj.status.progress import ProgressView
-from autotraj.status.stage_progress import StageView
+from autotraj.status.progress import GrpoProgress, StageProgress
 from autotraj.training import supervised
 from cluster.exit_codes import EXIT_INTERRUPTED, EXIT_OK
 from report.data import read_notes
@@ -108,13 +107,13 @@ class Pipeline:
         folder = self.path / supervised.SYNTHESIS
         folder.mkdir(parents=True, exist_ok=True)
         with (
-            StageView("synthesize", "questions", self.console) as view,
+            StageProgress("synthesize", "questions", self.console) as view,
             repairer_pool(config, self.gateway.access, pool) as repairers,
         ):
             repairers.wait_ready(everyone=False)
 
             def on_progress(progress: Progress) -> None:
-                view.update(progress.num_done, progress.num_questions, _synthesis_note(progress))
+                view.show(progress.num_done, progress.num_questions, _synthesis_note(progress))
                 self.push(only_if_due=True)
 
             synthesis = Synthesis(
@@ -139,7 +138,7 @@ class Pipeline:
         return summary
 
     def sft(self) -> dict[str, Any]:
-        with StageView("sft", "steps", self.console) as view:
+        with StageProgress("sft", "steps", self.console) as view:
             figures = sft(self.config, interrupt=self.interrupt, on_step=view.step)
         self.console.print(
             f"sft: {figures['num_steps']} steps on {figures['num_trajectories']} trajectories, last loss "
@@ -148,7 +147,7 @@ class Pipeline:
         return figures
 
     def reward_model(self) -> dict[str, Any]:
-        with StageView("reward-model", "steps", self.console) as view:
+        with StageProgress("reward-model", "steps", self.console) as view:
             figures = train_reward_model(self.config, self.model("sft"), interrupt=self.interrupt, on_step=view.step)
         self.console.print(
             f"reward-model: {figures['pair_accuracy']:.1%} of {figures['num_held_out']} held-out pairs in the right order, "
@@ -178,9 +177,9 @@ class Pipeline:
                     algo.restore_from_path(checkpoint.folder, learners=checkpoint.learners)
                     self.console.print(f"grpo: resumed at step {algo.policy_version}")
                 started = time.monotonic()
-                with ProgressView(config.grpo.num_steps, console=self.console) as view:
+                with GrpoProgress(config.grpo.num_steps, self.console) as view:
                     complete = train(
-                        algo, folder, num_steps=config.grpo.num_steps, on_step=view.step, interrupt=self.interrupt
+                        algo, folder, num_steps=config.grpo.num_steps, on_step=view.grpo_step, interrupt=self.interrupt
                     )
                 if not complete:
                     raise supervised.Interrupted

@@ -1,16 +1,16 @@
-"""What a person sees while a run goes on: one line a step, and a live bar where there is a terminal."""
+"""What a person sees while a run goes on: a bar on a terminal, and of GRPO the last steps; elsewhere a line now and then."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from types import TracebackType
+import time
+from collections.abc import Iterable, Mapping
 
-from rich.console import Console
-from rich.live import Live
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.text import Text
 
-COLUMNS: tuple[tuple[str, str, str], ...] = (
+PLAIN_EVERY_S = 15.0
+GRPO_COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("reward", "reward_mean", "{:.2f}"),
     ("accuracy", "accuracy", "{:.0%}"),
     ("tools", "tool_call_rate", "{:.0%}"),
@@ -22,58 +22,67 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("s/step", "step_seconds", "{:.1f}"),
 )
 """Heading, metric, format."""
+GRPO_HEADING = "step  " + " ".join(f"{heading:>8}" for heading, _, _ in GRPO_COLUMNS)
+GRPO_ROWS = 12
+"""Steps that are seen at a time on a terminal."""
+GRPO_PLAIN_EVERY = 10
+"""Off a terminal, every so many steps have a line."""
 
 
-class ProgressView:
-    """Shows the last steps; off a terminal it prints every `every`-th step as a plain line instead."""
+class StageProgress(Progress):
+    """A stage's bar. `show(done, total, "kept 12, repaired 30")`."""
 
-    def __init__(self, num_steps: int, *, console: Console | None = None, rows: int = 12, every: int = 10) -> None:
-        self.console = console or Console()
-        self._num_steps, self._max_rows, self._every = num_steps, rows, every
-        self._rows: list[list[str]] = []
-        self._bar = Progress(
-            TextColumn("GRPO"),
+    def __init__(self, name: str, unit: str, console: Console) -> None:
+        super().__init__(
+            TextColumn(name),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("steps"),
+            TextColumn(unit),
+            TextColumn("{task.fields[note]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            console=self.console,
+            console=console,
+            disable=not console.is_terminal,
+            refresh_per_second=2,
         )
-        self._task = self._bar.add_task("grpo", total=num_steps)
-        self._live = Live(console=self.console, refresh_per_second=2) if self.console.is_terminal else None
+        self._name, self._unit = name, unit
+        self._last_line = time.monotonic()
+        self._bar = self.add_task(name, total=None, note="")
 
-    def __enter__(self) -> ProgressView:
-        if self._live:
-            self._live.start()
-        else:
-            self._line("step", [heading for heading, _, _ in COLUMNS])
-        return self
+    def show(self, done: int, total: int, note: str) -> None:
+        self.update(self._bar, completed=done, total=total, note=note)
+        now = time.monotonic()
+        if self.disable and now - self._last_line > PLAIN_EVERY_S:
+            self._last_line = now
+            self.console.print(f"{self._name}: {done}/{total} {self._unit}; {note}", soft_wrap=True)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._live:
-            self._live.stop()
+    def step(self, number: int, total: int, metrics: Mapping[str, float]) -> None:
+        """An optimizer step of a supervised stage."""
+        shown = [("loss", "loss"), ("accuracy", "accuracy"), ("held_out/accuracy", "held out")]
+        self.show(number, total, ", ".join(f"{label} {metrics[key]:.3f}" for key, label in shown if key in metrics))
 
-    def _line(self, step: str, cells: Sequence[str]) -> None:
-        self.console.print(f"{step:>4}  " + " ".join(f"{cell:>8}" for cell in cells), soft_wrap=True)
 
-    def step(self, step: int, metrics: Mapping[str, float]) -> None:
-        cells = [layout.format(metrics.get(name, 0.0)) for _, name, layout in COLUMNS]
-        if not self._live:
-            if step % self._every == 0 or step in (1, self._num_steps):
-                self._line(str(step), cells)
-            return
-        self._rows = [*self._rows, [str(step), *cells]][-self._max_rows :]
-        self._bar.update(self._task, completed=step)
-        table = Table(box=None, pad_edge=False)
-        for heading in ("step", *(heading for heading, _, _ in COLUMNS)):
-            table.add_column(heading, justify="right")
-        for row in self._rows:
-            table.add_row(*row)
-        grid = Table.grid()
-        grid.add_row(table)
-        grid.add_row(self._bar)
-        self._live.update(grid)
+class GrpoProgress(StageProgress):
+    """The last steps above the bar."""
+
+    def __init__(self, num_steps: int, console: Console) -> None:
+        self._rows = [GRPO_HEADING]
+        super().__init__("GRPO", "steps", console)
+        self.update(self._bar, total=num_steps)
+        self._num_steps = num_steps
+        if self.disable:
+            console.print(GRPO_HEADING, soft_wrap=True)
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """As `Progress` asks for them whenever it draws."""
+        yield Text("\n".join(self._rows))
+        yield from super().get_renderables()
+
+    def grpo_step(self, step: int, metrics: Mapping[str, float]) -> None:
+        cells = [layout.format(metrics.get(name, 0.0)) for _, name, layout in GRPO_COLUMNS]
+        row = f"{step:>4}  " + " ".join(f"{cell:>8}" for cell in cells)
+        self._rows = [GRPO_HEADING, *[*self._rows[1:], row][-GRPO_ROWS:]]
+        self.update(self._bar, completed=step)
+        if self.disable and (step % GRPO_PLAIN_EVERY == 0 or step in (1, self._num_steps)):
+            self.console.print(row, soft_wrap=True)

@@ -1,5 +1,6 @@
 """Who waits on whom, by hand; the metrics' arithmetic; the dashboard's queries against what is declared."""
 
+import io
 import json
 import os
 import socket
@@ -10,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from scrape import DASHBOARD, METRIC, labels_of, queries
 
 from actors import metrics as engine_metrics
@@ -21,6 +23,7 @@ from autotraj.loop.inspection import announce
 from autotraj.runners.calls import Call, Runner, views
 from autotraj.status import prometheus, sandbox
 from autotraj.status.board import StatusBoard
+from autotraj.status.progress import GrpoProgress
 from autotraj.status.rows import (
     LoopState,
     RunnerState,
@@ -250,6 +253,18 @@ def test_a_disk_that_is_full_does_not_end_the_run(tmp_path: Path, caplog: pytest
     (tmp_path / "status.json").mkdir()  # root writes everywhere, but not to a folder
     board.write()
     assert "can't be written" in caplog.text
+
+
+@pytest.mark.parametrize(("terminal", "shown"), [(False, [1, 10, 20, 24]), (True, list(range(13, 25)))])
+def test_progress_shows_the_last_steps_on_a_terminal_and_some_of_them_elsewhere(
+    terminal: bool, shown: list[int]
+) -> None:
+    out = io.StringIO()
+    with GrpoProgress(24, Console(file=out, force_terminal=terminal, width=110)) as progress:
+        for step in range(1, 25):
+            progress.grpo_step(step, {"reward_mean": 0.5})
+    last_drawn = out.getvalue().rpartition("reward")[2]
+    assert [int(line.split()[0]) for line in last_drawn.splitlines() if "0.50" in line] == shown
 
 
 def test_a_step_s_seconds_add_up() -> None:
