@@ -41,7 +41,7 @@ def evaluate_suite(config_path: str | None, overrides: Sequence[str], suite_path
     tasks = load_benchmarks(suite)
     preflight.check(config)
     preflight.check_writable("--out", out)
-    preflight.check_prompt(config, {f"benchmark {name}": listed for name, listed in tasks.items()})
+    preflight.check_last(config, {f"benchmark {name}": listed for name, listed in tasks.items()})
     folder = Path(out)
 
     from autotraj.evaluation.judge import judge

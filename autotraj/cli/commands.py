@@ -43,7 +43,7 @@ def run_all(config: RunConfig, console: Console) -> int:
     with held(RunLocation.of(config)):
         if open_folder(config):
             return _complete(config, console)
-        preflight.check_prompt(config, {"data": train, "eval.data": held_out})
+        preflight.check_last(config, {"data": train, "eval.data": held_out})
         if "synthesize" in config.stages:
             _tell_of_template(config, console)
 
@@ -77,7 +77,7 @@ def stage(name: str, config_path: str | None, overrides: Sequence[str]) -> int:
                 f"{name} is done in {config.run_dir} ({supervised.STAGES_FILE}); to do it again choose another run_dir"
             )
         supervised.check_inputs(name, config)
-        preflight.check_prompt(config, {"data": tasks} if name == "synthesize" else {})
+        preflight.check_last(config, {"data": tasks} if name == "synthesize" else {})
         if name == "synthesize":
             _tell_of_template(config, console)
 
@@ -106,7 +106,7 @@ def grpo(config_path: str | None, overrides: Sequence[str], resume: str | None) 
             return _grpo(config, folder, checkpoint)
     config = with_changes(load(config_path, overrides), preflight.GRPO_ALONE)
     tasks, _ = preflight.check(config)
-    preflight.check_prompt(config, {"data": tasks})
+    preflight.check_last(config, {"data": tasks})
     with held(RunLocation.of(config)):
         return _grpo(config, RunFolder.create(config), None)
 
@@ -125,7 +125,7 @@ def _grpo(config: RunConfig, folder: RunFolder, checkpoint: Checkpoint | None) -
             )
             return EXIT_OK
         tasks, _ = preflight.check(config)
-        preflight.check_prompt(config, {"data": tasks})
+        preflight.check_last(config, {"data": tasks})
         require_reward_model(config, checkpoint)
     console.print(f"run folder {folder.location}; sampling and training {config.model}; starting the engines …")
 
@@ -167,7 +167,7 @@ def evaluate(config_path: str | None, overrides: Sequence[str], benchmarks: str 
     console = Console()
     config = load(config_path, [*overrides, preflight.EVALUATION_ALONE])
     _, tasks = preflight.check(config)
-    preflight.check_prompt(config, {"eval.data": tasks})
+    preflight.check_last(config, {"eval.data": tasks})
 
     from autotraj.launch import engines, evaluate_engines, run_session
 

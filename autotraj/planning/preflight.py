@@ -47,7 +47,8 @@ class Resources:
 def check(config: RunConfig, *, sandbox: bool = True) -> tuple[list[Task], list[Task]]:
     """Raises `UserError` for the first thing that would stop the run; returns the training and evaluation tasks.
 
-    `sandbox`: engines will sample, and tools run."""
+    All that needs no torch and no transformers; the rest is in `check_last`. `sandbox`: engines will sample, and tools run.
+    """
     check_writable("run_dir", config.run_dir)
     _check_models(config)
     if sandbox:
@@ -61,8 +62,13 @@ def check(config: RunConfig, *, sandbox: bool = True) -> tuple[list[Task], list[
             build.check_ready(config.sandbox)
     except ValueError as error:
         raise UserError(str(error)) from error
-    _check_memory(config)
     return train, held_out
+
+
+def check_last(config: RunConfig, tasks: Mapping[str, Sequence[Task]] | None = None) -> None:
+    """What takes seconds, as it imports torch and transformers: whether the memory suffices, and `check_prompt`."""
+    _check_memory(config)
+    check_prompt(config, tasks)
 
 
 def resources(config: RunConfig) -> Resources:
@@ -217,7 +223,7 @@ def _is_installed(package: str) -> bool:
 
 def check_prompt(config: RunConfig, tasks: Mapping[str, Sequence[Task]] | None = None) -> None:
     """Raises `UserError` for a tokenizer or chat template with which no episode can begin, or for a set of tasks, by the key
-    that it comes from, whose prompts are all too long. The last check, as it imports transformers."""
+    that it comes from, whose prompts are all too long."""
     system_prompt, limit = config.episode.system_prompt, config.episode.max_prompt_tokens
     try:
         tokenizer = load_tokenizer(config.model)
