@@ -19,7 +19,7 @@ from learners.batching import Pair, Sample
 from learners.checkpoint_format import META_FILE
 from learners.config import LearnerConfig, LossConfig
 from learners.engine import DeepSpeedEngine
-from learners.weight_sync import NCCLBroadcast, host_update, nccl_update
+from learners.weight_sync import HostMemory, NCCLBroadcast, host_update, nccl_update
 from models.weight_update import LogprobProbe, WeightUpdate
 from storage.locations import local_path
 from storage.objects import Storage, fetch, files_of, scratch
@@ -34,6 +34,7 @@ class Learner:
         self.rank = rank
         self.engine: DeepSpeedEngine
         self.broadcast: NCCLBroadcast | None = None
+        self._host_memory = HostMemory()
 
     def __repr__(self) -> str:
         return f"Learner(rank={self.rank})"
@@ -90,7 +91,11 @@ class Learner:
             # An inference engine scores a given text at temperature 1, whatever its sampling temperature is.
             logprobs = self.engine.logprobs(probe_ids, temperature=1.0)
             probe = LogprobProbe(policy_version=version, token_ids=tuple(map(int, probe_ids)), logprobs=logprobs)
-        update = host_update(self.engine) if self.config.weight_sync == "host" else nccl_update(self.engine)
+        update = (
+            host_update(self.engine, self._host_memory)
+            if self.config.weight_sync == "host"
+            else nccl_update(self.engine)
+        )
         return {"policy_version": version, "probe": probe, "metrics": {}, "seconds": {}}, update
 
     def sft_step(self, samples: Sequence[Sample]) -> dict[str, float]:

@@ -183,8 +183,10 @@ class TokenLogprobs(_Headless):
         return torch.cat([b[0] for b in blocks]), torch.cat([b[1] for b in blocks])
 
     def _from_hidden(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        logits = self.lm.get_output_embeddings()(hidden).float() / self.temperature
+        logits = self.lm.get_output_embeddings()(hidden).float()
+        if self.temperature != 1.0:
+            logits = logits / self.temperature
         all_logprobs = F.log_softmax(logits, dim=-1)
         with torch.no_grad():
-            entropies = -(all_logprobs.exp() * all_logprobs).sum(-1)
+            entropies = -all_logprobs.exp().mul_(all_logprobs).sum(-1)
         return all_logprobs.gather(-1, targets[:, None])[:, 0], entropies

@@ -1,6 +1,6 @@
 """The learner's side of weight sync: it publishes or broadcasts the weights after a step.
 
-`host`: rank 0 copies all weights to numpy. They are passed as one Ray object, which engines on a node share.
+`host`: rank 0 copies all weights to its host. They are passed as one Ray object, which engines on a node share.
 `nccl`: rank 0 broadcasts to the engines' workers with vLLM's own trainer engine. Ray passes only names and shapes.
 """
 
@@ -15,24 +15,58 @@ from torch import Tensor
 from learners.engine import DeepSpeedEngine
 from models.weight_update import WeightUpdate
 
+BLOCK_BYTES = 1 << 30
+ALIGNMENT = 64
+"""Of each tensor in a block, bytes."""
 
-def host_update(engine: DeepSpeedEngine) -> WeightUpdate | None:
-    """An independent copy of the weights, on rank 0; None on the other ranks, which take part in gathering them."""
-    payload = {}
-    shapes = []
+
+class HostMemory:
+    """Where the weights are copied to on the host. It is taken at the first copy and overwritten by each later one.
+
+    Taking fresh memory costs far more than the copy: of a 7B model on an H100, 15 GB into fresh memory took 10 s, and into
+    pinned memory that is there 0.3 s. PyTorch rounds pinned memory up to a power of two, so it is taken in large blocks.
+    """
+
+    def __init__(self) -> None:
+        self._tensors: dict[str, Tensor] = {}
+        self._block = torch.empty(0, dtype=torch.uint8)
+        self._used = 0  # bytes of the block
+
+    def copy(self, name: str, tensor: Tensor) -> Tensor:
+        """`tensor` on the host, overwritten by the next copy of that name. On a GPU it arrives in stream order."""
+        if name not in self._tensors:
+            self._tensors[name] = self._take(tensor)
+        return self._tensors[name].copy_(tensor.detach(), non_blocking=True)
+
+    def _take(self, tensor: Tensor) -> Tensor:
+        start = -(-self._used // ALIGNMENT) * ALIGNMENT
+        if start + tensor.nbytes > len(self._block):
+            size = 1 << (max(tensor.nbytes, BLOCK_BYTES) - 1).bit_length()
+            self._block = torch.empty(size, dtype=torch.uint8, pin_memory=tensor.is_cuda)
+            start = 0
+        self._used = start + tensor.nbytes
+        return self._block[start : self._used].view(tensor.dtype).view(tensor.shape)
+
+
+def host_update(engine: DeepSpeedEngine, memory: HostMemory) -> WeightUpdate | None:
+    """The weights in `memory`, valid until its next use, on rank 0; None on the other ranks, which take part in gathering.
+
+    An actor that returns it has it copied into Ray's object store before its next method runs."""
+    copies = {}
     for name, tensor in engine.published_weights():
         if engine.rank == 0:
-            payload[name] = _to_numpy(tensor)
-            shapes.append(tuple(tensor.shape))
+            copies[name] = memory.copy(name, tensor)
     if engine.rank != 0:
         return None
+    if engine.device.type == "cuda":
+        torch.cuda.synchronize(engine.device)
     return WeightUpdate(
         policy_version=engine.policy_version,
         backend="host",
-        names=tuple(payload),
-        dtypes=tuple(dtype for _, dtype in payload.values()),
-        shapes=tuple(shapes),
-        payload=payload,
+        names=tuple(copies),
+        dtypes=tuple(_dtype_name(copy.dtype) for copy in copies.values()),
+        shapes=tuple(tuple(copy.shape) for copy in copies.values()),
+        payload={name: _to_numpy(copy) for name, copy in copies.items()},
     )
 
 
@@ -124,7 +158,6 @@ def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _to_numpy(tensor: Tensor) -> tuple[Any, str]:
-    host = tensor.detach().to("cpu", copy=True)  # a copy, as the next step changes the weights
-    bits = host.view(torch.uint16) if host.dtype == torch.bfloat16 else host
-    return bits.numpy(), _dtype_name(tensor.dtype)
+def _to_numpy(copy: Tensor) -> tuple[Any, str]:
+    bits = copy.view(torch.uint16) if copy.dtype == torch.bfloat16 else copy
+    return bits.numpy(), _dtype_name(copy.dtype)

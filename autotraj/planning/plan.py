@@ -16,8 +16,8 @@ GIB = 1 << 30
 PROCESS_GIB = 1.5
 """Resident memory of one engine or learner process before any weights: Python, PyTorch and vLLM (measured on CPU)."""
 
-LOGITS = 4
-"""Tensors of a chunk's size that live at a time (measured): logits, their log-softmax, its exponential, their product."""
+LOGITS = 3
+"""Tensors of a chunk's size that live at a time (measured): logits, their log-softmax, its exponential."""
 
 GPU_OVERHEAD_BYTES = 2 * GIB
 """Of a process on a GPU: CUDA context, kernels' workspaces, communication buckets, fragmentation. An assumption."""

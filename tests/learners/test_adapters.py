@@ -12,7 +12,7 @@ from learners import adapters
 from learners.batching import Pair, Sample
 from learners.config import LearnerConfig, LoraConfig, LossConfig
 from learners.engine import DeepSpeedEngine
-from learners.weight_sync import host_update, nccl_update
+from learners.weight_sync import HostMemory, host_update, nccl_update
 
 pytestmark = pytest.mark.usefixtures("single_rank")
 
@@ -63,7 +63,7 @@ def test_training_equals_peft_and_leaves_as_a_plain_model(
     assert untrained.keys() == expected.keys(), "plain Hugging Face names"
     for _ in range(3):
         metrics = engine.sft_step(samples)
-        host_update(engine)  # reading merged weights between steps must not disturb them
+        host_update(engine, HostMemory())  # reading merged weights between steps must not disturb them
     assert metrics["num_tokens"] == sum(s.num_loss_tokens for s in samples)
     after = weights(engine)
     for name, tensor in expected.items():
@@ -76,7 +76,7 @@ def test_training_equals_peft_and_leaves_as_a_plain_model(
     engine.export_hf(tmp_path / "exported")
     ours = engine.logprobs(samples[1].ids)
     np.testing.assert_allclose(plain_logprobs(tmp_path / "exported", samples[1].ids), ours, atol=1e-5)
-    update, declared = host_update(engine), nccl_update(engine)
+    update, declared = host_update(engine, HostMemory()), nccl_update(engine)
     assert update is not None
     assert (update.names, update.shapes, update.dtypes) == (declared.names, declared.shapes, declared.dtypes)
     for name in after:

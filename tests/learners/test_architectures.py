@@ -32,7 +32,7 @@ from transformers import (
 from learners.batching import Sample
 from learners.config import LearnerConfig
 from learners.engine import DeepSpeedEngine
-from learners.weight_sync import host_update, nccl_update
+from learners.weight_sync import HostMemory, host_update, nccl_update
 from models import attention, separation
 
 pytestmark = pytest.mark.usefixtures("single_rank")
@@ -129,7 +129,7 @@ def test_a_routers_bias_is_exported_and_published(tmp_path: Path, zero_stage: in
     engine.export_hf(tmp_path / "exported")
     ids = np.arange(3, 60, dtype=np.int32)
     np.testing.assert_allclose(plain_logprobs(tmp_path / "exported", ids), engine.logprobs(ids), atol=1e-4)
-    update = host_update(engine)
+    update = host_update(engine, HostMemory())
     assert update is not None
     assert_as_on_disk(path, engine)
     assert sum(name.endswith("mlp.gate.e_score_correction_bias") for name in update.names) == 3
@@ -139,7 +139,7 @@ def assert_as_on_disk(path: Path, engine: DeepSpeedEngine) -> None:
     """Published weights are, name by name, those of the checkpoint, by either backend."""
     held = load_file(path / "model.safetensors")
     engine.check_published()
-    update, announced = host_update(engine), nccl_update(engine)
+    update, announced = host_update(engine, HostMemory()), nccl_update(engine)
     assert update is not None
     assert dict(zip(update.names, update.shapes, strict=True)) == {n: tuple(t.shape) for n, t in held.items()}
     assert (announced.names, announced.shapes, announced.dtypes) == (update.names, update.shapes, update.dtypes)

@@ -13,7 +13,7 @@ from learners.batching import Sample, minibatches
 from learners.config import LearnerConfig, LossConfig
 from learners.engine import DeepSpeedEngine
 from learners.schedule import learning_rate
-from learners.weight_sync import host_update
+from learners.weight_sync import HostMemory, host_update
 
 pytestmark = pytest.mark.usefixtures("single_rank")
 
@@ -206,7 +206,7 @@ def test_bfloat16_has_float32_master_weights(tiny_model: Path, samples: list[Sam
     for _ in range(59):
         last = engine.sft_step(samples)["loss"]
     assert last < first - 0.02
-    update = host_update(engine)
+    update = host_update(engine, HostMemory())
     assert update is not None
     array, dtype = update.payload["lm_head.weight"]
     assert (array.dtype, dtype) == (np.uint16, "bfloat16")
@@ -245,16 +245,26 @@ def test_export_loads_in_plain_transformers(tiny_model: Path, samples: list[Samp
     assert list(tmp_path.glob(".*.partial")) == []
 
 
-def test_host_update_is_a_copy(tiny_model: Path, samples: list[Sample]) -> None:
+def test_host_update_is_a_copy_that_the_next_one_overwrites(tiny_model: Path, samples: list[Sample]) -> None:
     engine = DeepSpeedEngine(config(tiny_model))
-    update = host_update(engine)
+    memory = HostMemory()
+    update = host_update(engine, memory)
     assert update is not None
-    before = update.payload["lm_head.weight"][0].copy()
+    first = {name: array.copy() for name, (array, _) in update.payload.items()}
     engine.sft_step(samples)
-    np.testing.assert_array_equal(update.payload["lm_head.weight"][0], before)
+    for name, (array, _) in update.payload.items():
+        np.testing.assert_array_equal(array, first[name])
     assert update.names[0] == "model.embed_tokens.weight"
     assert update.shapes[0] == (330, 64)
     assert set(update.dtypes) == {"float32"}
+    newer = host_update(engine, memory)
+    assert newer is not None
+    for name, tensor in weights(engine).items():
+        array = newer.payload[name][0]
+        np.testing.assert_array_equal(array, tensor.numpy())
+        assert np.shares_memory(array, update.payload[name][0])
+        others = [other for key, (other, _) in newer.payload.items() if key != name]
+        assert not any(np.shares_memory(array, other) for other in others)
 
 
 def test_minibatches_do_not_shorten_the_schedule(tiny_model: Path, samples: list[Sample]) -> None:
