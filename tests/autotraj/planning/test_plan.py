@@ -268,7 +268,7 @@ def test_memory_by_hand() -> None:
         "optimizer": 3 * 40_370_176,  # 12T over 4 ranks
         # 28 inputs of 3584; one block of 4 · 3584 + 2 · 3584 + 2 · 512 + 3 · 18944 = 79,360, 1.9 times; two bytes each
         "activations": 16_384 * 2 * (28 * 3584 + 150_784),
-        "logits": 4 * 512 * 1024**2,  # the output layer is frozen
+        "logits": 3 * 512 * 1024**2,  # the output layer is frozen
         "overhead": 2 * GIB,
     }
     checkpoint = 2 * 7_615_616_512 + 12 * 40_370_176
