@@ -1,4 +1,4 @@
-"""Checks of a model's folder that read only its files: no torch, no transformers, under a second."""
+"""Checks of a model's folder that only read its files, without torch and transformers, in under a second."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LFS_POINTER = b"version https://git-lfs"
 
 
 def check_policy(key: str, folder: Path, *, max_model_len: int, on_cpu: bool) -> None:
-    """UserError, which begins with the setting `key`, for a folder whose model can't be sampled from."""
+    """Raises UserError, which begins with the setting `key`, for a folder whose model can't be sampled from."""
     config = check_weights(key, folder)
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
         raise UserError(f"{key}: {folder} holds no tokenizer (tokenizer.json)")
@@ -47,7 +47,7 @@ def check_policy(key: str, folder: Path, *, max_model_len: int, on_cpu: bool) ->
 
 
 def check_weights(key: str, folder: Path) -> dict[str, Any]:
-    """The model's config.json. UserError for a folder whose weights can't be loaded."""
+    """The model's config.json. Raises UserError for a folder whose weights can't be loaded."""
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
         raise UserError(
             f"{key}: {folder} holds adapters without their model; merge them first (peft: "
@@ -108,7 +108,7 @@ def _read(key: str, path: Path) -> dict[str, Any]:
 
 
 def _has_chat_template(key: str, folder: Path) -> bool:
-    """Whether one of the places in which transformers' tokenizers look (5.19) has a chat template."""
+    """Whether there is a chat template in one of the files in which transformers (5.19) looks for it."""
     if (folder / "chat_template.jinja").is_file() or list(folder.glob("additional_chat_templates/*.jinja")):
         return True
     path = folder / "tokenizer_config.json"

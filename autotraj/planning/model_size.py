@@ -1,8 +1,8 @@
-"""How large a model is: its parameters, counted in the model itself, and what a pass keeps, by formulas with their source.
+"""How large a model is. Its parameters are counted in the model itself; the memory of a pass comes from formulas.
 
-transformers builds the model from its `config.json` on the meta device, which allocates no memory; so whatever the learners
-load can be planned, a mixture of experts too. Code that comes with a model is never run. b bytes a parameter: 2 in bfloat16,
-4 in float32. P parameters, T of them trained, N data-parallel ranks, t tensor-parallel.
+transformers builds the model from its `config.json` on the meta device, which allocates no memory. So every model that the
+learners load can be planned, also a mixture of experts. Code that comes with a model is never run. Notation: b bytes for a
+parameter (2 in bfloat16, 4 in float32), P parameters, T of them trained, N data-parallel and t tensor-parallel ranks.
 
 Importing torch and transformers takes seconds, so they are imported only when a size is asked for.
 """
@@ -23,10 +23,10 @@ from autotraj.errors import UserError
 from learners.config import LoraConfig
 
 KEPT = 1.8
-"""What each block keeps, in `block_widths`. Of the tensors that live in transformers' own models on CPU, without weights:
+"""What each block keeps, in `block_widths`. Measured with transformers' own models on CPU, without weights:
 1.5 (Qwen2, DeepSeek-V3, Qwen3-MoE) and 1.6 (Qwen3) in float32, 1.6 to 1.9 in bfloat16, whose norms compute in float32."""
 RECOMPUTED = 1.9
-"""The same of a block that is recomputed: its tensors and, while they live, their gradients (1.5 to 2.1)."""
+"""The same for a block that is recomputed: its tensors, and their gradients at the same time (1.5 to 2.1)."""
 WITHOUT_KEYS = {"linear_attention", "conv", "moe"}
 """Kinds of layers in transformers' `layer_types` (5.19) that keep no keys and values of each token. What they keep instead,
 a state of fixed size for each sequence, isn't planned."""
@@ -45,7 +45,8 @@ class ModelSize:
     block_widths: tuple[int, ...]
     """Numbers that each block makes of one token, attention fused (there is no L × L matrix): inputs and outputs of two
     norms (4h), and of each weight matrix the side that isn't h, after arXiv 2205.05198 §4: q and the attention's output, k,
-    v, and gate, up and their product. Of experts those at work, with their copies of what goes in and comes out (2h)."""
+    v, and gate, up and their product. Only the experts that a token uses count, with copies of their input and output
+    (2h)."""
     hidden: int
     vocab_size: int
     max_positions: int | None
@@ -99,12 +100,12 @@ def model_size(model: str) -> ModelSize:
 
 
 def num_adapter_parameters(model: str, lora: LoraConfig) -> int:
-    """T of adapters as the learners would put them into `model`; UserError as of `model_size`, and for a wrong target."""
+    """T for the adapters that the learners would add to `model`. Raises UserError as `model_size`, or for a wrong target."""
     return _num_adapter_parameters(*_config_of(model), lora)
 
 
 def _config_of(model: str) -> tuple[str, str]:
-    """Where the configuration of `model` stands, and its text."""
+    """The place of the configuration of `model`, and its text."""
     path = Path(model) / "config.json"
     if path.is_file():
         with _explained(str(path)):
@@ -119,7 +120,7 @@ def _config_of(model: str) -> tuple[str, str]:
 
 @contextmanager
 def _explained(where: str) -> Iterator[None]:
-    """What transformers and peft raise of a configuration as UserError; each architecture's code raises of every kind."""
+    """Raises as UserError whatever transformers and peft raise for a configuration: it may be of any type."""
     try:
         yield
     except UserError:

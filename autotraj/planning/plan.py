@@ -1,6 +1,6 @@
-"""What a configuration will ask for, before anything is started: `--dry-run`.
+"""Estimates what a run needs, before anything is started: `--dry-run`.
 
-Estimates, with their formulas (`model_size`) printed beside them; nothing here looks at the machine.
+The formulas (`model_size`) are printed beside the estimates. Nothing here looks at the machine.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ LOGITS = 3
 """Tensors of a chunk's size that live at a time (measured): logits, their log-softmax, its exponential."""
 
 GPU_OVERHEAD_BYTES = 2 * GIB
-"""Of a process on a GPU: CUDA context, kernels' workspaces, communication buckets, fragmentation. An assumption."""
+"""An assumption for each process on a GPU: CUDA context, kernels' workspaces, communication buckets, fragmentation."""
 
 LOG_BYTES_PER_TOKEN = 17
-"""Of the trajectory log: id (4), logprob (4), mask (1), and its text twice, in the turn and as a whole (4 characters)."""
+"""Bytes of a token in the trajectory log: id (4), logprob (4), mask (1), and its 4 characters twice, in the turn and in the
+whole text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +46,7 @@ class ActorPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """A run, resolved."""
+    """The plan of a run."""
 
     model: str
     num_parameters: int
@@ -69,9 +70,9 @@ class Plan:
 
 
 def plan(config: RunConfig, *, reward_model: ScorerConfig | None = None, gpu_gib: float = 80.0) -> Plan:
-    """The plan of a GRPO run on GPUs of `gpu_gib`, with a reward model of the policy's own shape if one is to serve.
+    """The plan of a GRPO run on GPUs of `gpu_gib`. A reward model, if it has one, is as large as the policy.
 
-    Reads the checkpoint's `config.json`, or the table of known models; raises UserError if neither knows the model.
+    Reads the checkpoint's `config.json`, or the table of known models. Raises UserError if the model is in neither.
     """
     size = model_size(config.model)
     gpu_bytes = int(gpu_gib * GIB)
@@ -114,10 +115,9 @@ def plan(config: RunConfig, *, reward_model: ScorerConfig | None = None, gpu_gib
 def actor_plans(
     config: RunConfig, *, reward_model: ScorerConfig | None = None, gpu_gib: float = 80.0
 ) -> list[ActorPlan]:
-    """All actors of GRPO, which is a run at its largest, or the engines alone of one that only measures; raises UserError as
-    `plan` does. The rollout actors come first.
+    """All actors of GRPO, the largest stage; only the engines if the run only measures. The rollout actors come first.
 
-    With `reward_model` its actor too, and the learners that have it follow the policy if `online_repair` is on.
+    With `reward_model` there are its actor and, with `online_repair`, its learners. Raises UserError as `plan` does.
     """
     size = model_size(config.model)
     actors = [_rollout(config, size, int(gpu_gib * GIB))]
@@ -134,15 +134,14 @@ def actor_plans(
 
 
 def host_bytes(config: RunConfig) -> int:
-    """Of this machine's memory that the run needs when all of it runs here: the driver's process, and actors without a GPU.
-
-    The reward model is in it if it has a path."""
+    """The bytes of memory that the run needs on this machine alone: the driver's process, and the actors without
+    a GPU. The reward model counts if it has a path."""
     actors = actor_plans(config, reward_model=config.scorer if config.reward_model.path else None)
     return int(PROCESS_GIB * GIB) + sum(a.count * a.memory_bytes for a in actors if not a.num_gpus)
 
 
 def memory_by_part(config: RunConfig) -> str:
-    """Which part needs how much, a line each, and what makes it need less."""
+    """How much memory each part needs, a line for each, and how to lower it."""
     try:
         actors = actor_plans(config, reward_model=config.scorer if config.reward_model.path else None)
     except UserError as error:
@@ -230,7 +229,7 @@ def _learner(config: RunConfig, size: ModelSize) -> ActorPlan:
     activation = size.activation_bytes_per_token(b, checkpointing=learner.gradient_checkpointing)
     all_logits = 4 * learner.micro_batch_tokens * size.vocab_size
     chunk = min(learner.logit_chunk_mib << 20, all_logits)
-    # Adapters leave the output layer frozen. Of several chunks the sum and the newest one's are there at a time.
+    # Adapters leave the output layer frozen. With several chunks, their sum and the newest one exist at a time.
     head_gradients = 0 if learner.lora else 1 + (chunk < all_logits)
     memory = {
         "weights": b * num_weights // (ranks if zero == 3 else 1),
@@ -289,7 +288,7 @@ def _reward_model(config: ScorerConfig, size: ModelSize) -> ActorPlan:
 
 
 def _reward_model_learner(config: RunConfig, size: ModelSize) -> ActorPlan:
-    """The second gang: as the policy's, with the reward model's adapters and without a reference or an output layer."""
+    """The reward model's learners: as the policy's, with other adapters and without a reference or an output layer."""
     changes = {
         "learner": config.learner.model_copy(update={"lora": config.reward_model.lora}),
         "loss": config.loss.model_copy(update={"kl_coef": 0.0}),
@@ -328,17 +327,18 @@ def _num_trained(config: RunConfig, size: ModelSize) -> int:
 
 
 def _element_bytes(config: RunConfig) -> int:
-    """Of the learner's weights."""
+    """Bytes of a parameter in the learner."""
     return 2 if config.learner.in_bfloat16 else 4
 
 
 def _engine_bytes(config: RunConfig) -> int:
-    """Of the engine's weights and its KV cache."""
+    """Bytes of a parameter and of a number in the KV cache, in the engine."""
     return 4 if config.engine.weights_dtype == "float32" else 2
 
 
 def _optimizer_bytes(config: RunConfig) -> int:
-    """Adam's two moments in float32 a trained parameter, and below float32 its master copy (arXiv 1910.02054 §3)."""
+    """For each trained parameter, Adam's two moments and, below float32, a master copy, all in float32 (arXiv 1910.02054
+    §3)."""
     return 8 if _element_bytes(config) == 4 else 12
 
 

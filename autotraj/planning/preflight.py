@@ -1,4 +1,4 @@
-"""Everything that can be found wrong before an engine starts, each with one sentence and its remedy."""
+"""Finds all errors that can be found before an engine starts. Each has one sentence, with its remedy."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from trajectory.types import Task
 
 logger = logging.getLogger(__name__)
 GPU_DEVICES = ("nvidia[0-9]*", "dxg", "kfd")
-"""In /dev, of NVIDIA's driver, Windows' subsystem for Linux and AMD's driver."""
+"""The devices in /dev of NVIDIA's driver, of Windows' subsystem for Linux, and of AMD's driver."""
 
 GRPO_ALONE = {"stages": ["grpo"]}
-"""Of the command `grpo`: it makes no reward model, so it asks for no place for one unless `reward_model.path` names one."""
+"""The overrides of the command `grpo`. It makes no reward model: no place for one without `reward_model.path`."""
 
 EVALUATION_ALONE = "stages=[]"
-"""The override of the command `evaluate`: it trains nothing, so it asks for nothing that learners need."""
+"""The override of the command `evaluate`. It trains nothing, so it needs nothing for learners."""
 
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What a plan asks of the cluster."""
+    """The CPUs and GPUs that a run needs of the cluster."""
 
     num_cpus: float
     num_gpus: float
@@ -72,7 +72,7 @@ def check_last(config: RunConfig, tasks: Mapping[str, Sequence[Task]] | None = N
 
 
 def resources(config: RunConfig) -> Resources:
-    """CPUs and GPUs that the run's actors need together, the reward model's among them if it has a path."""
+    """The CPUs and GPUs that the run's actors need together, with the reward model's if it has a path."""
     rollout, learner = config.rollout, config.learner
     if config.only_measures:
         return Resources(rollout.num_actors * rollout.num_cpus, rollout.num_actors * rollout.num_gpus)
@@ -92,7 +92,7 @@ def resources(config: RunConfig) -> Resources:
 
 
 def asks(config: RunConfig) -> list[Ask]:
-    """What each kind of actor asks of a node, for the check against a cluster's node types."""
+    """What each kind of actor needs of a node, for the check against a cluster's node types."""
     rollout, learner, scorer, repair = config.rollout, config.learner, config.scorer, config.repair
     scores = bool(config.reward_model.path) or "reward-model" in config.stages
 
@@ -123,13 +123,13 @@ def asks(config: RunConfig) -> list[Ask]:
 
 
 def asks_of_grpo(config: RunConfig) -> list[Ask]:
-    """What the actors of GRPO alone ask for, without the sandbox, which whoever starts it has started before."""
+    """What the actors of GRPO alone need, without the sandbox, which the caller has started before."""
     alone = config.model_copy(update={"stages": ("grpo",), "gateway": config.gateway or "elsewhere"})
     return asks(alone)
 
 
 def fetched_model(model: str) -> str:
-    """Where the model is on this node. Raises UserError if it can't be fetched."""
+    """The folder of the model on this node. Raises UserError if it can't be fetched."""
     try:
         return fetch(model)
     except StorageError as error:
@@ -153,7 +153,7 @@ def _check_models(config: RunConfig) -> None:
 
 
 def check_writable(key: str, location: str | Path) -> None:
-    """UserError if no folder can be made or written at a local path."""
+    """Raises UserError if no folder can be made or written at a local path."""
     if is_uri(str(location)):
         return
     path = Path(location)
@@ -170,7 +170,7 @@ def check_writable(key: str, location: str | Path) -> None:
 
 
 def _check_devices(config: RunConfig) -> None:
-    """Of this machine, where the actors will be unless a cluster is to be joined."""
+    """Checks this machine's devices, unless the actors will run on a cluster that is joined."""
     if os.environ.get("RAY_ADDRESS"):
         return
     engines = {"engine": config.engine}
@@ -194,7 +194,7 @@ def _check_devices(config: RunConfig) -> None:
 
 
 def _check_sandbox_files(config: RunConfig) -> None:
-    """Of TLS and of the search index: what the gateway, or its clients, would refuse when it starts."""
+    """Checks the files of TLS and of the search index, which the gateway or its clients would refuse at the start."""
     search = config.sandbox.search
     try:
         if config.sandbox.tls is not None:
@@ -222,20 +222,20 @@ def _is_installed(package: str) -> bool:
 
 
 def check_prompt(config: RunConfig, tasks: Mapping[str, Sequence[Task]] | None = None) -> None:
-    """Raises `UserError` for a tokenizer or chat template with which no episode can begin, or for a set of tasks, by the key
-    that it comes from, whose prompts are all too long."""
+    """Raises UserError for a tokenizer or chat template with which no episode can begin, or for a set of tasks whose prompts
+    are all too long; the key of `tasks` is the setting that names the set."""
     system_prompt, limit = config.episode.system_prompt, config.episode.max_prompt_tokens
     try:
         tokenizer = load_tokenizer(config.model)
         check_template(tokenizer, system_prompt)
-    except Exception as error:  # a damaged file meets transformers' and tokenizers' parsers, which raise of every kind
+    except Exception as error:  # for a damaged file the parsers of transformers and tokenizers raise any type
         said = str(error) if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {error}"
         raise UserError(
             f"model: the tokenizer of {config.model} can't be used: {said}; if a file is damaged, download it again"
         ) from error
     for key, listed in (tasks or {}).items():
         around = len(render_prompt(tokenizer, "1", system_prompt))
-        # A token is a byte at least. Only what is near the limit is rendered: 100,000 prompts would take a minute.
+        # A token has at least one byte. Only prompts near the limit are rendered: 100,000 prompts would take a minute.
         near = [task.question for task in listed if around + len(task.question.encode()) > limit]
         lengths = [len(render_prompt(tokenizer, question, system_prompt)) for question in near]
         too_long = [length for length in lengths if length > limit]
@@ -255,7 +255,8 @@ def check_prompt(config: RunConfig, tasks: Mapping[str, Sequence[Task]] | None =
 
 
 def template_note(config: RunConfig) -> str:
-    """What whoever trains on the records elsewhere has to know of the model's chat template; empty if there is nothing."""
+    """A note on the model's chat template for people who train on the records with other software; empty if it isn't
+    needed."""
     try:
         check_append_only(load_tokenizer(config.model), config.episode.system_prompt)
     except ValueError as error:
@@ -268,11 +269,11 @@ def template_note(config: RunConfig) -> str:
 
 def _check_memory(config: RunConfig) -> None:
     if resources(config).num_gpus or config.place_by_role:
-        return  # host memory is not what bounds a GPU run; by role the actors are on other hosts than this
+        return  # a GPU run isn't limited by host memory; by role the actors are on other hosts
     model = fetched_model(config.model)
     try:
         needed = host_bytes(config.model_copy(update={"model": model}))
-    except UserError as error:  # of another kind than the plan knows
+    except UserError as error:  # the plan can't read this model
         logger.warning("how much memory this run needs isn't checked: %s", error)
         return
     available = psutil.virtual_memory().available

@@ -1,4 +1,4 @@
-"""Preference pairs: read from their file, cut as the reward model reads them, split by question. Pure."""
+"""Preference pairs: read from their file, encoded as the reward model reads them, and split by question. Pure."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class PairSet:
     train: tuple[Pair, ...]
     held_out: tuple[Pair, ...]
     num_too_long: int
-    num_alike: int  # differ in what tools returned alone, which is masked
+    num_alike: int  # pairs that differ only in the tools' results, which are masked
 
 
 @dataclass(frozen=True, slots=True)
 class PairAccuracy:
-    """How often the chosen side scores higher, and by how much."""
+    """How often the chosen side has the higher score, and by how much on average."""
 
     accuracy: float
     margin_mean: float
@@ -37,8 +37,7 @@ class PairAccuracy:
 def load_pairs(
     path: Path, tokenizer: Tokenizer, *, margin: float, mask_results: bool, held_out: float, max_tokens: int
 ) -> PairSet:
-    """The records of a `preferences.jsonl`, split by question. Raises ValueError, with the line, for a file
-    that doesn't hold them."""
+    """The records of a `preferences.jsonl`, split by question. Raises ValueError, with the line, for another file."""
     train: list[Pair] = []
     kept_out: list[Pair] = []
     num_too_long = num_alike = 0
@@ -56,18 +55,18 @@ def load_pairs(
 
 
 def encode_side(tokenizer: Tokenizer, messages: Sequence[dict[str, str]], *, mask_results: bool) -> NDArray[np.int32]:
-    """What the reward model reads of a trajectory: prompt and response, the environment's tokens left out if masked."""
+    """The tokens of a trajectory that the reward model reads: prompt and response, without the tools' if masked."""
     encoded = encode_conversation(tokenizer, messages)
     return joined(encoded.prompt_ids, encoded.response_ids, encoded.mask, mask_results=mask_results)
 
 
 def is_held_out(task_id: str, share: float) -> bool:
-    """Decided by the question alone, so that it stays so when pairs are added."""
+    """Whether a question is held out. It depends on the question alone, so it stays the same when pairs are added."""
     digest = hashlib.sha256(f"held-out/{task_id}".encode()).digest()
     return int.from_bytes(digest[:8], "big") < share * 2**64
 
 
 def pair_accuracy(chosen: NDArray[np.float32], rejected: NDArray[np.float32]) -> PairAccuracy:
-    """Both (N,); a tie counts as half right."""
+    """`chosen` and `rejected` are scores, (N,). A tie counts as half right."""
     gaps = np.asarray(chosen, np.float64) - rejected
     return PairAccuracy(float(np.mean((gaps > 0) + 0.5 * (gaps == 0))), float(gaps.mean()))

@@ -1,4 +1,4 @@
-"""From a scored group to what is kept and what a repairer is asked: used by `synthesize` and by the online loop."""
+"""Splits a scored group into candidates to keep and requests for a repairer, for `synthesize` and the online loop."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from trajectory.types import Group, Reward, Task
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assessment:
-    """A group's candidates, sorted."""
+    """Which of a group's candidates are kept, and which are to be repaired. Numbers are indices of candidates."""
 
     qualities: tuple[Quality, ...]  # one a candidate
     kept: tuple[int, ...]
@@ -60,11 +60,11 @@ def is_good(reward: Reward) -> bool:
 
 
 def seed_of(seed: int, task: Task, attempt: int) -> int:
-    """A seed of its own for each question and attempt, the same in every process and whatever was done before."""
+    """A seed for each question and attempt. It is the same in every process, whatever was done before."""
     digest = hashlib.sha256(f"{seed}/{task.id}/{attempt}".encode()).digest()
     return int.from_bytes(digest[:6], "big")
 
 
 def timeout_s(config: RunConfig, num_requests: int) -> float:
-    """Longest wait for a group's repairs: their own deadlines, and slack for queueing behind each other."""
+    """The longest wait for a group's repairs: the sum of their deadlines, as they may queue, and some slack."""
     return num_requests * config.repair.deadline_s + 60.0

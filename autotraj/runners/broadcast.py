@@ -3,9 +3,9 @@
     idle ──someone waits, and the learners don't train──▶ joining ──all in the group──▶ sending ──all have it──▶ idle
                      (joining only if other engines live than those in the group)
 
-A broadcast is a barrier: it can't be left, and an engine can't come in late. So a round takes every engine that lives; one
-that starts or restarts waits for the next; and one that dies within a round ends the run, as nothing can be undone then.
-With `engine.weight_transfer = "host"` none of this is needed.
+No process can leave a broadcast, and none can join it late. So a round has all engines that are up. An engine that starts
+or restarts waits for the next round. If one dies within a round, the run ends, as the other processes would wait forever.
+`engine.weight_transfer = "host"` doesn't need any of this.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from autotraj.errors import RunError
 
 
 class LearnerSide(Protocol):
-    """What the round needs of a `LearnerGroup`; each `Pending` has a deadline of its own."""
+    """The methods of `LearnerGroup` that a round uses. Each `Pending` has a deadline of its own."""
 
     def open_broadcast(self, num_engine_workers: int) -> tuple[dict[str, Any], Any]: ...
 
@@ -25,7 +25,7 @@ class LearnerSide(Protocol):
 
 
 class BroadcastSync:
-    """The rounds' state. `call(runner_id, method, argument)` starts a call on an engine, whose end `answered` reports."""
+    """The state of the rounds. `call(runner_id, method, argument)` starts an engine's call; `answered` reports its end."""
 
     def __init__(
         self,
@@ -46,11 +46,12 @@ class BroadcastSync:
 
     @property
     def busy(self) -> bool:
-        """Whether a round is under way: the learners must not start a step, or they would send newer weights than said."""
+        """Whether a round is under way. The learners must not start a step then: they would send newer weights than those
+        of the announced version."""
         return self._phase != "idle"
 
     def advance(self, waiting: Sequence[int], members: Sequence[int]) -> None:
-        """Begins a round if runners of `waiting` want one, or takes the one under way a step on.
+        """Begins a round if runners are `waiting` for one, or continues the one under way.
 
         `members` are all runners whose engine is up. Raises LearnerError when the learners fail or miss their deadline.
         """

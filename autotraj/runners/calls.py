@@ -1,4 +1,4 @@
-"""What the runner pool keeps of each runner and of each call, and what it gives back."""
+"""The records that the runner pool keeps of runners and calls, and the results that it returns."""
 
 from __future__ import annotations
 
@@ -20,15 +20,17 @@ CallKind = Literal["start", "work", "join", "sync", "probe"]
 
 @dataclass(slots=True)
 class Runner:
-    """One actor as the controller sees it, see `RunnerPool`."""
+    """The controller's record of one actor, see `RunnerPool`."""
 
     start_timeout_s: float
     state: RunnerState = "starting"
     policy_version: int = -1
     in_flight: int = 0
     deaths: int = 0
-    added: bool = False  # while the run went on: nobody waits for it, and it is given up where another would be fatal
-    leaves: bool = False  # told to go: it is not brought back
+    added: bool = (
+        False  # during the run: nothing waits for it, and it is given up where the loss of another would end the run
+    )
+    leaves: bool = False  # it was dismissed and will not be restarted
 
     def __str__(self) -> str:
         return f"{self.state} at version {self.policy_version} with {self.in_flight} calls"
@@ -52,7 +54,7 @@ class Call:
 
 
 def views(runners: Mapping[int, Runner], calls: Iterable[Call], now: float) -> list[RunnerView]:
-    """One a runner, in their order."""
+    """A view of each runner, in their order."""
     own: dict[int, list[Call]] = {runner_id: [] for runner_id in runners}
     for call in calls:
         own[call.runner_id].append(call)
@@ -71,13 +73,13 @@ def _view(runner_id: int, runner: Runner, own: Sequence[Call], now: float) -> Ru
 
 
 def managed(group: EnvRunnerGroup) -> FaultTolerantActorManager:
-    """The manager of RLlib's group: its own wrappers hide which request failed."""
+    """The actor manager of RLlib's group. The group's own methods don't say which request failed."""
     return group._worker_manager
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """Work that came back: the method's return value."""
+    """Work that succeeded, with the method's return value."""
 
     method: str
     key: str
@@ -86,7 +88,7 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """Work that didn't; `reason` is a short name for counting."""
+    """Work that failed. `reason` is a short name for counting."""
 
     method: str
     key: str
@@ -103,26 +105,26 @@ def reason(error: BaseException) -> str:
     if isinstance(error, ray.exceptions.RayTaskError):
         cause = cause_of(error)
         return f"{type(cause).__name__}: {' '.join(str(cause).split())}"
-    # What Ray says of a dead actor ends with how it died; of a constructor that raised, with the exception.
+    # The last line of Ray's message says how the actor died, or which exception its constructor raised.
     lines = str(error).strip().splitlines()
     return lines[-1].strip() if lines else type(error).__name__
 
 
 def end_actor(actor: Any) -> None:
-    """Ends the process of an actor for good. Does nothing where Ray itself has ended in this process: its actors are gone,
-    and Ray's own call would raise."""
+    """Ends the process of an actor for good. Does nothing if Ray itself has ended in this process: then its actors are gone
+    and `ray.kill` would raise."""
     if ray.is_initialized():
         ray.kill(actor)
 
 
 def cause_of(error: BaseException) -> BaseException:
-    """What was raised in the actor."""
+    """The exception that was raised in the actor."""
     cause = getattr(error, "cause", None)
     return cause if isinstance(cause, BaseException) else error
 
 
 def gather(refs: Sequence[Any], timeout_s: float, *, what: str, who: Callable[[], str]) -> list[Any]:
-    """All results within `timeout_s`. Raises Stalled, which says by `who` where everyone is, or RunError."""
+    """All results within `timeout_s`. Raises Stalled, which ends with `who()`, the actors' state, or RunError."""
     try:
         return list(ray.get(list(refs), timeout=timeout_s))
     except ray.exceptions.GetTimeoutError:

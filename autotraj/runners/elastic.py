@@ -1,8 +1,8 @@
-"""The rollout pool follows the work: asks for engines, lets engines go, and writes down why.
+"""Adds rollout actors and dismisses them as the work requires, and records the reasons.
 
-A new actor is demand to Ray: where the cluster hasn't room for it, the autoscaler adds a machine. It joins with the newest
-weights and version before it gets work. One that leaves finishes its groups; one that is lost with its machine hands them
-back to the ledger like any dead runner, and is asked for again if the work still wants it.
+If the cluster has no room for a new actor, Ray's autoscaler adds a machine. The actor takes the newest weights before it
+gets work. A dismissed actor finishes its groups. If an actor is lost with its machine, its groups go back to the ledger, as
+for any dead runner, and it is requested again if there is still work for it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class ElasticRunners:
         self._last_seen: float | None = None
 
     def watch(self, *, learners_wait: bool) -> None:
-        """Accounts for the time since the last call."""
+        """Adds the time since the last call to the load that `on_step` decides by."""
         now = time.monotonic()
         if self._last_seen is not None:
             self._meter.passed(
@@ -43,7 +43,7 @@ class ElasticRunners:
         self._last_seen = now
 
     def on_step(self, step: int) -> None:
-        """Decides, and acts on it."""
+        """Decides how many actors there should be, and adds or dismisses some."""
         now = self._runners.num_runners
         window, decision = self._meter.stepped(now, self._runners.num_joining, self._config)
         if decision.target == now:

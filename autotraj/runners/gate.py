@@ -1,4 +1,4 @@
-"""The logprob gate: after every weight sync, engine and learner must score a fixed text alike."""
+"""The logprob gate: after every weight sync, engine and learner must give a fixed text the same logprobs."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from autotraj.errors import GateError
 from models.weight_update import LogprobProbe
 
 ROUNDING = 1e-5
-"""Share of a logprob that float32 may lose: some 170 units in the last place. Only tokens beyond −10 nats get more by it
-than 1e-4; bfloat16's tolerance is far above it."""
+"""The relative rounding error of a logprob in float32: some 170 units in the last place. It exceeds 1e-4 only for tokens
+below −10 nats; bfloat16's tolerance is far above it."""
 
 
 def check(probe: LogprobProbe, logprobs: NDArray[np.float32], *, tolerance: float, who: str) -> float:

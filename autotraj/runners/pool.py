@@ -1,6 +1,6 @@
-"""The rollout actors as the controller sees them: start, sample, take weights, die, come back.
+"""Drives the rollout actors from the controller: starts them, gives them work and weights, and replaces those that die.
 
-A runner's life:
+The states of a runner:
 
     starting ──engine up──▶ syncing ──weights in, gate passed──▶ ready ──a new version──▶ syncing …
         ▲                                                          │
@@ -8,8 +8,8 @@ A runner's life:
 
 and, where the pool follows the work (`autotraj/runners/elastic.py`), ready ──dismissed──▶ draining ──its last group──▶ gone.
 
-Calls are ours (one `ObjectRef` a call, so that a failure is known by its lease); health, probing and restarting are
-RLlib's `FaultTolerantActorManager`. Only a runner that is ready at the newest version gets new work.
+This file makes the calls itself, one `ObjectRef` each, so that a failure belongs to a lease. RLlib's
+`FaultTolerantActorManager` checks and restarts the actors. Only a runner that is ready at the newest version gets new work.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 
 PROBE_TIMEOUT_S = 0.2
 MAX_FIRST_STARTS = 3
-"""So often a runner may raise in `start` while none of the pool has ever come up: what fails then fails every time."""
+"""How often a runner may raise in `start` before any of the pool has come up: such an error happens every time."""
 
 
 class RunnerPool:
@@ -67,7 +67,7 @@ class RunnerPool:
         self._gate_tolerance = gate_tolerance
         self._max_restarts = max_restarts
         self._role = role
-        self._came_up = False  # one of them did
+        self._came_up = False  # at least one runner did
         self._memory_deaths = MemoryDeaths()
         self._runners: dict[int, Runner] = {i: Runner(start_timeout_s) for i in self._manager.actor_ids()}
         self._calls: dict[ray.ObjectRef, Call] = {}
@@ -77,13 +77,13 @@ class RunnerPool:
         self.num_restarts, self.sync_seconds = 0, 0.0
         self._sync_started: dict[int, float] = {}
         self._broadcast: BroadcastSync | None = None
-        self.on_poll: Callable[[], None] = lambda: None  # so that a status is kept up to date whoever waits here
-        self.board: StatusBoard | None = None  # where that status stands
+        self.on_poll: Callable[[], None] = lambda: None  # to keep the status up to date while a caller waits here
+        self.board: StatusBoard | None = None  # the board of that status
 
     def use_broadcast(
         self, learners: LearnerSide, *, workers_per_engine: int, learners_train: Callable[[], bool]
     ) -> None:
-        """Weights come by NCCL from now on, in rounds with all engines, while `learners_train()` is False."""
+        """From now on weights come by NCCL, in rounds with all engines, which begin while `learners_train()` is False."""
         self._broadcast = BroadcastSync(
             learners, workers_per_engine=workers_per_engine, learners_train=learners_train, call=self._call_in_round
         )
@@ -96,32 +96,32 @@ class RunnerPool:
 
     @property
     def has_weights(self) -> bool:
-        """Whether weights were pushed that engines can take."""
+        """Whether weights have been pushed."""
         return self._update is not None
 
     @property
     def broadcasting(self) -> bool:
-        """Whether the learners have to wait with their next step, see `BroadcastSync.busy`."""
+        """Whether the learners must wait before their next step, see `BroadcastSync.busy`."""
         return self._broadcast is not None and self._broadcast.busy
 
     @property
     def num_runners(self) -> int:
-        """All that are or shall be there; not those that leave."""
+        """The number of runners, with those that start and without those that leave."""
         return sum(not r.leaves for r in self._runners.values())
 
     @property
     def num_joining(self) -> int:
-        """Added runners that aren't ready yet."""
+        """The number of added runners that aren't ready yet."""
         return sum(r.added and r.policy_version < 0 and not r.leaves for r in self._runners.values())
 
     @property
     def num_serving(self) -> int:
-        """Those that have joined and neither leave nor are down: at work, or getting the weights for more."""
+        """The number of runners that work, or take weights to do so; not those that start, leave or are down."""
         return sum(r.state in ("ready", "syncing") and r.policy_version >= 0 for r in self._runners.values())
 
     @property
     def num_idle(self) -> int:
-        """Ready runners without any call."""
+        """The number of ready runners without a call."""
         return sum(r.state == "ready" and not r.in_flight for r in self._runners.values())
 
     def num_in_flight(self, method: str) -> int:
@@ -129,7 +129,7 @@ class RunnerPool:
         return sum(call.method == method for call in self._calls.values())
 
     def describe(self) -> str:
-        """Who is where, for messages: `runner 1 ready at version 3 with 4 calls`."""
+        """The state of each runner, for messages: `runner 1 ready at version 3 with 4 calls`."""
         return "; ".join(f"runner {i} {runner}" for i, runner in self._runners.items())
 
     def views(self) -> list[RunnerView]:
@@ -141,7 +141,7 @@ class RunnerPool:
             self._start(runner_id)
 
     def wait_ready(self, *, everyone: bool = True) -> None:
-        """Blocks until engines are ready, late joiners aside (all, or at least one); `Stalled` at the start deadline."""
+        """Blocks until all engines, or at least one, are ready, except added ones. Raises Stalled at the start deadline."""
         deadline = time.monotonic() + self._start_timeout_s
         while self.num_ready < (self.num_runners - self.num_joining if everyone else 1):
             if time.monotonic() > deadline:
@@ -158,7 +158,7 @@ class RunnerPool:
         return added
 
     def dismiss(self) -> int:
-        """Lets one runner go: one that isn't ready yet, else the one with the least work, which it finishes first."""
+        """Dismisses one runner: one that isn't ready yet, else the one with the least work, which it finishes first."""
         staying = [i for i, r in self._runners.items() if not r.leaves]
         runner_id = min(staying, key=lambda i: (self._runners[i].state == "ready", self._runners[i].in_flight))
         runner = self._runners[runner_id]
@@ -174,12 +174,12 @@ class RunnerPool:
         return min(self.ready_ids(), key=lambda i: self._runners[i].in_flight, default=None)
 
     def submit(self, runner_id: int, key: str, method: str, *, timeout_s: float, **arguments: Any) -> None:
-        """Gives a runner work; the outcome, with `method` and `key`, comes out of `poll`, whatever happens."""
+        """Gives a runner work. `poll` always returns its outcome, with `method` and `key`."""
         ref = getattr(self._actor(runner_id), method).remote(**arguments)
         self._track(ref, Call("work", runner_id, time.monotonic() + timeout_s, method=method, key=key))
 
     def push(self, update: Any, probe: LogprobProbe) -> None:
-        """Publishes new weights (`update`: ObjectRef of a `WeightUpdate`). Runners that sample go on sampling."""
+        """Publishes new weights (`update`: ObjectRef of a `WeightUpdate`). Runners finish the groups that they sample."""
         self._update, self._probe, self.policy_version = update, probe, probe.policy_version
         for runner_id, runner in self._runners.items():
             if runner.state == "ready":
@@ -187,7 +187,7 @@ class RunnerPool:
         self._advance_broadcast()
 
     def poll(self, timeout_s: float, also: Sequence[Any] = ()) -> list[CallResult]:
-        """Handles whatever became ready within `timeout_s` (or at once if an ObjectRef of `also` is ready)."""
+        """Handles the calls that end within `timeout_s`; returns at once if an ObjectRef of `also` is ready."""
         self.on_poll()
         if not (refs := [*self._calls, *also]):
             time.sleep(timeout_s)
@@ -197,7 +197,7 @@ class RunnerPool:
         if self._calls:
             ready, _ = ray.wait(list(self._calls), num_returns=len(self._calls), timeout=0)
             for ref in ready:
-                # A runner found dead by an earlier result has taken its other calls along.
+                # If an earlier result showed that its runner is dead, the call was removed with it.
                 if (call := self._calls.pop(ref, None)) is not None:
                     outcomes.extend(self._handle(ref, call))
         outcomes.extend(self._expire())
@@ -221,7 +221,7 @@ class RunnerPool:
         return gather(refs, timeout_s, what=f"{method} on a {self._role}", who=self.describe)
 
     def forget(self, method: str) -> None:
-        """Cancels all calls of `method`, whose outcomes nobody waits for any more."""
+        """Cancels all calls of `method`; their outcomes are not needed any more."""
         for ref, call in [(ref, call) for ref, call in self._calls.items() if call.method == method]:
             del self._calls[ref]
             ray.cancel(ref)
@@ -294,7 +294,7 @@ class RunnerPool:
             self._check_memory(error)
             return self._record_death(call, f"{who} died: {reason(error)}")
         except ray.exceptions.RayError as error:
-            # Rollouts return their failures as data: an exception is a defect of the engine or of ours.
+            # Rollouts return failures as data, so an exception is a defect of the engine or of this software.
             message = f"{who} failed in {call.what}: {reason(error)}"
             self._check_memory(error)
             if call.kind == "start" and not self._came_up:
@@ -309,20 +309,20 @@ class RunnerPool:
         }
         outcomes = handler[call.kind](call, value) or []
         if runner.leaves:
-            runner.state = "draining"  # whatever the handler made of it
+            runner.state = "draining"  # even if the handler raised
             if not runner.in_flight:
                 self._remove(call.runner_id)
         return outcomes
 
     def _check_start(self, runner: Runner, cause: BaseException, message: str) -> None:
-        """Ends what another start would not mend: settings that an engine refuses, and what fails again and again."""
+        """Raises if another start would not help: an engine refuses its settings, or the start has failed too often."""
         if isinstance(cause, ValueError):
             raise UserError(message)
         if runner.deaths + 1 >= MAX_FIRST_STARTS:
             raise RunError(f"{message}; that was its start number {runner.deaths + 1}")
 
     def _check_memory(self, error: Exception) -> None:
-        """Raises OutOfMemory at the second death for memory."""
+        """Raises OutOfMemory when a second runner was ended because of memory."""
         if self._memory_deaths.note(error) and self._memory_deaths.count > 1:
             raise OutOfMemory(f"{self._role}s were ended for memory {self._memory_deaths.count} times")
 
@@ -343,7 +343,7 @@ class RunnerPool:
         self._track(ref, Call("probe", call.runner_id, deadline, policy_version=call.policy_version))
 
     def _on_probed(self, call: Call, logprobs: Any) -> None:
-        if call.policy_version != self.policy_version:  # overtaken by a newer push
+        if call.policy_version != self.policy_version:  # a newer push has come
             self._sync(call.runner_id)
             return
         assert self._probe is not None
@@ -355,7 +355,7 @@ class RunnerPool:
         self.sync_seconds = time.monotonic() - self._sync_started.pop(call.runner_id, time.monotonic())
 
     def _record_death(self, call: Call, message: str, *, kill: bool = False) -> list[CallResult]:
-        """Marks a runner down and fails every call it still owed."""
+        """Marks a runner down and fails all its open calls."""
         runner = self._runners[call.runner_id]
         runner.state, runner.deaths = "down", runner.deaths + 1
         logger.warning("%s", message)
@@ -366,7 +366,7 @@ class RunnerPool:
         owed = [call, *(c for c in self._calls.values() if c.runner_id == call.runner_id)]
         self._calls = {ref: c for ref, c in self._calls.items() if c.runner_id != call.runner_id}
         runner.in_flight = 0
-        # One that was added and doesn't come up has no machine: its place is given up, and may be asked for again.
+        # An added runner that doesn't come up has no machine: it is given up, and may be requested again.
         if runner.leaves or (runner.added and (call.kind == "start" or runner.deaths > self._max_restarts)):
             self._remove(call.runner_id)
         else:
@@ -376,7 +376,7 @@ class RunnerPool:
         return [Failed(c.method, c.key, "actor_died") for c in owed if c.kind == "work"]
 
     def _remove(self, runner_id: int) -> None:
-        """Ends a runner that owes nothing, for good."""
+        """Ends a runner without open calls, for good."""
         logger.info("%s leaves", self._name(runner_id))
         self._calls = {ref: c for ref, c in self._calls.items() if c.runner_id != runner_id}
         del self._runners[runner_id]

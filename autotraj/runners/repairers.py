@@ -1,4 +1,4 @@
-"""Who repairs: the policy's own engines, or repair actors with an engine or an endpoint behind them."""
+"""The pool that repairs: the policy's own engines, or repair actors that use an engine or an endpoint."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def repairer_pool(config: RunConfig, access: ToolAccess, runners: RunnerPool) ->
         **{name: getattr(access, name) for name in ToolAccess.model_fields},
     )
     actor = ray.remote(RepairActor)
-    run = uuid.uuid4().hex[:6]  # a name is one actor's in the whole namespace
+    run = uuid.uuid4().hex[:6]  # a name is unique in the namespace
     actors = [
         actor.options(
             name=f"repair-{index}-{run}",

@@ -1,1 +1,1 @@
-"""Groups of trajectories from tasks: leased, sampled, scored, or handed back with a reason."""
+"""Samples groups of trajectories for tasks and scores them; hands failed ones back with a reason."""

@@ -1,7 +1,7 @@
-"""Groups that failed one after another, why, and when that ends a stage. Pure.
+"""Counts groups that fail one after another, and ends a stage when there are too many. Pure.
 
-A group that fails is handed back, or dropped, with its reason, and the stage goes on. That is right for what passes: an
-engine that was busy, a reward model that starts again. Where every group fails it would go on for ever without a word.
+A group that fails is handed back, or dropped, with its reason, and the stage goes on. That is right for a temporary cause: a
+busy engine, a reward model that restarts. If every group fails, the stage would go on forever without a message.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from trajectory.types import Group
 logger = logging.getLogger(__name__)
 
 ROUNDS = 3
-"""So many times what is in flight at once may fail in a row: one outage fails all that is in flight then, and may fail what
-is sampled again after it; a prompt is tried `grpo.max_attempts` = 3 times, too."""
+"""As many groups may fail in a row as are in flight at once, times this. One outage fails all groups in flight, and perhaps
+those sampled again after it; a prompt is tried `grpo.max_attempts` = 3 times, too."""
 LEAST = 16
-"""Failures in a row that end nothing, however little is in flight."""
+"""The least number of failures in a row that can end a stage, however few groups are in flight."""
 TEXT_CHARS = 400
 
 REMEDIES = {
@@ -32,19 +32,19 @@ REMEDIES = {
     "nonfinite_reward": "Mend the part of the reward that it names",
     "reward_model": "Mend the reward model's actor (scorer), or set reward_model.when_unavailable = 'score-without'",
 }
-"""The beginning of a reason → what to change."""
+"""The beginning of a reason → the remedy."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a group can't be used. `reason` is a short name for counting, `text` what a person reads."""
+    """Why a group can't be used. `reason` is a short name for counting, `text` a message for people."""
 
     reason: str
     text: str
 
 
 def episode_failure(group: Group) -> Failure | None:
-    """The first failure of an episode that wasn't the policy's doing, or None."""
+    """The first failure of an episode that the policy didn't cause, or None."""
     for t in group.trajectories:
         if t.failed:
             return Failure(f"episode_{t.finish_reason}", f"task {t.task_id}: {t.error}")
@@ -77,12 +77,12 @@ class FailuresInARow:
         self._told: set[str] = set()
 
     def succeeded(self) -> None:
-        """A group came back whole: whatever failed before, it was not everything."""
+        """To be called for a group that came back whole: it ends the row of failures."""
         self._reasons.clear()
         self._first.clear()
 
     def failed(self, failure: Failure) -> None:
-        """Says the first of every reason."""
+        """Counts a failure, and logs the first of each reason."""
         text = " ".join(failure.text.split())[:TEXT_CHARS]
         if failure.reason not in self._told:
             self._told.add(failure.reason)
@@ -92,8 +92,8 @@ class FailuresInARow:
 
     @property
     def too_many(self) -> bool:
-        """Nothing more is handed out then, until all that is in flight has come back: a prompt that fails at once is
-        overtaken by many of its kind before one that does not is sampled."""
+        """Whether to start no group until all in flight have come back. Prompts that fail at once come back before a good
+        group that takes longer; that group would end the row."""
         return self._reasons.total() >= self._limit
 
     def check(self, *, idle: bool) -> None:
@@ -107,7 +107,7 @@ class FailuresInARow:
             raise self.error()
 
     def error(self) -> GroupsFail:
-        """Names the reason of most failures in the row, how many there were, the first of them and the remedy."""
+        """The error. It names the most frequent reason in the row, its count, its first failure and the remedy."""
         (reason, count), *others = self._reasons.most_common()
         remedy = next((text for start, text in REMEDIES.items() if reason.startswith(start)), "Mend what it says")
         among = "".join(f", {number} by {other}" for other, number in others)

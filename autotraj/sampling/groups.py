@@ -1,10 +1,10 @@
-"""Tasks go out to the rollout actors, and scored groups come back.
+"""Gives tasks to the rollout actors and returns scored groups.
 
     ledger ──lease──▶ rollout actor ──group──▶ scoring threads ──▶ `collect`
        ▲                   │                         │
        └── handed back ◀───┴── failed                └── dropped: it can't be scored
 
-Stage 1 and the GRPO loop both sample in this way; how many groups may be out, and what becomes of a scored one, is theirs.
+Stage 1 and the GRPO loop both sample in this way. They decide how many groups may be out and what a scored group is for.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ T = TypeVar("T")
 
 
 class GroupSource(Generic[T]):
-    """One thread calls all methods; `score` runs in others, as it may block: comparing two hostile LaTeX answers may take
-    `reward.math_timeout_s`, and the reward model its deadline."""
+    """One thread calls all methods. `score` runs in other threads, as it may block: to compare two hostile LaTeX answers may
+    take `reward.math_timeout_s`, and the reward model may take its deadline."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class GroupSource(Generic[T]):
         seed_of: Callable[[Lease], int],
         timeout_s: float,
     ) -> None:
-        """`score` may raise `ScoringFailed`. `seed_of` seeds a lease's group. A group is waited for `timeout_s`."""
+        """`score` may raise `ScoringFailed`. `seed_of` gives the seed of a lease's group. A group may take `timeout_s`."""
         self.ledger = ledger
         self.num_tokens = 0  # that the policy generated, of all groups that came back whole
         self._runners = runners
@@ -54,7 +54,7 @@ class GroupSource(Generic[T]):
 
     @property
     def num_scoring(self) -> int:
-        """Groups that wait for their rewards."""
+        """The number of groups that wait for their rewards."""
         return len(self._scoring)
 
     def admit(self, at_most: int) -> None:
@@ -77,7 +77,7 @@ class GroupSource(Generic[T]):
             )
 
     def take(self, outcome: CallResult) -> None:
-        """A group that came back is scored; a failure goes back to the ledger with its reason."""
+        """Scores a group that came back, or hands a failed one back to the ledger with its reason."""
         if isinstance(outcome, Failed):
             self.ledger.hand_back(outcome.key, outcome.reason)
             return
@@ -91,7 +91,7 @@ class GroupSource(Generic[T]):
         self._scoring[self._threads.submit(self._score, group)] = outcome.key
 
     def collect(self) -> Iterator[T]:
-        """What has been scored. Waits a moment, as most answers take microseconds and are there at once."""
+        """The groups that have been scored. Waits for up to 10 ms, as most groups are scored in microseconds."""
         done, _ = futures.wait(self._scoring, timeout=COLLECT_WAIT_S if self._scoring else 0)
         for future in done:
             lease_id = self._scoring.pop(future)
@@ -106,11 +106,11 @@ class GroupSource(Generic[T]):
             yield scored
 
     def check(self, *, busy: bool = False) -> None:
-        """Raises GroupsFail if too many groups failed in a row, and nothing is under way that may end the row; `busy`:
-        something of the caller's is."""
+        """Raises GroupsFail if too many groups failed in a row and nothing under way may end the row. `busy` says whether
+        the caller has something under way."""
         counts = self.ledger.counts()
         self._failures.check(idle=not busy and counts.leased + counts.finished == 0)
 
     def close(self) -> None:
-        """What is being scored is given up."""
+        """Gives up the groups that are being scored."""
         self._threads.shutdown(wait=False, cancel_futures=True)

@@ -1,4 +1,4 @@
-"""What a step's groups look like in numbers. Pure functions, no Ray."""
+"""The metrics of a step's groups. Pure functions, no Ray."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def describe_groups(groups: Sequence[Group], policy_version: int) -> dict[str, f
 
 
 def describe_ledger(ledger: Ledger) -> dict[str, float]:
-    """What waits, and what was lost or done again so far, by reason."""
+    """How many groups wait, and how many were dropped or handed back so far, by reason."""
     counts = ledger.counts()
     return {
         "queue/leased": float(counts.leased),

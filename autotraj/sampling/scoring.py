@@ -1,4 +1,4 @@
-"""Rewards of a whole group from format and outcome, checked: every reward is a finite number."""
+"""Rewards a whole group by format and outcome, and checks that every reward is a finite number."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from trajectory.types import Group, Reward, Trajectory
 
 
 def score_group(group: Group, config: RewardConfig) -> Group:
-    """`group` with rewards from format and outcome. May block for `config.math_timeout_s` an answer.
+    """`group` with rewards for format and outcome. May block for `config.math_timeout_s` for each answer.
 
-    A trajectory that failed for reasons not the policy's own has nothing to reward: 0, wrong, with the reason. Training
-    doesn't see such groups; an evaluation counts them.
+    A trajectory that failed for a reason that the policy didn't cause gets reward 0, wrong, with the reason. Training
+    doesn't use such groups; an evaluation counts them.
 
     Raises RewardNotFinite.
     """
@@ -23,8 +23,8 @@ def score_group(group: Group, config: RewardConfig) -> Group:
 
 
 def checked(group: Group) -> Group:
-    """`group` itself. Raises RewardNotFinite, which names the term, for a reward that is NaN or infinite: no sibling can be
-    compared with it, and it would pass for a group whose rewards are all equal."""
+    """`group` itself. Raises RewardNotFinite, which names the term, for a reward that is NaN or infinite: with it the group
+    has no mean and would look like one whose rewards are all equal."""
     for trajectory, reward in zip(group.trajectories, group.rewards, strict=True):
         bad = [f"its part {name!r} is {value}" for name, value in reward.parts.items() if not math.isfinite(value)]
         if bad or not math.isfinite(reward.total):

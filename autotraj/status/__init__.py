@@ -1,1 +1,1 @@
-"""What a live run shows of itself."""
+"""The status, progress and metrics of a live run."""

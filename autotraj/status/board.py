@@ -1,7 +1,6 @@
-"""A run's status where others find it: `status.json` in its folder, and the key-value store of its Ray cluster.
+"""Publishes a run's status in two places: `status.json` in its folder, and the key-value store of its Ray cluster.
 
-The controller writes while it polls, at most once a second; so the status is as old as the controller's last look around,
-and says so.
+The controller writes it while it polls, at most once a second. The status holds the time at which it was written.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ CONNECT_TIMEOUT_S = 5.0
 
 
 class StatusBoard:
-    """`rows` and `title` are asked whenever the status is written."""
+    """`rows` and `title` are called whenever the status is written."""
 
     def __init__(self, folder: Path, *, rows: Callable[[], Sequence[StatusRow]], title: Callable[[], str]) -> None:
         self._path = folder / STATUS_FILE
@@ -48,19 +47,19 @@ class StatusBoard:
         folder.mkdir(parents=True, exist_ok=True)
 
     def look(self) -> None:
-        """Writes the status if the last one is a second old."""
+        """Writes the status if the last one is at least a second old."""
         if time.monotonic() - self._written >= EVERY_S:
             self.write()
 
     def now_does(self, what: str) -> None:
-        """What the controller itself is at from here on: a loop that it leads, or one thing that it waits for."""
+        """Sets what the controller itself does from here on: it runs a loop, or waits for one thing."""
         if what != self._doing[0]:
             self._doing = (what, time.monotonic())
             self.write()
 
     @contextmanager
     def doing(self, what: str) -> Iterator[None]:
-        """`now_does` for the length of the block."""
+        """Sets `now_does` during the block."""
         before = self._doing[0]
         self.now_does(what)
         try:
@@ -89,13 +88,13 @@ class StatusBoard:
         text = json.dumps(status)
         try:
             write_whole(self._path, text)
-        except OSError as error:  # a full disk ends the run where something is lost by it, not here
+        except OSError as error:  # no reason to end the run: without a status nothing is lost
             logger.warning("%s can't be written: %s", self._path, error)
         if ray.is_initialized():
             internal_kv._internal_kv_put(self._key, text.encode(), namespace=NAMESPACE)
 
     def close(self) -> None:
-        """The run is over, or another part of it begins: the file says so, and the cluster forgets it."""
+        """To be called when the run, or a part of it, ends. The file then says so, and the status leaves the cluster."""
         self._rows = list
         self._doing = (ENDED, time.monotonic())
         self.write()
@@ -108,7 +107,7 @@ def of_cluster() -> list[dict[str, Any]]:
     try:
         address = services.canonicalize_bootstrap_address_or_die(os.environ.get("RAY_ADDRESS", "auto"))
         _reach(address)
-        # Not `ray.init`: whoever only looks isn't a job, and would stand among them in the dashboard.
+        # Not `ray.init`: it would add a job to the dashboard for a command that only reads.
         store = GcsClient(address=address)
         keys = store.internal_kv_keys(KEY_PREFIX, NAMESPACE, timeout=CONNECT_TIMEOUT_S)
         found = [store.internal_kv_get(key, NAMESPACE, timeout=CONNECT_TIMEOUT_S) for key in sorted(keys)]
@@ -118,7 +117,7 @@ def of_cluster() -> list[dict[str, Any]]:
         raise UserError(
             f"no Ray cluster: {str(error).splitlines()[0]}; set RAY_ADDRESS, or name the run: status RUN_DIR"
         ) from error
-    if not (texts := [text for text in found if text]):  # one may have ended in between
+    if not (texts := [text for text in found if text]):  # a run may have ended since its key was listed
         raise UserError(
             "no run reports to this Ray cluster: none is there, or it has yet to start its engines; ask again"
         )
@@ -126,7 +125,7 @@ def of_cluster() -> list[dict[str, Any]]:
 
 
 def _reach(address: str) -> None:
-    """UserError if nothing listens at `host:port`: Ray itself would try for minutes (2.60)."""
+    """Raises UserError if nothing listens at `host:port`. Ray itself would try for minutes (2.60)."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a bar on a terminal, and of GRPO the last steps; elsewhere a line now and then."""
+"""What the terminal shows during a run: a progress bar and the last steps of GRPO, or plain lines without a terminal."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ GRPO_COLUMNS: tuple[tuple[str, str, str], ...] = (
 """Heading, metric, format."""
 GRPO_HEADING = "step  " + " ".join(f"{heading:>8}" for heading, _, _ in GRPO_COLUMNS)
 GRPO_ROWS = 12
-"""Steps that are seen at a time on a terminal."""
+"""How many steps a terminal shows at a time."""
 GRPO_PLAIN_EVERY = 10
-"""Off a terminal, every so many steps have a line."""
+"""Without a terminal, every step that is a multiple of this gets a line."""
 
 
 class StageProgress(Progress):
-    """A stage's bar. `show(done, total, "kept 12, repaired 30")`."""
+    """The bar of one stage. Call `show(done, total, "kept 12, repaired 30")`."""
 
     def __init__(self, name: str, unit: str, console: Console) -> None:
         super().__init__(
@@ -58,7 +58,7 @@ class StageProgress(Progress):
             self.console.print(f"{self._name}: {done}/{total} {self._unit}; {note}", soft_wrap=True)
 
     def step(self, number: int, total: int, metrics: Mapping[str, float]) -> None:
-        """An optimizer step of a supervised stage."""
+        """Shows an optimizer step of a supervised stage."""
         shown = [("loss", "loss"), ("accuracy", "accuracy"), ("held_out/accuracy", "held out")]
         self.show(number, total, ", ".join(f"{label} {metrics[key]:.3f}" for key, label in shown if key in metrics))
 
@@ -75,7 +75,7 @@ class GrpoProgress(StageProgress):
             console.print(GRPO_HEADING, soft_wrap=True)
 
     def get_renderables(self) -> Iterable[RenderableType]:
-        """As `Progress` asks for them whenever it draws."""
+        """What `Progress` draws: the last steps, and below them the bar."""
         yield Text("\n".join(self._rows))
         yield from super().get_renderables()
 

@@ -1,7 +1,7 @@
-"""What the controller tells Prometheus, by way of Ray's agent on its node: exported as `ray_autotraj_…`.
+"""The controller's metrics for Prometheus. Ray's agent on its node exports them as `ray_autotraj_…`.
 
-Engines and tools are counted where they are: `actors/metrics.py`, `autotraj/gateways/metrics.py`.
-`cluster/grafana_dashboard.json` shows all of it; a test asks its queries of a Prometheus that scrapes a run.
+The metrics of engines and tools are in `actors/metrics.py` and `autotraj/gateways/metrics.py`.
+`cluster/grafana_dashboard.json` shows all of them; a test runs its queries on a Prometheus that scrapes a run.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from trajectory.ledger import Counts
 from trajectory.types import Group
 
 STALENESS_BORDERS = [0.5, 1.5, 2.5, 3.5, 4.5, 6.5, 8.5, 12.5, 16.5]
-"""Between the whole numbers that staleness takes; a border must be above 0."""
+"""They lie between the whole numbers that staleness takes. A border must be above 0."""
 
 BY_NAME: dict[str, tuple[str, dict[str, str]]] = {
     "step": ("policy_version", {}),
@@ -30,7 +30,7 @@ BY_NAME: dict[str, tuple[str, dict[str, str]]] = {
     "runner_restarts": ("restarts", {"role": "rollout"}),
     "reward_model_restarts": ("restarts", {"role": "reward model"}),
 }
-"""A step's metric → gauge and its tags."""
+"""A step's metric → its gauge and tags."""
 
 BY_PREFIX: dict[str, tuple[str, str]] = {
     "reward/": ("reward", "part"),
@@ -38,7 +38,7 @@ BY_PREFIX: dict[str, tuple[str, str]] = {
     "dropped/": ("dropped_groups", "reason"),
     "handed_back/": ("handed_back_groups", "reason"),
 }
-"""Beginning of a step's metric → gauge and the tag that the rest of the name is."""
+"""The beginning of a step's metric → its gauge and the name of a tag; the rest of the metric's name is the tag's value."""
 
 GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "policy_version": ("Optimizer steps taken", ()),
@@ -73,7 +73,7 @@ def gauges(metrics: Mapping[str, float]) -> list[tuple[str, dict[str, str], floa
 
 
 def learner_seconds(metrics: Mapping[str, float]) -> dict[str, float]:
-    """A step's time from the learners' side, by phase; the phases add up to `step_seconds`."""
+    """The learners' seconds in a step, by phase. The phases add up to `step_seconds`."""
     trained = metrics["train_seconds"]
     phases = {phase: metrics.get(f"learner/seconds/{phase}", 0.0) for phase in LEARNER_PHASES}
     waited = max(0.0, metrics["step_seconds"] - trained)
@@ -81,13 +81,13 @@ def learner_seconds(metrics: Mapping[str, float]) -> dict[str, float]:
 
 
 def ages(groups: Sequence[Group], policy_version: int) -> list[int]:
-    """How many versions each trajectory's oldest token lags behind."""
+    """How many versions each trajectory's oldest token is behind `policy_version`."""
     versions = [t.min_policy_version for group in groups for t in group.trajectories]
     return [policy_version - version for version in versions if version is not None]
 
 
 class MetricsExport:
-    """Use one a process."""
+    """Exports the metrics. There may be one in a process."""
 
     def __init__(self) -> None:
         self._gauges = {name: Gauge(f"autotraj_{name}", text, tags) for name, (text, tags) in GAUGES.items()}
@@ -99,20 +99,21 @@ class MetricsExport:
         self._last_step: list[tuple[str, dict[str, str], float]] = []
 
     def now(self, counts: Counts, runners: Sequence[RunnerView], totals: Mapping[str, float]) -> None:
-        """What is where at this moment, and what was lost or came back so far (`totals`, named as a step's metrics are)."""
+        """Sets the present numbers of groups and actors. `totals`, named as a step's metrics: what was lost or restarted so
+        far in the run."""
         for state in ("pending", "leased", "finished", "scored"):
             self._gauges["groups"].set(getattr(counts, state), {"state": state})
         states = Tally(runner.state for runner in runners)
         for state in get_args(RunnerState):
             self._gauges["rollout_actors"].set(states[state], {"state": state})
-        # The reason `stale` even at 0: no series and no drop look alike. And the last step's gauges again: Ray 2.60 forgets
-        # a gauge that isn't set anew within two of its reports, 20 s.
+        # `stale` is set even at 0: else no drop looks like a missing series. The last step's gauges are set again because
+        # Ray 2.60 drops a gauge that isn't set within two of its reports, 20 s.
         current = gauges({"dropped/stale": 0.0, "handed_back/stale": 0.0, **totals})
         for name, tags, value in [*self._last_step, *current]:
             self._gauges[name].set(value, tags)
 
     def step(self, groups: Sequence[Group], metrics: Mapping[str, float]) -> None:
-        """A step that ended: the groups trained on, and its metrics."""
+        """Exports a step that has ended: the groups trained on, and its metrics."""
         self._last_step = gauges(metrics)
         for name, tags, value in self._last_step:
             self._gauges[name].set(value, tags)

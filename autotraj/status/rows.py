@@ -1,6 +1,6 @@
-"""Who does what in a live run, who waits on whom, and for how long: the rule and its text, without actors.
+"""Says of each part of a live run what it does, what it waits for, and for how long. Pure functions; no actors.
 
-`board.StatusBoard` keeps the answer beside the run; `show_status` reads it for `python -m autotraj status`.
+`board.StatusBoard` writes the result; `status.show` reads it for `python -m autotraj status`.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from actors.work import Work
 
 STATUS_FILE = "status.json"
 LATE_S = 10.0
-"""A controller that has not reported for so long is said to be busy, or gone."""
+"""If the controller hasn't reported for this long, the status says that it is busy or gone."""
 MANY = 8
-"""More actors than these are counted, not listed."""
+"""If there are more actors than this, they are counted and not listed."""
 WORK: dict[str, tuple[str, str]] = {Work.ROLLOUT: ("samples", "group"), Work.REPAIR: ("repairs", "request")}
-"""A method of a rollout actor → what it does then, and what one call is about."""
+"""A method of a rollout actor → what the actor does in it, and what one call works on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatusRow:
-    """One part of a run. What it does and whom it waits on are what `since` is measured by; `detail` may change."""
+    """One part of a run. `Since` measures how long `does` and `waits_on` stay the same; `detail` may change."""
 
     who: str
     does: str
@@ -35,18 +35,18 @@ class StatusRow:
 RunnerState = Literal["starting", "syncing", "ready", "down", "draining"]
 
 ENDED = "ended"
-"""What a run does, in its status, after its end."""
+"""What the status of a run says after its end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunnerView:
-    """What a runner does at one moment, for people."""
+    """What a runner does at one moment."""
 
     runner_id: int
     state: RunnerState
     policy_version: int
     work: dict[str, int]  # calls in flight, by their method
-    probed: bool  # the logprob gate waits for it
+    probed: bool  # the logprob gate checks it now
     oldest_s: float  # the age of its oldest call in flight
 
 
@@ -71,7 +71,7 @@ class LoopState:
 
 
 def loop_rows(state: LoopState) -> list[StatusRow]:
-    """The learners, every rollout actor, scoring, repair."""
+    """The rows of the learners, every rollout actor, scoring and repair."""
     bound = f"the learners: max_staleness = {state.max_staleness} lets no further group start"
     rows = [_learners(state), *runner_rows(state.runners, idle_for=bound if state.num_admissible <= 0 else "")]
     scores = StatusRow(
@@ -112,7 +112,7 @@ def _learners(state: LoopState) -> StatusRow:
 
 
 def _lost(state: LoopState) -> str:
-    """Why so few of a step's groups are there, if some were lost since the last step."""
+    """Says how many groups were lost since the last step, and why; empty if none was."""
     said = ""
     for reasons, what in ((state.dropped, "dropped"), (state.handed_back, "handed back")):
         if total := reasons.total():
@@ -128,7 +128,7 @@ def _whom(runners: Sequence[RunnerView]) -> str:
 
 
 def runner_rows(runners: Sequence[RunnerView], *, idle_for: str = "", role: str = "rollout actor") -> list[StatusRow]:
-    """A row for each. `idle_for`: what one that has nothing to do waits on, if not on the controller."""
+    """A row for each. `idle_for` is what an idle runner waits for, if not for the controller."""
     return [_runner(r, f"{role} {r.runner_id}", idle_for or "the controller") for r in runners]
 
 
@@ -152,13 +152,13 @@ def _runner(runner: RunnerView, who: str, idle_for: str) -> StatusRow:
 
 
 class Since:
-    """For how long each part has been doing the same and waiting on the same."""
+    """Measures how long each part has done the same and has waited for the same."""
 
     def __init__(self) -> None:
         self._seen: dict[str, tuple[tuple[str, str], float]] = {}
 
     def seconds(self, rows: Sequence[StatusRow], now: float) -> list[float]:
-        """Seconds, one a row; a part that is gone is forgotten."""
+        """The seconds for each row. A part without a row is forgotten."""
         seen = {}
         for row in rows:
             state = (row.does, row.waits_on)
@@ -169,7 +169,7 @@ class Since:
 
 
 def render_status(status: Mapping[str, Any], *, now: float | None = None, gone: bool = False) -> str:
-    """A status as `StatusBoard` writes it, as text. `now` is wall-clock; `gone`: its process is known to have ended."""
+    """A status of `StatusBoard` as text. `now` is wall-clock time in s; `gone`: its process is known to have ended."""
     age = max(0.0, (time.time() if now is None else now) - status["time"])
     ended, for_s = status["doing"] == ENDED, f"{status['doing_s'] + age:.0f} s"
     header = [

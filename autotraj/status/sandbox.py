@@ -1,7 +1,6 @@
 """What a run's sandbox gateways do, as rows of its status.
 
-Who watches a gateway tells it here, from any node; the controller, which writes the status, finds it in the cluster's
-key-value store.
+The process that watches a gateway, on any node, writes to the cluster's key-value store. The controller reads it there.
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ from tool_sandbox.stats import Stats
 logger = logging.getLogger(__name__)
 
 FORGOTTEN_AFTER_S = 30.0
-"""The watcher of a gateway that has told nothing for so long has died with its node."""
+"""If the watcher of a gateway has written nothing for this long, it has died with its node."""
 NAMESPACE = b"autotraj"
 
 
 def row(address: str, stats: Stats | None) -> StatusRow:
-    """What a gateway does, for the status; None: it doesn't answer."""
+    """What a gateway does, for the status. `stats` is None if it doesn't answer."""
     if stats is None:
         return StatusRow(who=f"sandbox {address}", does="silent")
     pool = stats.pool
@@ -37,7 +36,7 @@ def row(address: str, stats: Stats | None) -> StatusRow:
 
 
 def sandbox_rows() -> list[StatusRow]:
-    """Of this job's gateways, as they last told."""
+    """The rows of this job's gateways, as last written."""
     found = []
     for key in sorted(internal_kv._internal_kv_list(_key(""), namespace=NAMESPACE)):
         if text := internal_kv._internal_kv_get(key, namespace=NAMESPACE):
@@ -48,7 +47,7 @@ def sandbox_rows() -> list[StatusRow]:
 
 
 def tell(address: str, stats: Stats | None) -> None:
-    """What the gateway at `address` said last; None: it doesn't answer."""
+    """Writes the last answer of the gateway at `address`. `stats` is None if it doesn't answer."""
     told = {"time": time.time(), "row": dataclasses.asdict(row(address, stats))}
     try:
         internal_kv._internal_kv_put(_key(address), json.dumps(told).encode(), namespace=NAMESPACE)
@@ -57,7 +56,7 @@ def tell(address: str, stats: Stats | None) -> None:
 
 
 def forget(address: str) -> None:
-    """The gateway at `address` is watched no more."""
+    """Removes the gateway at `address`, which is no longer watched."""
     if ray.is_initialized():
         internal_kv._internal_kv_del(_key(address), namespace=NAMESPACE)
 

@@ -1,4 +1,4 @@
-"""`python -m autotraj status`: reads what a live run, or the last one, says of itself. Ray only to ask a cluster."""
+"""`python -m autotraj status`: shows the status of a live run, or of the last one. It imports Ray only to ask a cluster."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from storage.locations import local_path
 
 
 def show(run_dir: str | None) -> str:
-    """Of the run in `run_dir`, or of all runs of the Ray cluster. Raises UserError."""
+    """The status of the run in `run_dir`, or of all runs of the Ray cluster. Raises UserError."""
     if run_dir is not None:
         return _of_folder(local_path(run_dir))
     from autotraj.status.board import of_cluster
@@ -24,7 +24,7 @@ def show(run_dir: str | None) -> str:
 
 
 def _of_folder(folder: Path) -> str:
-    """By the newest status in a run's folder or its stages'."""
+    """The newest status in a run's folder or in those of its stages."""
     paths = [*folder.glob(STATUS_FILE), *folder.glob(f"*/{STATUS_FILE}")]
     if not paths:
         raise UserError(f"{folder}: no {STATUS_FILE} there; is it the run_dir of a run that was started here?")
@@ -40,5 +40,5 @@ def _of_folder(folder: Path) -> str:
 
 
 def _is_gone(status: dict[str, Any]) -> bool:
-    """Whether the controller was on this machine and isn't any more; of another machine's nothing is known here."""
+    """Whether the controller was on this machine and has ended. Of one on another machine nothing is known here: False."""
     return status["host"] == socket.gethostname() and status["doing"] != ENDED and not psutil.pid_exists(status["pid"])

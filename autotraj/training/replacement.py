@@ -1,4 +1,4 @@
-"""When lost learners are replaced by new ones, and what is said when they aren't."""
+"""Decides whether lost learners are replaced by new ones, and raises the error if they aren't."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MEMORY_WORDS = ("OutOfMemoryError", "out of memory", "MemoryError", "can't alloc
 
 
 class Replacements:
-    """Counts those of one stage, which has its checkpoints in `folder`. Make it before the learners are started."""
+    """Counts the replacements of one stage, which has its checkpoints in `folder`. Make it before the learners start."""
 
     def __init__(self, config: RunConfig, folder: RunFolder) -> None:
         self._limit = config.grpo.max_learner_restarts
@@ -26,10 +26,10 @@ class Replacements:
         self.count = 0
 
     def checkpoint_after(self, error: LearnerError, *, replaceable: bool = True) -> Checkpoint | None:
-        """What new learners go on from; None: from the start.
+        """The checkpoint that new learners go on from; None: from the start.
 
-        Raises RunError, with the way on, if the learners weren't lost but failed, if they were lost too often, or if this
-        kind of learners can't be replaced.
+        Raises RunError, which says how to go on, if the learners raised an error instead of being lost, if they were lost
+        too often, or if this kind of learners can't be replaced.
         """
         go_on = self._folder.way_on
         if isinstance(error, LearnerFailed) and any(words in str(error) for words in MEMORY_WORDS):

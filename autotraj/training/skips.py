@@ -1,4 +1,4 @@
-"""How many steps were skipped, one after another and in all, and when that ends a run. Pure.
+"""Counts skipped steps, in a row and in all, and ends a run that skips too many. Pure.
 
 An optimizer step is skipped if its loss or gradient is not finite; see `learners.skipped_steps`. One alone may be the fault
 of one trajectory. Several in a row mean that the policy itself, or the setting it is trained with, is broken.
@@ -21,18 +21,18 @@ MAX_IN_A_ROW = 3
 
 
 class Skips:
-    """Call `took(metrics)` after each step. `num_steps`: of the whole training, if it may be less than `MAX_IN_A_ROW`."""
+    """Call `took(metrics)` after each step. `num_steps`: steps of the whole training, if it may be below `MAX_IN_A_ROW`."""
 
     def __init__(self, num_steps: int = MAX_IN_A_ROW) -> None:
         self._limit = min(num_steps, MAX_IN_A_ROW)
-        self.num_skipped = 0  # whole
+        self.num_skipped = 0  # as a whole
         self.num_in_part = 0
-        self.num_samples = 0  # that steps which were skipped in part were not trained on
+        self.num_samples = 0  # left out by steps that were skipped in part
         self._in_a_row = 0
 
     def took(self, metrics: Mapping[str, float]) -> bool:
-        """Whether the step was applied, be it in part. Raises NotFinite if it is the last of too many in a row that were
-        skipped, whole or in part."""
+        """Whether the step was applied, at least in part. Raises NotFinite if too many in a row were skipped, as a whole or
+        in part."""
         applied, why = was_applied(metrics), reasons(metrics)
         if applied and not why:
             self._in_a_row = 0
@@ -56,7 +56,7 @@ class Skips:
         return applied
 
     def metrics(self) -> dict[str, float]:
-        """So far."""
+        """The counts so far."""
         return {
             "steps_skipped": float(self.num_skipped),
             "steps_skipped_in_part": float(self.num_in_part),

@@ -1,9 +1,9 @@
-"""A run's stages on disk: which are done, what each needs, and one supervised loop that can be interrupted.
+"""A run's stages on disk: which are done and what each needs; and the loop of supervised training.
 
 <run_dir>/synthesis/     sft.jsonl preferences.jsonl hard.jsonl repairs.jsonl synthesis.json
 <run_dir>/sft/           metrics.jsonl policy/
 <run_dir>/reward_model/  metrics.jsonl metrics.json model/
-<run_dir>/grpo/          as `run_folder`
+<run_dir>/grpo/          see `run_folder.folder`
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ STAGES_FILE = "stages.json"
 
 
 class Interrupted(Exception):
-    """The person asked to stop; what was reached is on disk."""
+    """The user asked to stop. What was done until then is on disk."""
 
 
 def read_done(folder: Path) -> dict[str, Any]:
-    """What is done in a run's folder: the figures by stage, as `stages.json` holds them. UserError if it is damaged."""
+    """The figures of each stage that is done, from `stages.json` in a run's folder. Raises UserError if it is damaged."""
     path = folder / STAGES_FILE
     if not path.exists():
         return {}
@@ -59,12 +59,12 @@ def read_done(folder: Path) -> dict[str, Any]:
 
 
 def write_done(folder: Path, done: Mapping[str, Any]) -> None:
-    """`read_done` reads it; the file is whole, or as it was."""
+    """Writes what `read_done` reads: the whole file, or nothing."""
     write_whole(folder / STAGES_FILE, json.dumps(done, indent=2) + "\n")
 
 
 def remaining(wanted: Sequence[str], done: Collection[str]) -> str:
-    """What an interrupted run has and hasn't got, so that nobody takes a half-trained model for a finished one."""
+    """Sentences for the user of an interrupted run: which stages are done and which aren't."""
     ended, open_ = [name for name in wanted if name in done], [name for name in wanted if name not in done]
     return (
         f"Done: {', '.join(ended) or 'none of its stages'}; still to do: {', '.join(open_)}. A stage writes its model "
@@ -73,7 +73,7 @@ def remaining(wanted: Sequence[str], done: Collection[str]) -> str:
 
 
 def check_inputs(name: str, config: RunConfig) -> None:
-    """UserError if what the stage `name` learns from isn't there or isn't what an earlier stage writes."""
+    """Raises UserError if the input of the stage `name` is missing, or isn't what an earlier stage writes."""
     files = {
         "sft": (SFT_FILE, ["messages"], check_sft),
         "reward-model": (PREFERENCES_FILE, ["chosen", "rejected", "task_id"], check_preference),
@@ -92,14 +92,14 @@ def check_inputs(name: str, config: RunConfig) -> None:
 
 
 def require(path: Path, made_by: str) -> Path:
-    """`path`, or UserError with the command that makes it."""
+    """Returns `path`, or raises UserError, which names the command that makes it."""
     if not path.exists():
         raise UserError(f"{path} isn't there; make it with `python -m autotraj {made_by}` on the same configuration")
     return path
 
 
 def require_model(location: RunLocation, *names: str, made_by: str) -> str:
-    """Where actors find a model of this run's, or UserError with the command that makes it."""
+    """Where actors find a model of this run. Raises UserError, which names the command that makes it, if it is missing."""
     if not location.has_model(*names):
         require(location.path.joinpath(*names, "config.json"), made_by)
     return location.model(*names)
@@ -110,7 +110,7 @@ def num_steps(num_items: int, batch_size: int, epochs: int) -> int:
 
 
 def batches(num_items: int, batch_size: int, epochs: int, seed: int) -> Iterator[list[int]]:
-    """Indices of every step's items: each epoch goes through all once, in an order of its own."""
+    """The indices of each step's items. Each epoch has all items once, in an order of its own."""
     for epoch in range(epochs):
         order = np.random.default_rng([seed, epoch]).permutation(num_items).tolist()
         for start in range(0, num_items, batch_size):
@@ -120,7 +120,7 @@ def batches(num_items: int, batch_size: int, epochs: int, seed: int) -> Iterator
 def learner_config(
     base: LearnerConfig, *, model: str, lr: float, steps: int, warmup_ratio: float, lora: LoraConfig | None, head: str
 ) -> LearnerConfig:
-    """The run's learners for a supervised stage: the same gang, another objective."""
+    """The learners' settings for a supervised stage: those of the run, with another objective."""
     changes = {
         "model": model,
         "lr": lr,
@@ -129,19 +129,19 @@ def learner_config(
         "warmup_steps": min(round(warmup_ratio * steps), steps - 1),
         "num_minibatches": 1,
         "weight_sync": "host",
-        # A score isn't sampled.
+        # A score isn't sampled, so it has no temperature.
         **({"temperature": 1.0} if head == "scalar" else {}),
         "lora": lora,
         "head": head,
     }
-    # Validated anew: `model_copy` would let contradictions through.
+    # `model_copy` would not validate the combination.
     return LearnerConfig.model_validate(base.model_dump() | changes)
 
 
 def export(group: LearnerGroup, path: Path | Storage) -> None:
-    """Writes the Hugging Face model whole, or leaves the one that is there; at a URI that one goes before the new comes.
+    """Writes the whole Hugging Face model, or leaves the old one. At a URI the old one is removed before the new is written.
 
-    Raises RunError; and LearnerDied, LearnerTimeout: nothing is wrong with the place then.
+    Raises RunError if the place can't be written; LearnerDied or LearnerTimeout if the learners are lost.
     """
     try:
         _export(group, path)
@@ -175,15 +175,15 @@ def supervised(
     on_step: Callable[[int, Mapping[str, float]], bool],
     finish: Callable[[], None] = lambda: None,
 ) -> None:
-    """Starts `group` and takes the steps of `plan`, from `checkpoint` on if there is one, until the plan or `on_step`'s
-    patience ends; then `finish()`.
+    """Starts `group` and takes the steps of `plan`, from `checkpoint` on if there is one, until the plan ends or `on_step`
+    returns True; then calls `finish()`.
 
     Lost learners are replaced: new ones go on from the stage's newest checkpoint, or from the model and the first step.
-    `on_step(number, metrics)`, which returns whether to stop, is called again for the steps that are taken again. Of a step
-    that was skipped, as its loss or gradient was not finite, the metrics are only the reason (`learners.skipped_steps`).
+    `on_step(number, metrics)` is called again for steps that are taken again. If a step was skipped, as its loss or gradient
+    was not finite, its metrics only hold the reason (`learners.skipped_steps`).
 
     Raises:
-        Interrupted: a person asked; a checkpoint is written.
+        Interrupted: the user asked to stop; a checkpoint is written.
         RunError: the learners failed, or were lost too often; NotFinite: too many steps in a row were skipped, or all.
     """
     replacements = Replacements(config, folder)
