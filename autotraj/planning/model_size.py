@@ -197,4 +197,6 @@ def _block_widths(lm: Any, config: Any, hidden: int) -> tuple[int, ...]:
             num_at_work = parameter.numel() // sides.numel() * config.num_experts_per_tok / num_experts
             width = round(num_at_work * (width + hidden))
         widths[int(block[1])] += width
+    if not widths:
+        raise ValueError("its blocks aren't numbered")
     return tuple(4 * hidden + widths[number] for number in sorted(widths))

@@ -208,6 +208,8 @@ def test_models_by_name_and_those_nobody_knows(tmp_path: Path) -> None:
         ("{", r"config\.json can't be planned with: JSONDecodeError"),
         ("{}", "KeyError: 'model_type'"),
         ('{"model_type": "llama", "num_attention_heads": 0}', "ZeroDivisionError"),
+        ('{"model_type": "modernbert-decoder"}', "its blocks aren't numbered"),
+        ('{"model_type": "mamba"}', "'MambaConfig' object has no attribute 'num_attention_heads'"),
         ('{"model_type": "qwen2_5_vl"}', "has no causal language model of model_type 'qwen2_5_vl'"),
         (
             json.dumps(
