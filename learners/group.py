@@ -2,7 +2,7 @@
 
     group = LearnerGroup(LearnerConfig(model=…, num_learners=2), LossConfig(), probe_ids=[…])
     group.start()                               # places the ranks and loads the model
-    step = group.start_step(samples)            # or group.train_step(samples), which waits
+    step = group.start_step(samples)
     while (result := step.poll(0.25)) is None:
         …                                       # the controller continues with rollouts
     result.update                               # ObjectRef of the WeightUpdate, for the engines
@@ -144,12 +144,8 @@ class LearnerGroup:
 
     # -- training ------------------------------------------------------------------------------------------------
 
-    def train_step(self, samples: Sequence[Sample]) -> StepResult:
-        """Train on one batch and publish the weights. Waits for the result."""
-        return self.start_step(samples).result()
-
     def start_step(self, samples: Sequence[Sample]) -> Pending[StepResult]:
-        """Like `train_step`, without waiting.
+        """Start to train on one batch and to publish the weights, without waiting for the result.
 
         Raises:
             ValueError: no sample has a gradient. The ranks keep running.

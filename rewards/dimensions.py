@@ -62,12 +62,8 @@ def length(num_words: int, ideal_num_words: int) -> float:
     return math.exp(-(((num_words - ideal_num_words) / (ideal_num_words / 2)) ** 2) / 2)
 
 
-def repetition(text: str) -> float:
+def repetition(words: list[str]) -> float:
     """1 − (occurrences of word trigrams that occur more than once) / (all trigrams); 1 for less than 6 words."""
-    return _repetition(text.split())
-
-
-def _repetition(words: list[str]) -> float:
     if len(words) < _MIN_WORDS:
         return 1.0
     num_trigrams = len(words) - 2
@@ -114,7 +110,7 @@ def _plain(number: str) -> str:
 DIMENSIONS: dict[str, Callable[[QualityInput], float]] = {
     "confidence": lambda e: confidence(e.trajectory.text),
     "length": lambda e: length(len(e.words), e.ideal_num_words),
-    "repetition": lambda e: _repetition(e.words),
+    "repetition": lambda e: repetition(e.words),
     "tool_success": lambda e: tool_success(e.trajectory),
     "grounding": lambda e: grounding(e.trajectory, e.task),
 }

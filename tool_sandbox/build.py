@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import shutil
 import subprocess
 import sys
@@ -18,8 +17,6 @@ from pathlib import Path
 
 from tool_sandbox.config import SandboxConfig
 from tool_sandbox.errors import ContainerEngineError, ImageError
-
-logger = logging.getLogger(__name__)
 
 SOURCES = Path(__file__).resolve().parent / "image"
 REPOSITORY = "autotraj-sandbox"

@@ -34,8 +34,6 @@ from tool_sandbox.docker_command import docker_command
 from tool_sandbox.errors import SandboxError
 from tool_sandbox.left_behind import remove_left_behind
 
-logger = logging.getLogger(__name__)
-
 MAX_ORDER_BYTES = 4096
 MAX_SETTINGS_BYTES = 64 * 1024
 KILL_TIMEOUT_S = 10.0

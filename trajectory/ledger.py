@@ -148,11 +148,6 @@ class Ledger:
 
     # What can be asked
 
-    def state_of(self, lease_id: str) -> State | None:
-        """The state of a lease; None if it ended (trained, dropped, handed back) or never existed."""
-        entry = self._entries.get(lease_id)
-        return entry.state if entry else None
-
     def counts(self) -> Counts:
         return Counts(
             pending=len(self._returned) + len(self._order) - self._cursor,

@@ -45,6 +45,8 @@ from models.weight_update import LogprobProbe
 logger = logging.getLogger(__name__)
 
 PROBE_TIMEOUT_S = 0.2
+MAX_RESTARTS = 10
+"""A runner that has died more often ends the run, or loses its place if it was added during the run."""
 MAX_FIRST_STARTS = 3
 """How often a runner may raise in `start` before any of the pool has come up: such an error happens every time."""
 
@@ -59,13 +61,11 @@ class RunnerPool:
         start_timeout_s: float,
         sync_timeout_s: float,
         gate_tolerance: float,
-        max_restarts: int = 10,
         role: str = "rollout actor",
     ) -> None:
         self._manager = manager
         self._start_timeout_s, self._sync_timeout_s = start_timeout_s, sync_timeout_s
         self._gate_tolerance = gate_tolerance
-        self._max_restarts = max_restarts
         self._role = role
         self._came_up = False  # at least one runner did
         self._memory_deaths = MemoryDeaths()
@@ -359,7 +359,7 @@ class RunnerPool:
         runner = self._runners[call.runner_id]
         runner.state, runner.deaths = "down", runner.deaths + 1
         logger.warning("%s", message)
-        if runner.deaths > self._max_restarts and not runner.added:
+        if runner.deaths > MAX_RESTARTS and not runner.added:
             raise RunError(f"{self._name(call.runner_id)} died {runner.deaths} times; last: {message}")
         if self._broadcast is not None:
             self._broadcast.lost(call.runner_id, message)
@@ -367,7 +367,7 @@ class RunnerPool:
         self._calls = {ref: c for ref, c in self._calls.items() if c.runner_id != call.runner_id}
         runner.in_flight = 0
         # An added runner that doesn't come up has no machine: it is given up, and may be requested again.
-        if runner.leaves or (runner.added and (call.kind == "start" or runner.deaths > self._max_restarts)):
+        if runner.leaves or (runner.added and (call.kind == "start" or runner.deaths > MAX_RESTARTS)):
             self._remove(call.runner_id)
         else:
             if kill:

@@ -127,9 +127,9 @@ def _whom(runners: Sequence[RunnerView]) -> str:
     return ("rollout actor " if len(runners) == 1 else "rollout actors ") + ", ".join(str(r.runner_id) for r in runners)
 
 
-def runner_rows(runners: Sequence[RunnerView], *, idle_for: str = "", role: str = "rollout actor") -> list[StatusRow]:
+def runner_rows(runners: Sequence[RunnerView], *, idle_for: str = "") -> list[StatusRow]:
     """A row for each. `idle_for` is what an idle runner waits for, if not for the controller."""
-    return [_runner(r, f"{role} {r.runner_id}", idle_for or "the controller") for r in runners]
+    return [_runner(r, f"rollout actor {r.runner_id}", idle_for or "the controller") for r in runners]
 
 
 def _runner(runner: RunnerView, who: str, idle_for: str) -> StatusRow:

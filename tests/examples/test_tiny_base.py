@@ -111,7 +111,7 @@ def test_a_clean_way_is_kept_and_a_poor_one_is_repaired() -> None:
             ideal = len(ways.text_of(ways.WAYS["clean"](problem, Random(0))).split())
             text = ways.text_of(pieces)
             length = dimensions.length(len(text.split()), ideal)
-            score = 0.4 * dimensions.confidence(text) + 0.3 * length + 0.3 * dimensions.repetition(text)
+            score = 0.4 * dimensions.confidence(text) + 0.3 * length + 0.3 * dimensions.repetition(text.split())
             assert low <= score <= high, text
 
 

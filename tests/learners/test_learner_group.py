@@ -83,7 +83,7 @@ def test_two_ranks_train_save_resume_at_one_die_and_come_back(
     gang: LearnerGroup, tiny_model: Path, samples: list[Sample], tmp_path: Path, single_rank: None
 ) -> None:
     # Two steps of two ranks are two steps of plain torch on the whole batch.
-    results = [gang.train_step(samples) for _ in range(2)]
+    results = [gang.start_step(samples).result() for _ in range(2)]
     reference, metrics = plain_policy_training(tiny_model, samples, gang.config, LOSS, num_steps=2)
     for result, expected in zip(results, metrics, strict=True):
         assert result.metrics["loss"] == pytest.approx(expected["loss"], abs=1e-5)
@@ -104,7 +104,7 @@ def test_two_ranks_train_save_resume_at_one_die_and_come_back(
 
     # One rank, in this process, goes on from the two ranks' checkpoint exactly as they do.
     gang.save_to_path(tmp_path / "checkpoint")
-    third = gang.train_step(samples)
+    third = gang.start_step(samples).result()
     assert set(third.seconds) == {"pack", "logprobs", "gradients", "optimizer", "publish"}
     resumed = DeepSpeedEngine(config(tiny_model, zero_stage=gang.config.zero_stage), LOSS)
     resumed.load(tmp_path / "checkpoint")
@@ -115,13 +115,13 @@ def test_two_ranks_train_save_resume_at_one_die_and_come_back(
     # A step whose loss is NaN on one rank is skipped by both, and the next is taken as if it had not been.
     assert samples[0].behaviour_logprobs is not None
     nan = replace(samples[0], behaviour_logprobs=samples[0].behaviour_logprobs * np.float32("nan"))
-    skipped = gang.train_step([nan, *samples[1:]])
+    skipped = gang.start_step([nan, *samples[1:]]).result()
     assert (skipped.applied, skipped.metrics) == (False, {"skipped/nonfinite_loss": 1.0})
     assert (skipped.policy_version, skipped.probe) == (3, None)
     assert ray.get(skipped.update, timeout=30) is None
 
     # With less samples than ranks one of them trains on a filler, which changes nothing.
-    assert gang.train_step(samples[:1]).metrics == pytest.approx(resumed.policy_step(samples[:1]), abs=1e-5)
+    assert gang.start_step(samples[:1]).result().metrics == pytest.approx(resumed.policy_step(samples[:1]), abs=1e-5)
 
     # A rank is killed in the middle of a step: named within seconds, then a new gang continues from the checkpoint.
     victim = pids(gang)[1]
@@ -134,12 +134,12 @@ def test_two_ranks_train_save_resume_at_one_die_and_come_back(
     assert time.monotonic() - start < 10
     assert not gang.alive
     with pytest.raises(LearnerError, match="recreate"):
-        gang.train_step(samples)
+        gang.start_step(samples).result()
     if gang.config.zero_stage == 3:  # one rebirth is enough for this test's time
         return
     gang.recreate(tmp_path / "checkpoint")
     assert gang.policy_version == 2
-    again = gang.train_step(samples)
+    again = gang.start_step(samples).result()
     assert again.metrics["loss"] == pytest.approx(third.metrics["loss"], abs=1e-5)
     assert again.policy_version == 3
 
@@ -149,7 +149,7 @@ def test_two_ranks_train_save_resume_at_one_die_and_come_back(
     # A rank's own exception is named too.
     bad = Sample(ids=np.full(10, 10**6, dtype=np.int32), prompt_len=2, mask=np.ones(8, dtype=np.bool_), advantage=1.0)
     with pytest.raises(LearnerFailed, match=r"train_step: rank \d raised IndexError: index out of range"):
-        gang.train_step([bad, bad])
+        gang.start_step([bad, bad]).result()
 
 
 def test_waits_end_at_their_deadline_and_name_what_was_waited_for(ray_cluster: None, tiny_model: Path) -> None:

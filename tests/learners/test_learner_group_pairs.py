@@ -80,7 +80,7 @@ def test_two_ranks_train_a_policy_with_adapters_and_publish_plain_weights(
     gang.start()
     try:
         for _ in range(2):
-            step = gang.train_step(samples)
+            step = gang.start_step(samples).result()
             assert step.metrics == pytest.approx(single.policy_step(samples), abs=1e-4)
         gang.save_to_path(tmp_path / "checkpoint")
         update = ray.get(step.update, timeout=30)

@@ -81,7 +81,7 @@ def test_ranks_share_nothing_but_the_storage(
     group = LearnerGroup(config(base.uri, num_learners=2))
     try:
         group.start()
-        group.train_step(samples)
+        group.start_step(samples).result()
         trained = payload(group)
         group.save_to_path(saved)
         group.export_hf(model)
@@ -89,7 +89,7 @@ def test_ranks_share_nothing_but_the_storage(
         shards = {match[1] for name in names if (match := re.search(r"zero_pp_rank_(\d)_.*optim_states", name))}
         assert shards == {"0", "1"}
         assert "learner.json" in names
-        group.train_step(samples)
+        group.start_step(samples).result()
         group.restore_from_path(saved)  # on the nodes that wrote it
         assert group.policy_version == 1
         assert_equal(payload(group), trained)

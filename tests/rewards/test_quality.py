@@ -94,7 +94,7 @@ def test_length(num_words, ideal, expected):
     ],
 )
 def test_repetition(text, expected):
-    assert dimensions.repetition(text) == pytest.approx(expected)
+    assert dimensions.repetition(text.split()) == pytest.approx(expected)
 
 
 def paper_score(text, ideal):

@@ -39,6 +39,11 @@ def test_every_epoch_has_all_tasks_once_in_an_order_of_its_own():
     assert [again.lease().task.id for _ in range(50)] == epochs[0]
 
 
+def states(ledger):
+    """Lease id → state, of what is in flight."""
+    return {f"{epoch}-{index}-{attempt}": state for epoch, index, attempt, state in ledger.state()["in_flight"]}
+
+
 def test_the_way_of_a_group():
     ledger = make_ledger(4)
     item = ledger.lease()
@@ -46,7 +51,7 @@ def test_the_way_of_a_group():
     ledger.finish(item.lease_id)
     ledger.score(item.lease_id)
     ledger.train([item.lease_id], step=1)
-    assert ledger.state_of(item.lease_id) is None
+    assert states(ledger) == {}
     counts = ledger.counts()
     assert (counts.pending, counts.leased, counts.finished, counts.scored) == (3, 0, 0, 0)
     assert (counts.trained, counts.dropped) == (1, 0)
@@ -114,7 +119,7 @@ def test_restore_keeps_what_is_held_and_leases_the_rest_again():
     also = make_ledger(6)
     also.restore(earlier, held=[held.lease_id])
     assert also.state() == restored.state()
-    assert restored.state_of(held.lease_id) == "scored"
+    assert states(restored) == {held.lease_id: "scored"}
     assert [restored.lease().task for _ in range(3)] == [lost.task, finished.task, in_flight.task]
     assert {restored.lease().task.id for _ in range(2)} == rest
     assert restored.epoch == 0
@@ -294,8 +299,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @invariant()
     def states_agree(self):
-        for item in self.live.values():
-            assert self.ledger.state_of(item.lease_id) == self.place[self.uid(item)]
+        assert states(self.ledger) == {item.lease_id: self.place[self.uid(item)] for item in self.live.values()}
 
 
 TestLedgerMachine = LedgerMachine.TestCase
