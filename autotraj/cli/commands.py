@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from autotraj.config.run import RunConfig, load, with_changes
+from autotraj.config.stages import StageName
 from autotraj.errors import UserError
 from autotraj.evaluation.endings import explain
 from autotraj.interrupt import graceful_interrupt
@@ -63,7 +64,7 @@ def _complete(config: RunConfig, console: Console) -> int:
     return EXIT_OK
 
 
-def stage(name: str, config_path: str | None, overrides: Sequence[str]) -> int:
+def stage(name: StageName, config_path: str | None, overrides: Sequence[str]) -> int:
     """`python -m autotraj {synthesize,sft,reward-model}`: one stage of a run's folder."""
     config = load(config_path, overrides)
     if name not in config.stages:

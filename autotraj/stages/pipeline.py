@@ -81,7 +81,7 @@ class Pipeline:
                 self.evaluate("sft", pool)
         self.write_summary()
 
-    def only(self, name: str) -> None:
+    def only(self, name: StageName) -> None:
         """One stage, whose input is there."""
         if name == "synthesize":
             candidates = {"rollout.group_size": self.config.synthesis.num_candidates}
@@ -232,7 +232,7 @@ class Pipeline:
             return supervised.require_model(self.location, supervised.REWARD_MODEL, "model", made_by="reward-model")
         return self.config.reward_model.path
 
-    def once(self, name: str, work: Callable[[], dict[str, Any]]) -> None:
+    def once(self, name: StageName, work: Callable[[], dict[str, Any]]) -> None:
         if name in self.done:
             return
         started = time.monotonic()
@@ -310,7 +310,7 @@ def execute(config: RunConfig, console: Console) -> int:
     return EXIT_OK
 
 
-def execute_stage(name: str, config: RunConfig, console: Console) -> int:
+def execute_stage(name: StageName, config: RunConfig, console: Console) -> int:
     """One stage, which isn't done and whose input is there; returns the exit code."""
     with graceful_interrupt() as interrupt, run_session(config, sandbox=name == "synthesize") as gateway:
         pipeline = Pipeline(config, gateway, console, interrupt)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from autotraj.config.run import RunConfig, load, to_toml, with_changes
+from autotraj.config.stages import StageName
 from autotraj.errors import UserError
 from autotraj.run_folder.changes import check_learners, refused
 from autotraj.run_folder.folder import newest
@@ -14,7 +15,11 @@ from autotraj.run_folder.location import RunLocation
 from autotraj.training import supervised
 from learners.config import LearnerConfig
 
-FOLDERS = {"sft": supervised.SFT, "reward-model": supervised.REWARD_MODEL, "grpo": supervised.GRPO}
+FOLDERS: dict[StageName, str] = {
+    "sft": supervised.SFT,
+    "reward-model": supervised.REWARD_MODEL,
+    "grpo": supervised.GRPO,
+}
 """Of the stages that write checkpoints."""
 
 
@@ -80,7 +85,7 @@ def _fitting(location: RunLocation, config: RunConfig) -> RunConfig | None:
         from autotraj.stages.journal import read_journal
 
         read_journal(location.path / supervised.SYNTHESIS)  # for its errors
-    there = {
+    there: dict[str, bool] = {
         "base": bool(done.keys() & {"base", "evaluate-base", "evaluate-sft"}),
         "synthesize": "synthesize" in done or (location.path / supervised.SYNTHESIS).is_dir(),
         **{name: name in done or checkpoints[name] is not None for name in FOLDERS},
@@ -97,7 +102,7 @@ def _fitting(location: RunLocation, config: RunConfig) -> RunConfig | None:
     return saved
 
 
-def _learners_of(name: str, config: RunConfig) -> LearnerConfig:
+def _learners_of(name: StageName, config: RunConfig) -> LearnerConfig:
     """What decides whether a stage's learners can load its checkpoint."""
     lora = {"sft": config.sft.lora, "reward-model": config.reward_model.lora, "grpo": config.learner.lora}[name]
     return config.learner.model_copy(update={"lora": lora})

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from autotraj.config.run import RunConfig
+from autotraj.config.stages import StageName
 from autotraj.errors import RunError, UserError
 from autotraj.interrupt import Interrupt
 from autotraj.run_folder.claim import check_held
@@ -72,7 +73,7 @@ def remaining(wanted: Sequence[str], done: Collection[str]) -> str:
     )
 
 
-def check_inputs(name: str, config: RunConfig) -> None:
+def check_inputs(name: StageName, config: RunConfig) -> None:
     """Raises UserError if the input of the stage `name` is missing, or isn't what an earlier stage writes."""
     files = {
         "sft": (SFT_FILE, ["messages"], check_sft),
