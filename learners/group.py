@@ -36,7 +36,7 @@ from learners import skipped_steps
 from learners.batching import Pair, Sample, check_pairs, has_gradient
 from learners.config import LearnerConfig, LossConfig
 from learners.environment import process_environment
-from learners.errors import LearnerDied, LearnerError, LearnerFailed, LearnerOutOfMemory, LearnerTimeout
+from learners.errors import LearnerDied, LearnerError, LearnerOutOfMemory, LearnerTimeout, failed
 from models.weight_update import LogprobProbe
 from storage.objects import Storage
 
@@ -386,7 +386,7 @@ class LearnerGroup:
                 return LearnerDied(f"{what}: rank {rank} {of} died")
         rank, first = next(iter(errors.items()))
         cause = getattr(first, "cause", None) or first
-        return LearnerFailed(f"{what}: rank {rank} raised {type(cause).__name__}: {cause}")
+        return failed(what, rank, cause)
 
     def _abandon(self) -> None:
         for rank in self._ranks:

@@ -8,12 +8,9 @@ from autotraj.config.run import RunConfig
 from autotraj.errors import OutOfMemory, RunError
 from autotraj.memory import MemoryDeaths
 from autotraj.run_folder.folder import Checkpoint, RunFolder, newest
-from learners.errors import LearnerDied, LearnerError, LearnerFailed, LearnerTimeout
+from learners.errors import AllocationFailed, LearnerDied, LearnerError, LearnerTimeout
 
 logger = logging.getLogger(__name__)
-
-MEMORY_WORDS = ("OutOfMemoryError", "out of memory", "MemoryError", "can't allocate memory")
-"""What PyTorch and Python say when an allocation fails."""
 
 
 class Replacements:
@@ -32,7 +29,7 @@ class Replacements:
         too often, or if this kind of learners can't be replaced.
         """
         go_on = self._folder.way_on
-        if isinstance(error, LearnerFailed) and any(words in str(error) for words in MEMORY_WORDS):
+        if isinstance(error, AllocationFailed):
             raise OutOfMemory(f"{error}. {go_on}") from error
         lost = isinstance(error, LearnerDied | LearnerTimeout)
         if lost and self._memory_deaths.note(error) and self._memory_deaths.count > 1:

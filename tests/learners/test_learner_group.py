@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, Qwen3Config
 from learners.batching import Sample
 from learners.config import LearnerConfig, LossConfig
 from learners.engine import DeepSpeedEngine
-from learners.errors import LearnerDied, LearnerError, LearnerFailed, LearnerTimeout
+from learners.errors import AllocationFailed, LearnerDied, LearnerError, LearnerFailed, LearnerTimeout, failed
 from learners.group import LearnerGroup
 from models.weight_update import WeightUpdate
 
@@ -194,3 +194,13 @@ def test_a_model_whose_weights_engines_could_not_take_is_refused_at_its_load(ray
     supervised = LearnerGroup(config(tmp_path))  # publishes nothing
     supervised.start()
     supervised.shutdown()
+
+
+@pytest.mark.parametrize("allocate", [torch.empty, np.empty], ids=["torch", "numpy"])
+def test_an_allocation_that_failed_is_an_error_of_its_own(allocate: Callable[[int], object]) -> None:
+    with pytest.raises((RuntimeError, MemoryError)) as raised:
+        allocate(1 << 55)
+    found = failed("train_step", 1, raised.value)
+    assert type(found) is AllocationFailed
+    assert str(found).startswith("train_step: rank 1 raised ")
+    assert type(failed("train_step", 1, RuntimeError("a shape doesn't fit"))) is LearnerFailed
