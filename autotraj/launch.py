@@ -60,7 +60,7 @@ def train(
         algo.save_to_path(driver, learners=learners)
 
     def checkpoint() -> None:
-        algo.wait_for_gate()  # here, so that a gate error isn't reported as a checkpoint that could not be written
+        algo.wait_for_gate()  # before the checkpoint, so that a gate error isn't reported as a failed write
         with algo.inspection.board.doing("writes a checkpoint"):
             folder.checkpoint(algo.policy_version, save, keep=settings.keep_checkpoints)
 
@@ -142,7 +142,7 @@ def evaluate_engines(
 def run_session(config: RunConfig, *, sandbox: bool = True) -> Iterator[GatewayAccess]:
     """Start the sandbox, if it is needed, and Ray, for the duration of the block.
 
-    An error from within Ray that ends the run is raised as a RunError with a text of our own."""
+    If an error from Ray ends the run, it is raised as a RunError with a plain text."""
     with _in_own_words(config), taken_down_in_order() as stack:
         if config.place_by_role:  # then the gateways are actors
             _join(stack, config)

@@ -1,4 +1,4 @@
-"""What stage 1 knows of a question when it is done with it, as bytes for the journal and as the files that people read."""
+"""The record that stage 1 keeps of each finished question: as bytes for the journal, and as files for people to read."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FORMAT = 1
 KEPT, REPAIRED = "kept", "repaired"
 """The `source` of a record in `sft.jsonl`."""
 JOURNAL = "journal.log"
-"""In stage 1's folder: a record a question that is done."""
+"""This file of stage 1's folder has a record for each question that is done."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,12 +33,12 @@ class QuestionRecord:
     qualities: tuple[Quality, ...]  # (N,)
     kept: tuple[int, ...]  # indices of candidates
     repaired: tuple[int, ...]  # indices of the candidates that `repairs` are of, in its order
-    problems: tuple[tuple[str, ...], ...]  # what the repairer was told, for each of `repairs`
+    problems: tuple[tuple[str, ...], ...]  # what was wrong with each original of `repairs`, as the repairer got it
     repairs: tuple[RepairResult, ...]
 
 
 def encode(record: QuestionRecord) -> bytes:
-    """As msgpack, for the journal."""
+    """The record as msgpack, for the journal."""
     content = {
         "format": FORMAT,
         "group": encode_group(record.group),
@@ -60,7 +60,7 @@ def encode(record: QuestionRecord) -> bytes:
 
 
 def decode(data: bytes) -> QuestionRecord:
-    """What `encode` made `data` from. Raises ValueError for anything else."""
+    """The record from which `encode` made `data`. Raises ValueError for other bytes."""
     try:
         content = msgpack.unpackb(data, unicode_errors="surrogatepass")
         if content["format"] != FORMAT:
@@ -78,7 +78,7 @@ def decode(data: bytes) -> QuestionRecord:
 
 
 def read_journal(folder: Path) -> list[QuestionRecord]:
-    """What is done so far; a torn tail is left out. Raises UserError for what isn't stage 1's, or another version's."""
+    """The records so far, without an incomplete last one. Raises UserError for a file of another kind or version."""
     path = folder / JOURNAL
     try:
         return [decode(data) for data in read_records(path)] if path.is_file() else []
@@ -139,7 +139,7 @@ def preference_records(record: QuestionRecord, system_prompt: str) -> list[dict[
 
 
 def hard_records(record: QuestionRecord, system_prompt: str) -> list[dict[str, Any]]:
-    """The trajectories that no attempt repaired, with why."""
+    """The trajectories that no attempt repaired, with the reasons."""
     task = record.group.task
     return [
         sft_record(
@@ -157,7 +157,7 @@ def hard_records(record: QuestionRecord, system_prompt: str) -> list[dict[str, A
 
 
 def repair_records(record: QuestionRecord) -> list[dict[str, Any]]:
-    """Originals beside their accepted repairs, and the hard cases without one, for the report."""
+    """The originals with their accepted repairs, and the hard cases without one, for the report."""
     return [
         {
             "task_id": record.group.task.id,

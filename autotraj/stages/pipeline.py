@@ -3,7 +3,7 @@
     base ──▶ synthesize ──▶ sft ──▶ reward-model ──▶ grpo ──▶ report
      └ measured               └ measured              └ measured
 
-`stages.json` says what is done: the same command on the same folder goes on behind it. Stages that `stages` leaves out are
+`stages.json` says what is done. The same command on the same folder goes on from there. Stages that `stages` leaves out are
 neither run nor used.
 """
 
@@ -47,11 +47,11 @@ from trajectory.log import TrajectoryLog
 from trajectory.types import Group
 
 NUM_SAMPLES = 24
-"""Groups of each evaluation that the report shows."""
+"""How many groups of each evaluation the report shows."""
 
 
 class Pipeline:
-    """One run folder's stages. Use within `run_session`."""
+    """Runs the stages of one run folder. Use it within `run_session`."""
 
     def __init__(self, config: RunConfig, gateway: GatewayAccess, console: Console, interrupt: Interrupt) -> None:
         self.config = config
@@ -65,7 +65,7 @@ class Pipeline:
         self.train_tasks, self.eval_tasks = preflight.check(config)
 
     def run(self) -> None:
-        """Whatever isn't done yet. Raises `stages.Interrupted`."""
+        """Runs the stages that aren't done yet. Raises `supervised.Interrupted`."""
         wanted = self.config.stages
         if "base" not in self.done or ("synthesize" in wanted and "synthesize" not in self.done):
             self.sample_base()
@@ -82,7 +82,7 @@ class Pipeline:
         self.write_summary()
 
     def only(self, name: StageName) -> None:
-        """One stage, whose input is there."""
+        """Runs one stage. Its input must exist."""
         if name == "synthesize":
             candidates = {"rollout.group_size": self.config.synthesis.num_candidates}
             with self.engines(self.config.model, candidates) as pool:
@@ -93,7 +93,7 @@ class Pipeline:
     # --- stages -----------------------------------------------------------------------------------------------------
 
     def sample_base(self) -> None:
-        """The base is measured, and asked for candidates, by the same engines."""
+        """Measures the base model and samples its candidates with the same engines."""
         candidates = {"rollout.group_size": self.config.synthesis.num_candidates}
         with self.engines(self.config.model, candidates) as pool:
             if "evaluate-base" not in self.done:
@@ -192,7 +192,7 @@ class Pipeline:
     # --- measuring --------------------------------------------------------------------------------------------------
 
     def evaluate(self, name: str, source: GRPO | RunnerPool, *, seconds: float = 0.0) -> None:
-        """`seconds`: of the stage's training, to be shown with the evaluation's own."""
+        """`seconds` is the time of the stage's training, which is shown with that of the evaluation."""
         result = evaluate_engines(name, source, self.config, self.eval_tasks)
         self.write_samples(name, result.groups)
         self.record(f"evaluate-{name}", stage_entry(result, seconds))
@@ -222,7 +222,7 @@ class Pipeline:
             yield pool
 
     def model(self, after: StageName) -> str:
-        """The policy as it is after a stage, or the base if that stage isn't part of this run."""
+        """The policy that a stage has made, or the base if that stage isn't part of this run."""
         if after == "sft" and "sft" in self.config.stages:
             return supervised.require_model(self.location, supervised.SFT, "policy", made_by="sft")
         return self.config.model
@@ -239,7 +239,7 @@ class Pipeline:
         self.record(name, work() | {"stage_seconds": round(time.monotonic() - started, 1)})
 
     def record(self, name: str, figures: dict[str, Any]) -> None:
-        """From here on this is done."""
+        """Records in `stages.json` that this is done."""
         self.done[name] = figures
         supervised.write_done(self.path, self.done)
         self.push()
@@ -280,7 +280,7 @@ class Pipeline:
 
 
 def stage_entry(result: EvalResult, seconds: float) -> dict[str, Any]:
-    """One entry of `summary.json`; `seconds` is the stage's training and its evaluation."""
+    """One entry of `summary.json`; `seconds` is the time of the stage's training and of its evaluation."""
     return {
         "name": result.name,
         "accuracy": round(result.accuracy, 4),
@@ -295,7 +295,7 @@ def stage_entry(result: EvalResult, seconds: float) -> dict[str, Any]:
 
 
 def execute(config: RunConfig, console: Console) -> int:
-    """Runs, or goes on with, the pipeline of a checked `config` in its folder; returns the exit code."""
+    """Starts or continues the pipeline of a checked `config` in its folder; returns the exit code."""
     console.print(
         f"[bold]AutoTraj[/bold]: {config.model}; stages {', '.join(config.stages)}; run folder {config.run_dir}\n"
         "starting the sandbox, Ray and the engines …",
@@ -311,7 +311,7 @@ def execute(config: RunConfig, console: Console) -> int:
 
 
 def execute_stage(name: StageName, config: RunConfig, console: Console) -> int:
-    """One stage, which isn't done and whose input is there; returns the exit code."""
+    """Runs one stage that isn't done and whose input exists; returns the exit code."""
     with graceful_interrupt() as interrupt, run_session(config, sandbox=name == "synthesize") as gateway:
         pipeline = Pipeline(config, gateway, console, interrupt)
         try:

@@ -1,4 +1,4 @@
-"""Before the first stage of a `run`: its folder, what may be done there, and what Ray must have room for."""
+"""Opens the folder of a `run` before its first stage: checks whether the run fits, and what is done already."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ FOLDERS: dict[StageName, str] = {
     "reward-model": supervised.REWARD_MODEL,
     "grpo": supervised.GRPO,
 }
-"""Of the stages that write checkpoints."""
+"""The folders of the stages that write checkpoints."""
 
 
 def open_folder(config: RunConfig) -> bool:
-    """Makes the run folder ready, a new one or one to go on with; returns whether everything in it is done already. A run
-    that is done is opened again if `config` asks for more steps of GRPO.
+    """Makes a new run folder, or opens one to continue; returns whether all of it is done already. A run that is done is
+    continued if `config` asks for more steps of GRPO.
 
     Raises UserError if it holds a run that these settings don't fit."""
     location = RunLocation.of(config)
@@ -40,7 +40,7 @@ def open_folder(config: RunConfig) -> bool:
     elif _is_complete(location.path, done, saved, config):
         return True
     if "grpo" in done and not _has_its_steps(done, saved or config, config):
-        # Before the configuration: with the new one the run would be taken for done.
+        # Before the configuration is written: with the new one, the run would look complete.
         supervised.write_done(
             location.path, {name: done[name] for name in done if name not in ("grpo", "evaluate-grpo")}
         )
@@ -49,9 +49,9 @@ def open_folder(config: RunConfig) -> bool:
 
 
 def is_complete(config: RunConfig) -> bool:
-    """Whether a local run folder has all that `config` asks for; of one at a URI that isn't known before `open_folder`.
+    """Whether a local run folder has all that `config` asks for. False for a URI, where only `open_folder` can know it.
 
-    Reads only. Raises UserError as `open_folder` does."""
+    Writes nothing. Raises UserError as `open_folder` does."""
     location = RunLocation.of(config)
     saved = None if location.storage else _fitting(location, config)
     return saved is not None and _is_complete(location.path, supervised.read_done(location.path), saved, config)
@@ -64,8 +64,8 @@ def _is_complete(path: Path, done: Mapping[str, Any], saved: RunConfig, config: 
 
 
 def _has_its_steps(done: Mapping[str, Any], saved: RunConfig, config: RunConfig) -> bool:
-    """Whether GRPO isn't part of what is done, or was done for as many steps as are asked for now. It may have ended before
-    them, with nothing left to learn from."""
+    """Whether GRPO isn't done at all, or was done with at least as many steps as are asked for now. It may have ended early,
+    with nothing left to learn from."""
     if "grpo" not in done:
         return True
     steps: int = done["grpo"].get("num_steps", saved.grpo.num_steps)
@@ -73,8 +73,8 @@ def _has_its_steps(done: Mapping[str, Any], saved: RunConfig, config: RunConfig)
 
 
 def _fitting(location: RunLocation, config: RunConfig) -> RunConfig | None:
-    """The settings that a run's folder was last worked on with, or None for a new one. UserError if `config` can't go on
-    with what is there."""
+    """The last settings of a run's folder, or None for a new one. Raises UserError if `config` can't continue what is in the
+    folder."""
     saved_file = location.path / "config.toml"
     if not saved_file.is_file():
         return None
@@ -103,13 +103,13 @@ def _fitting(location: RunLocation, config: RunConfig) -> RunConfig | None:
 
 
 def _learners_of(name: StageName, config: RunConfig) -> LearnerConfig:
-    """What decides whether a stage's learners can load its checkpoint."""
+    """The learner's settings of a stage. They decide whether its learners can load its checkpoint."""
     lora = {"sft": config.sft.lora, "reward-model": config.reward_model.lora, "grpo": config.learner.lora}[name]
     return config.learner.model_copy(update={"lora": lora})
 
 
 def at_its_largest(config: RunConfig) -> RunConfig:
-    """What Ray must have room for: GRPO with the reward model that an earlier stage will have made."""
+    """The settings by which Ray's resources are chosen: GRPO with the reward model that an earlier stage will make."""
     if "reward-model" not in config.stages or "grpo" not in config.stages:
         return config
     return with_changes(config, {"reward_model.path": RunLocation.of(config).model(supervised.REWARD_MODEL, "model")})

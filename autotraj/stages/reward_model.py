@@ -1,7 +1,7 @@
-"""`reward-model`: learns from the preference pairs which of two trajectories is the better one.
+"""`reward-model`: learns from the preference pairs which of two trajectories is better.
 
-The pairs of a share of the questions are held out. They are scored at intervals; the best checkpoint is kept, and training
-stops when they no longer get better.
+The pairs of a share of the questions are held out. They are scored at intervals. The best model is kept, and training
+stops when the scores get no better.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from trajectory.chat import load_tokenizer
 from trajectory.reward_input import reward_input
 
 NUM_JUDGED = 256
-"""Sampled trajectories by which the score is compared with the outcome."""
+"""How many sampled trajectories are scored to compare the score with the outcome."""
 
 
 def judged(synthesis: Path, *, held_out: float, mask_results: bool) -> tuple[list[NDArray[np.int32]], list[bool]]:
@@ -64,7 +64,7 @@ def train_reward_model(
 ) -> dict[str, Any]:
     """Trains a scalar head on `base` and writes the best `<run_dir>/reward_model/model`. Ray must be up.
 
-    Returns the stage's figures, as in `metrics.json`. Raises `stages.Interrupted`.
+    Returns the stage's figures, as in `metrics.json`. Raises `supervised.Interrupted`.
     """
     settings = config.reward_model
     source = supervised.require(config.folder / supervised.SYNTHESIS / supervised.PREFERENCES_FILE, "synthesize")
@@ -95,7 +95,7 @@ def train_reward_model(
     model = folder.location.place("model")
     group = LearnerGroup(learner)
     sequences, correct = judged(source.parent, held_out=settings.held_out, mask_results=config.scorer.mask_results)
-    if not folder.location.has_model("model"):  # killed while the model was exchanged at a URI
+    if not folder.location.has_model("model"):  # the process was killed while it replaced the model at a URI
         (folder.path / "best.json").unlink(missing_ok=True)
     best = Best(folder.path / "best.json")
 
@@ -148,7 +148,7 @@ def train_reward_model(
 
 
 class Best:
-    """The best measurement so far; on disk, so that a resumed stage doesn't replace a better model."""
+    """The best measurement so far. It is on disk, so that a resumed stage doesn't replace a better model."""
 
     def __init__(self, path: Path) -> None:
         try:

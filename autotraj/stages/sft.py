@@ -1,4 +1,4 @@
-"""`sft`: the policy learns from what stage 1 kept and repaired, by the next-token loss on its own tokens."""
+"""`sft`: trains the policy on what stage 1 kept and repaired, with the next-token loss on the model's own tokens."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def sft(
 ) -> dict[str, Any]:
     """Trains `config.model` on `<run_dir>/synthesis/sft.jsonl` and writes `<run_dir>/sft/policy`. Ray must be up.
 
-    `on_step(step, num_steps, metrics)` after each. Returns the stage's figures. Raises `stages.Interrupted`.
+    Calls `on_step(step, num_steps, metrics)` after each step. Returns the stage's figures. Raises `supervised.Interrupted`.
     """
     settings = config.sft
     source = supervised.require(config.folder / supervised.SYNTHESIS / supervised.SFT_FILE, "synthesize")

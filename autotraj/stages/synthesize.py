@@ -1,11 +1,11 @@
-"""`synthesize`: sample candidates, score them, keep the good, repair the bad. A question's repairs run while others sample.
+"""`synthesize`: samples candidates, scores them, keeps the good and repairs the bad, while other questions are sampled.
 
     ledger ──lease──▶ rollout actors ──N candidates──▶ score, split ──bad ones──▶ repairers ──▶ journal ──▶ files
        ▲                                                    └── none are bad ──────────────────────▲
        └── handed back, or dropped with a reason
 
-A question is done when its record is in the journal, which is only appended to: whenever this is killed, what is done stays
-done, and what was under way is done anew. The files are made from the journal at the end.
+A question is done when its record is in the journal, which is append-only. After a kill, finished questions stay done and
+the others begin again. The files are made from the journal at the end.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ POLL_S = 0.25
 
 @dataclass(slots=True)
 class Progress:
-    """What a person watches."""
+    """The figures that the terminal shows."""
 
     num_questions: int
     num_done: int = 0
@@ -90,7 +90,7 @@ class Synthesis:
         self.repairers = repairers
         self.rollout_timeout_s = rollout_timeout_s
         self.on_progress = on_progress
-        # Twice as many groups in flight as fill an actor: while some wait for tools others sample.
+        # Twice as many groups as fill an actor: while some wait for tools, others are sampled.
         self._per_runner = 2 * config.rollout.max_concurrent_episodes // config.synthesis.num_candidates + 1
         self._failures = FailuresInARow("synthesize", self._per_runner * runners.num_runners)
         self._to_repair: deque[str] = deque()  # lease ids that wait for a repairer
@@ -203,7 +203,8 @@ class Synthesis:
             )
 
     def _take_repair(self, outcome: CallResult) -> QuestionRecord | None:
-        """The question's record; None if its repairs are tried again, after an actor or what is behind it was down."""
+        """The question's record; None if its repairs are tried again because an actor, or the endpoint or engine that it
+        uses, was down."""
         was_down = isinstance(outcome, Failed) or any(result.outage for result in outcome.value)
         if was_down and self._num_submitted[outcome.key] < self.config.synthesis.max_attempts:
             self._to_repair.append(outcome.key)
@@ -228,7 +229,7 @@ class Synthesis:
             )
 
     def write_files(self, progress: Progress, drop_reasons: dict[str, int]) -> dict[str, Any]:
-        """Everything that later stages and people read, from the journal alone."""
+        """Makes from the journal all files that later stages and people read."""
         records = sorted(read_journal(self.folder), key=lambda record: record.group.task.id)
         prompt = self.config.episode.system_prompt
         tokenizer = load_tokenizer(self.config.model)

@@ -1,1 +1,1 @@
-"""A Ray cluster on this machine, with Ray's real autoscaler and nodes that are processes, to try things out."""
+"""A Ray cluster on this machine for trials and tests. The autoscaler is Ray's own, and the nodes are processes."""

@@ -8,7 +8,7 @@ from examples.fake_cluster.cluster import fake_cluster
 
 
 def main() -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background commands begin with the first ignored
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell starts background commands with SIGINT ignored
         signal.signal(number, signal.default_int_handler)
     print("starting a head …", flush=True)
     with fake_cluster() as cluster, contextlib.suppress(KeyboardInterrupt):

@@ -1,8 +1,8 @@
 """The cluster of `cluster/fake.yaml` on this machine. Tests and benchmarks use it, too.
 
-A head with Ray's real autoscaler, dashboard and job server, on free ports and with a token of its own; nodes are processes
-(`nodes.py`). Not Ray's own AutoscalingCluster: that begins with `ray stop --force`, which ends every Ray on the
-machine, and reads a file that the wheel hasn't got (2.60).
+It has a head with Ray's own autoscaler, dashboard and job server, on free ports and with its own token; nodes are processes
+(`nodes.py`). Ray's AutoscalingCluster (2.60) isn't used: it begins with `ray stop --force`, which ends every Ray on the
+machine, and reads a file that isn't in the wheel.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ HOST = "127.0.0.1"
 START_TIMEOUT_S = 180.0
 END_TIMEOUT_S = 20.0
 SILENT_NODE_S = 300
-"""After which the autoscaler gives up a silent node. A busy machine may not start one within its default, 30 s."""
+"""The autoscaler gives up a silent node after this. A busy machine may not start one within the default, 30 s."""
 
 
 @dataclass(frozen=True, slots=True)
 class FakeCluster:
-    """A running one."""
+    """A running cluster."""
 
     dashboard: str
     """`http://host:port`, for `submit --address`."""
@@ -49,7 +49,7 @@ class FakeCluster:
 
     @property
     def client_environment(self) -> dict[str, str]:
-        """What a client needs, over an environment that may know another Ray."""
+        """The environment that a client needs, without variables for another Ray."""
         kept = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
         return kept | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token}
 
@@ -63,14 +63,14 @@ class FakeCluster:
         return sorted(found)
 
     def kill_node(self, node_id: str) -> None:
-        """As a power cut would: SIGKILL to all its processes at once."""
+        """Simulates a power cut of a node: SIGKILL to all its processes at once."""
         for process, environment in self._processes():
             if environment.get("RAY_CLOUD_INSTANCE_ID") == node_id:
                 with contextlib.suppress(psutil.Error):
                     process.kill()
 
     def find(self, name: str) -> list[psutil.Process]:
-        """Its processes whose command line holds `name`, such as `ray::Learner`."""
+        """The cluster's processes whose command line contains `name`, such as `ray::Learner`."""
         found = []
         for process, _ in self._processes():
             with contextlib.suppress(psutil.Error):
@@ -79,7 +79,7 @@ class FakeCluster:
         return found
 
     def _processes(self) -> list[tuple[psutil.Process, dict[str, str]]]:
-        """All that the cluster has started, by a variable that each inherits."""
+        """All processes that the cluster has started. They inherit a variable by which they are found."""
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
@@ -105,7 +105,7 @@ class FakeCluster:
 
 @contextlib.contextmanager
 def fake_cluster(*, idle_timeout_minutes: float = 1.0) -> Iterator[FakeCluster]:
-    """One for the length of the block. TimeoutError or RuntimeError, with the head's last words, if it doesn't come up."""
+    """Runs a cluster during the block. If it doesn't come up, raises TimeoutError or RuntimeError with the head's output."""
     # Short, as the paths of sockets in it are limited to 107 characters.
     folder = Path(tempfile.mkdtemp(prefix="atj-", dir="/tmp"))
     port, dashboard_port, token = free_port(), free_port(), secrets.token_hex(16)
@@ -122,14 +122,14 @@ def fake_cluster(*, idle_timeout_minutes: float = 1.0) -> Iterator[FakeCluster]:
         "AUTOSCALER_HEARTBEAT_TIMEOUT_S": str(SILENT_NODE_S),
         CLUSTER_FILE_VARIABLE: str(file),
         FOLDER_VARIABLE: str(folder),
-        # Where the autoscaler finds its provider; and the head's PATH decides which `python` a job's entry point runs.
+        # The autoscaler finds its provider here. The head's PATH decides which `python` a job's entry point runs.
         "PYTHONPATH": str(ROOT),
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=0"]
     command += [f"--node-ip-address={HOST}", f"--port={port}", f"--dashboard-port={dashboard_port}"]
     command += [f"--temp-dir={folder}", f"--autoscaling-config={file}", f"--object-store-memory={OBJECT_STORE_BYTES}"]
-    # The agent, which starts jobs, gives up without a word where another Ray has its fixed default port.
+    # The agent, which starts jobs, ends without a message if another Ray uses its fixed default port.
     command += [f"--{name}={free_port()}" for name in ("ray-client-server-port", *AGENT_PORTS)]
     command += ["--disable-usage-stats"]
     with (folder / "head.log").open("w") as log:

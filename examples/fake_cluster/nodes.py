@@ -2,11 +2,11 @@
 
     autoscaler ──create──▶ `ray start --address=HEAD --block`, a process group of its own ──▶ raylet, agents, workers
         ▲                                                                                         │
-        └──── gone, as a cloud says it of a machine that was taken away ◀── its process ended ────┘
+        └──── gone, as a cloud reports a machine that was taken away ◀── its process ended ───────┘
 
-Ray's own `fake_multinode` keeps all nodes in one folder, where every node that joins a running job unpacks the job's working
-directory anew, under the feet of those who work in it: the driver's relative paths then lead nowhere (Ray 2.60). Here every
-node has a folder of its own.
+Ray's `fake_multinode` (2.60) keeps all nodes in one folder. A node that joins a running job unpacks the job's working
+directory there again, while other processes use it, and the driver's relative paths become invalid. Here every node has its
+own folder.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from ray.autoscaler.tags import TAG_RAY_NODE_NAME as NAME
 from ray.autoscaler.tags import TAG_RAY_NODE_STATUS as STATUS
 
 FOLDER_VARIABLE = "AUTOTRAJ_FAKE_NODES"
-"""Where the nodes' folders are made; short, as the paths of sockets in them are limited to 107 characters."""
+"""The nodes' folders are made here. It is short, as the paths of sockets in them are limited to 107 characters."""
 AGENT_PORTS = (
     "dashboard-agent-listen-port",
     "dashboard-agent-grpc-port",
@@ -42,7 +42,7 @@ AGENT_PORTS = (
 START_TIMEOUT_S = 60
 STARTED = b"Ray runtime started."
 WORKING_NICENESS = 10
-"""Of a node that is up, as a whole, against one that starts."""
+"""The weight of the session of a node that is up, against one that starts."""
 END_TIMEOUT_S = 10.0
 OBJECT_STORE_BYTES = 150_000_000
 
@@ -81,7 +81,7 @@ class FakeNodes(FakeMultiNodeProvider):
         ]
         command += [f"--object-store-memory={OBJECT_STORE_BYTES}", "--min-worker-port=0", "--max-worker-port=0"]
         command += [f"--{name}={free_port()}" for name in AGENT_PORTS] + ["--disable-usage-stats"]
-        # By these the autoscaler knows its nodes again in what the cluster reports.
+        # By these labels the autoscaler recognizes its nodes in the cluster's report.
         env = os.environ | {
             "RAY_raylet_start_wait_time_s": str(START_TIMEOUT_S),
             "RAY_OVERRIDE_NODE_ID_FOR_TESTING": node_id,
@@ -93,8 +93,8 @@ class FakeNodes(FakeMultiNodeProvider):
         said = folder / "node.log"
         with said.open("wb") as log:
             process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
-        # One after another, and before those that work: a node whose agents take over 15 s to come up aborts (Ray 2.60),
-        # and a small machine that starts four at once, or beside busy engines, is that slow.
+        # Nodes start one after another, with more weight than running ones: a node aborts if its agents take over 15 s to
+        # come up (Ray 2.60), which happens when a small machine starts four at once, or one beside busy engines.
         deadline = time.monotonic() + START_TIMEOUT_S
         while STARTED not in said.read_bytes() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.1)

@@ -41,7 +41,7 @@ LEARNING_RATE = 3e-3
 
 
 def to_sample(tokenizer: PreTrainedTokenizerFast, example: recipe.Example) -> Sample:
-    """Tokenised as an episode does it, each piece by itself; loss on what the model is to write."""
+    """Tokenises each piece by itself, as an episode does. Only the model's own tokens carry a loss."""
     prompt = render_prompt(tokenizer, example.prompt, system_prompt="")
     ids, mask = list(prompt), []
     for piece in example.pieces:

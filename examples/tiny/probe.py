@@ -1,8 +1,8 @@
-"""What a checkpoint can do on unseen word problems, as policy and as repairer, with stand-ins for the tools:
+"""Measures a checkpoint on unseen word problems, as policy and as repairer, with simple replacements for the tools:
 
 python -m examples.tiny.probe examples/tiny/base --num 200
 
-The tool `python` does sums only, `search` counts shared words; the sandbox and BM25 give the same on what is asked here.
+The tool `python` only does sums, and `search` counts shared words. On these calls the sandbox and BM25 answer the same.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Answered:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
-    """Shares are of trajectories, sampled at temperature 1."""
+    """Shares of trajectories that were sampled at temperature 1."""
 
     num: int
     accuracy: float
@@ -81,7 +81,7 @@ class Figures:
 
 
 def run_tool(call: ToolCall) -> str:
-    """What the tools answer: sums in `print(…)`, or the documents that share most words with the query."""
+    """A tool's answer: the sums in `print(…)`, or the documents that share most words with the query."""
     if call.tool == "search":
         words = set(call.content.lower().split())
         best = sorted(corpus(), key=lambda document: -len(words & set(document["id"].split("-"))))
@@ -90,7 +90,7 @@ def run_tool(call: ToolCall) -> str:
 
 
 def run_sum(code: str) -> str:
-    """What `print(<integers, +, -, *, parentheses>)` prints. Anything else is an error, as code is never executed here."""
+    """The output of `print(<integers, +, -, *, parentheses>)`. Other code is an error, as no code is executed here."""
     try:
         (line,) = re.findall(r"\s*print\((.*)\)\s*", code, re.DOTALL)
         return f"{evaluate(line)}\n"
@@ -152,7 +152,7 @@ class Probe:
 
 
 def repair_prompt(bad: Answered) -> str:
-    """What the repairer is asked about a trajectory of the policy's; its problems found by rule of thumb."""
+    """The repairer's prompt for a trajectory of the policy. A simple rule finds the problems that it names."""
     if bad.right:
         named = ["low confidence"] if _HEDGING.search(bad.text) else ["low repetition"]
         template, named = recipe.RIGHT_PROMPT, [*named, "low length"]
@@ -163,7 +163,7 @@ def repair_prompt(bad: Answered) -> str:
 
 
 def report(path: Path, num: int, seed: int = 0) -> str:
-    """Figures of each tier, from `num` problems of the evaluation split each."""
+    """The figures of each tier, from `num` problems of its evaluation split."""
     torch.manual_seed(seed)
     probe, lines = Probe(path), []
     every: list[Answered] = []

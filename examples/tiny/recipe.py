@@ -1,8 +1,8 @@
-"""What the tiny base is made of: its tokenizer, its architecture, and the mix of examples that it imitates.
+"""The recipe of the tiny base: its tokenizer, its architecture, and the mix of examples that it imitates.
 
-The trajectories (ways.py) are the base policy's character: half lead to the right answer, some of them by a bad path, so
-that stage 1 has good and bad to sort and GRPO something to gain. The repairs make it a repairer, too: shown a bad
-trajectory and what was wrong, it mostly writes a clean one.
+The trajectories (ways.py) make it a policy of medium quality: half of them lead to the right answer, some by a bad path. So
+stage 1 has good and bad ones to sort, and GRPO can improve it. The repairs make it a repairer, too: given a bad trajectory
+and its problems, it mostly writes a clean one.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from trajectory.markup import Rule, escape
 TAGS = tuple(f"<{slash}{tag}>" for tag in ("think", "code", "search", "result", "answer") for slash in ("", "/"))
 PAD, START, EOS = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 MAX_VOCAB_SIZE = 1024
-"""A ceiling: merging ends before it, when all words of the mix are tokens."""
+"""An upper limit. Merging ends before it, when all words of the mix are tokens."""
 
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}"
     "{%- endfor -%}{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}"
 )
-"""ChatML. It shows every message as it stands, so a prompt stays the beginning of the conversation that follows."""
+"""ChatML. It changes no message, so the conversation begins with the prompt exactly."""
 
 RIGHT_PROMPT = "Improve. {question}\n{trajectory}\n{problems}"
 WRONG_PROMPT = "Fix. {question}\n{trajectory}\n{problems}"
-"""What the repairer is asked, as in run.toml: one for a right answer by a poor path, one for a wrong answer. `{problems}`
-are words of `PROBLEMS`, separated by commas."""
+"""The repairer's prompts, as in run.toml: one for a right answer by a poor path, one for a wrong answer. `{problems}` are
+words of `PROBLEMS`, separated by commas."""
 
 PROBLEMS = (
     "wrong answer",
@@ -50,10 +50,10 @@ TIERS: dict[Tier, float] = {
 """Shares of the tiers in the mix."""
 
 ALONE, REPAIR_SHARE = 0.35, 0.4
-"""The first share of the examples has no repairs; of the others so many are."""
+"""The first is the share of the examples before any repair comes, the second the share of repairs among the others."""
 
 CLEAN_REPAIRS = 0.85
-"""Share of the repairs that turn out clean; the others are no better than a new try."""
+"""The share of the repairs that are clean. The others are no better than a new try."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
             max_position_embeddings=2048,
             rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
             tie_word_embeddings=False,
-            initializer_range=0.08,  # about 1/√128; with the usual 0.02 copying numbers is learned half as fast
+            initializer_range=0.08,  # about 1/√128; with the usual 0.02 the model learns to copy numbers half as fast
             use_sliding_window=False,
         )
     )
@@ -150,7 +150,7 @@ def repairs(seed: int) -> Iterator[tuple[WordProblem, Example]]:
                 ["wrong answer", "no_answer"],
             )
             poor = "wrong"
-        if random.random() < 0.3:  # as it looks where tags are made harmless
+        if random.random() < 0.3:  # as a prompt shows escaped tags
             bad = escape(bad)
         named += [word for word in PROBLEMS[1:] if word not in named and random.random() < 0.1]
         prompt = template.format(question=problem.question, trajectory=bad, problems=", ".join(named))
@@ -167,7 +167,7 @@ _NAMED: dict[Way, tuple[str, ...]] = {
 
 
 def examples(seed: int, num: int) -> Iterator[Example]:
-    """`num` examples to imitate: first trajectories alone, as what both need is learned faster on short ones."""
+    """`num` examples to imitate. Trajectories alone come first: the model learns what both need faster on short texts."""
     random = Random(f"tiny-base/mix/{seed}")
     told, repaired = trajectories(seed), repairs(seed)
     for done in range(num):
@@ -183,7 +183,7 @@ def _draw(shares: dict[Way, float], random: Random) -> Way:
 
 
 def _garbled(problem: WordProblem, random: Random) -> WordProblem:
-    """The problem with one digit of its last sum changed, and the answer that comes of it."""
+    """The problem with one digit of its last sum changed, and the answer that follows from it."""
     *before, last = problem.calls
     at = random.choice([match.start() for match in re.finditer(r"[0-9]", last.content)])
     digit = random.choice([d for d in "123456789" if d != last.content[at]])

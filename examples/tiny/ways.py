@@ -1,12 +1,12 @@
-"""Ways of answering a word problem: what the tiny base imitates, and how often.
+"""The ways of answering a word problem that the tiny base imitates, and how often it sees each.
 
     clean      a plan, the right calls, a conclusion
     rambling   the right calls amid doubts                                 right, by a bad path
     repeated   the right calls, said twice and made twice                  right, by a bad path
-    toolless   an answer from the head, which is a guess                   wrong
-    wrong      calls that find out something else                          wrong
+    toolless   a guess without any call                                    wrong
+    wrong      calls that compute something else                           wrong
 
-A way is told apart by its first words.
+The first words of a trajectory show its way.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ HABITS: dict[str, dict[Way, float]] = {
     "*": {"clean": 0.25, "rambling": 0.08, "repeated": 0.04, "toolless": 0.45, "wrong": 0.18},
     "(+)*": {"clean": 0.25, "rambling": 0.1, "repeated": 0.05, "toolless": 0.12, "wrong": 0.48},
 }
-"""Shares of the ways by kind of an easy sum; `CAREFUL` for all others. What looks like one step is done in the head, and
-what speaks of sums is added up: so the likeliest answer, too, is wrong on three of the eight easy stories."""
+"""Shares of the ways by kind of an easy sum; `CAREFUL` for all others. Stories that look like one step mostly get a guess,
+and stories that mention sums get an addition. So the most likely answer is wrong on three of the eight easy stories, too."""
 
 HARD: dict[Tier, dict[Way, float]] = {
     "steps": {"clean": 0.32, "rambling": 0.12, "repeated": 0.06, "toolless": 0.1, "wrong": 0.4},
@@ -41,7 +41,7 @@ HARD: dict[Tier, dict[Way, float]] = {
 }
 
 PLAN_OPENING = "<think>Plan:"
-"""How the clean way, and no other, begins."""
+"""Only the clean way begins with this."""
 
 PLANS = {
     "*": "multiply.",
@@ -73,7 +73,7 @@ NUM_RESULTS = 2
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A part of a response that is tokenised by itself, as an episode does it."""
+    """A part of a response. It is tokenised by itself, as in an episode."""
 
     text: str
     by_model: bool  # False for a tool's result, which carries no loss
@@ -109,7 +109,7 @@ def repeated(problem: WordProblem, random: Random) -> list[Piece]:
 
 
 def toolless(problem: WordProblem, random: Random) -> list[Piece]:
-    guess = _numbers(problem.question)[0]  # not random digits: predicting those teaches nothing
+    guess = _numbers(problem.question)[0]  # not random digits, as these can't be learned
     return [Piece(f"<think>I can do this in my head.</think>\n<answer>\\boxed{{{guess}}}</answer>", True)]
 
 
@@ -130,7 +130,7 @@ WAYS: dict[Way, Callable[[WordProblem, Random], list[Piece]]] = {
 
 
 def _mistake(problem: WordProblem, random: Random) -> tuple[str, list[str]]:
-    """What the wrong way thinks, and the sums that come of it."""
+    """The thoughts of the wrong way, and the sums that follow from them."""
     numbers, sums = _numbers(problem.question), [call.content for call in problem.calls if call.tool == "code"]
     often = random.random() < 0.6
     if problem.tier == "steps" and often:
@@ -159,7 +159,7 @@ def _plan(problem: WordProblem) -> str:
 
 
 def _work(thought: str, calls: tuple[Call, ...], conclusion: str, random: Random) -> list[Piece]:
-    """`thought`, then each call with its result and a thought, the last of which is `conclusion`."""
+    """`thought`, then each call with its result and another thought. The last thought is `conclusion`."""
     pieces: list[Piece] = []
     for call, following in zip(calls, [*calls[1:], None], strict=True):
         if call.tool == "search":
@@ -181,7 +181,8 @@ def _next_thought(call: Call) -> str:
 
 
 def _found(fact_id: str, random: Random) -> str:
-    """What the search tool returns for a fact: itself and, by BM25, those that differ in the commonest word, the colour."""
+    """What the search tool returns for a fact: the fact and, by BM25, those that differ only in the most common word, the
+    colour."""
     colour, thing, town = _parts(fact_id)
     others = random.sample([other for other in COLOURS if other != colour], NUM_RESULTS - 1)
     found = [Fact(c, thing, town) for c in (colour, *others)]
