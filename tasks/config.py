@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field, NonNegativeFloat, field_validator
 
 from tasks.word_problems.types import Tier
-from trajectory.paths import IsPath
+from trajectory.paths import HUGGING_FACE, WORD_PROBLEMS, IsPath
 from trajectory.section import Section, Seed
 from trajectory.types import TaskKind
 
@@ -13,7 +13,7 @@ from trajectory.types import TaskKind
 class TaskConfig(Section):
     """Where the tasks come from."""
 
-    source: Annotated[str, IsPath(but=("word-problems",), prefix="hf:")] = "word-problems"
+    source: Annotated[str, IsPath(but=(WORD_PROBLEMS,), prefix=HUGGING_FACE)] = WORD_PROBLEMS
     """`word-problems` (generated); a file ending in .jsonl, .json, .parquet, .csv or .tsv, or in one of these and .gz; or
     `hf:name` (`hf:name:subset`): a Hugging Face data set or a folder of its files, read with `datasets`."""
 

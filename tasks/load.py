@@ -14,6 +14,7 @@ from tasks import rows as task_rows
 from tasks.config import TaskConfig
 from tasks.question_key import question_key
 from tasks.word_problems import problems
+from trajectory.paths import HUGGING_FACE, WORD_PROBLEMS
 from trajectory.types import Task
 
 _SETTING = re.compile(rf"(?<![\w.])data\.(?=(?:{'|'.join(TaskConfig.model_fields)})\b)")
@@ -35,7 +36,7 @@ def load_tasks(config: TaskConfig, *, called: str = "data") -> list[Task]:
 
 
 def _load(config: TaskConfig) -> list[Task]:
-    if config.source == "word-problems":
+    if config.source == WORD_PROBLEMS:
         return _generate(config)
     tasks: dict[str, Task] = {}
     for place, row in islice(_rows(config), config.limit):
@@ -88,7 +89,7 @@ def _task(row: task_rows.Row, place: str, config: TaskConfig) -> Task:
 
 def _rows(config: TaskConfig) -> Iterator[tuple[str, task_rows.Row]]:
     """Yields each row's place, for messages, and the row."""
-    if config.source.startswith("hf:"):
+    if config.source.startswith(HUGGING_FACE):
         return _hugging_face(config)
     path = Path(config.source)
     if not task_rows.has_rows(path):
@@ -107,7 +108,7 @@ def _hugging_face(config: TaskConfig) -> Iterator[tuple[str, task_rows.Row]]:
         import datasets
     except ImportError as error:
         raise ValueError(f"data.source = {config.source!r} needs the package datasets: pip install datasets") from error
-    name, _, subset = config.source.removeprefix("hf:").partition(":")
+    name, _, subset = config.source.removeprefix(HUGGING_FACE).partition(":")
     try:
         rows = datasets.load_dataset(name, subset or None, split=config.split)
     except Exception as error:  # the hub, the network and the builder each raise their own kinds of errors

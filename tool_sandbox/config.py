@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from trajectory.paths import IsPath, LocalPath
+from trajectory.paths import WORD_PROBLEMS, IsPath, LocalPath
 from trajectory.section import Section
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
@@ -21,7 +21,7 @@ class SearchConfig(Section):
     index: LocalPath = ""
     """For `bm25`: the folder that `python -m autotraj search-index` made, as seen from the repository root."""
 
-    corpus: Annotated[str, IsPath(but=("word-problems",))] = ""
+    corpus: Annotated[str, IsPath(but=(WORD_PROBLEMS,))] = ""
     """For `bm25`: what a run makes `index` from if it isn't there: a .jsonl file, or `word-problems`, the corpus for the
     lookups of that data source."""
 

@@ -12,6 +12,11 @@ from pydantic.fields import FieldInfo
 from storage.locations import is_uri
 from trajectory.section import Section
 
+WORD_PROBLEMS = "word-problems"
+"""Stands for the generated problems, or for their corpus, where a path to data may stand."""
+HUGGING_FACE = "hf:"
+"""Stands before the name of a Hugging Face data set, or before the path of a folder of its files."""
+
 
 @dataclass(frozen=True, slots=True)
 class IsPath:

@@ -24,7 +24,7 @@ from rewards.config import QualityConfig, RewardConfig
 from storage.locations import check_uri, is_uri, local_path
 from tasks.config import TaskConfig
 from tool_sandbox.config import SandboxConfig
-from trajectory.paths import LocalPath
+from trajectory.paths import HUGGING_FACE, WORD_PROBLEMS, LocalPath
 from trajectory.section import Section, Seed
 
 SHARED: dict[tuple[str, str], tuple[str, ...]] = {
@@ -59,8 +59,8 @@ class EvalConfig(Section):
         """A section without `split` means the split that isn't trained on, and not `data`'s default, which is `train`."""
         if not isinstance(data, dict) or "split" in data:
             return data
-        source = data.get("source", "word-problems")
-        if isinstance(source, str) and source.startswith("hf:"):
+        source = data.get("source", WORD_PROBLEMS)
+        if isinstance(source, str) and source.startswith(HUGGING_FACE):
             raise ValueError(
                 f"set split, as of {source} there is none that is meant for evaluation by itself ('test'?)"
             )

@@ -21,6 +21,7 @@ from tool_sandbox.config import SandboxConfig, SearchConfig, TlsFiles
 from tool_sandbox.errors import GatewayError, RefusedError, SandboxError, TlsError
 from tool_sandbox.local import LocalGateway
 from tool_sandbox.search.index import build_index
+from trajectory.paths import WORD_PROBLEMS
 from trajectory.records import write_jsonl
 
 logger = logging.getLogger(__name__)
@@ -124,7 +125,7 @@ def make_index(config: SearchConfig) -> None:
         return
     with tempfile.TemporaryDirectory() as scratch:
         corpus = Path(config.corpus)
-        if config.corpus == "word-problems":
+        if config.corpus == WORD_PROBLEMS:
             corpus = Path(scratch, "corpus.jsonl")
             write_jsonl(corpus, word_problems_corpus.corpus())
         try:

@@ -23,6 +23,7 @@ from tool_sandbox import build
 from tool_sandbox.errors import SearchError, TlsError
 from tool_sandbox.search.index import check_index
 from trajectory.chat import check_append_only, check_template, load_tokenizer, render_prompt
+from trajectory.paths import WORD_PROBLEMS
 from trajectory.types import Task
 
 logger = logging.getLogger(__name__)
@@ -205,7 +206,7 @@ def _check_sandbox_files(config: RunConfig) -> None:
             return
         if Path(search.index).exists() or not search.corpus:
             check_index(Path(search.index))
-        elif search.corpus != "word-problems" and not Path(search.corpus).is_file():
+        elif search.corpus != WORD_PROBLEMS and not Path(search.corpus).is_file():
             raise UserError(f"sandbox.search.corpus: there is no file {search.corpus}; name a .jsonl file of documents")
     except TlsError as error:
         raise UserError(str(error)) from error
