@@ -32,6 +32,7 @@ class TaskConfig(Section):
 
     answer_field: str = "answer"
     """The field with the gold answer: a text or a number, or a list of them: `reward_model.ground_truth`, `answers.text`.
+    Answers in a field of that name with `_aliases` behind it count as well (MuSiQue).
     From a text with `#### gold` only the gold answer is taken; for `math` also from a text with `\\boxed{gold}`. For
     `qa`, true and false are read as yes and no."""
 

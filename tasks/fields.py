@@ -44,6 +44,9 @@ class MessageForm:
 MESSAGES = (MessageForm("role", "content", "user"), MessageForm("from", "value", "human"))
 """The forms of the chat APIs and of ShareGPT."""
 
+ALIASES = "_aliases"
+"""MuSiQue's `answer_aliases` holds other answers that are right, too: a field of the answer's name with this behind it."""
+
 LONGEST_GOLD = 500
 """Most characters of a mathematical answer. A longer text is a worked solution in which the answer isn't marked."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import cast
@@ -79,12 +79,14 @@ def _task(row: task_rows.Row, place: str, config: TaskConfig) -> Task:
     question = fields.question(field("question_field", config.question_field))
     answer = field("answer_field", config.answer_field)
     golds = fields.golds(answer, config.kind)
+    if isinstance(row, Mapping) and row.get(config.answer_field + fields.ALIASES):
+        golds += fields.golds(field("answer_field", config.answer_field + fields.ALIASES), config.kind)
     fields.check_choices(row, question, answer)
     if config.id_field is None:
         task_id = hashlib.sha256(question.encode()).hexdigest()[:16]
     else:
         task_id = fields.identity(field("id_field", config.id_field))
-    return Task(id=task_id, question=question, golds=golds, kind=config.kind)
+    return Task(id=task_id, question=question, golds=tuple(dict.fromkeys(golds)), kind=config.kind)
 
 
 def _rows(config: TaskConfig) -> Iterator[tuple[str, task_rows.Row]]:

@@ -72,11 +72,7 @@ def stage(name: StageName, config_path: str | None, overrides: Sequence[str]) ->
     tasks, _ = preflight.check(config, sandbox=name == "synthesize")
     console = Console()
     with held(RunLocation.of(config)):
-        open_folder(config)
-        if name in supervised.read_done(config.folder):
-            raise UserError(
-                f"{name} is done in {config.run_dir} ({supervised.STAGES_FILE}); to do it again choose another run_dir"
-            )
+        open_folder(config, only=name)
         supervised.check_inputs(name, config)
         preflight.check_last(config, {"data": tasks} if name == "synthesize" else {})
         if name == "synthesize":

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from autotraj.config.run import RunConfig, load, to_toml, with_changes
+from autotraj.config.run import RunConfig, load_saved, to_toml, with_changes
 from autotraj.config.stages import StageName
 from autotraj.errors import UserError
 from autotraj.run_folder.changes import check_learners, refused
@@ -23,21 +23,26 @@ FOLDERS: dict[StageName, str] = {
 """The folders of the stages that write checkpoints."""
 
 
-def open_folder(config: RunConfig) -> bool:
+def open_folder(config: RunConfig, *, only: StageName | None = None) -> bool:
     """Makes a new run folder, or opens one to continue; returns whether all of it is done already. A run that is done is
     continued if `config` asks for more steps of GRPO.
 
-    Raises UserError if it holds a run that these settings don't fit."""
+    `only`: the one stage that is to run. Raises UserError, before it changes anything, if that is done, and if the folder
+    holds a run that these settings don't fit."""
     location = RunLocation.of(config)
     location.check()
     location.pull()
     location.path.mkdir(parents=True, exist_ok=True)
     saved = _fitting(location, config)
     done = supervised.read_done(location.path)
+    if only in done:
+        raise UserError(
+            f"{only} is done in {config.run_dir} ({supervised.STAGES_FILE}); to do it again choose another run_dir"
+        )
     if saved is None:
         if newest(location):
             raise UserError(f"run_dir: {location} holds a run of the command `grpo`; choose another run_dir")
-    elif _is_complete(location.path, done, saved, config):
+    elif only is None and _is_complete(location.path, done, saved, config):
         return True
     if "grpo" in done and not _has_its_steps(done, saved or config, config):
         # Before the configuration is written: with the new one, the run would look complete.
@@ -78,7 +83,7 @@ def _fitting(location: RunLocation, config: RunConfig) -> RunConfig | None:
     saved_file = location.path / "config.toml"
     if not saved_file.is_file():
         return None
-    saved = with_changes(load(saved_file), {"run_dir": config.run_dir})  # the folder may have been moved
+    saved = with_changes(load_saved(saved_file), {"run_dir": config.run_dir})  # the folder may have been moved
     done = supervised.read_done(location.path)
     checkpoints = {name: newest(RunLocation.of(config, folder)) for name, folder in FOLDERS.items()}
     if "synthesize" not in done:

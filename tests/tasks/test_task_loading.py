@@ -133,3 +133,13 @@ def test_hotpotqa():
     tasks = load_tasks(TaskConfig(source=real("hotpotqa_200.jsonl"), kind="qa"))
     assert len(tasks) == 200
     assert tasks[0].golds == ("Frank Lowy",)
+
+
+def test_aliases_of_an_answer_count_as_well(jsonl):
+    """The form of MuSiQue's files."""
+    rows = [
+        {"question": "Which country?", "answer": "The Netherlands", "answer_aliases": ["Holland", "The Netherlands"]},
+        {"question": "Which river?", "answer": "Rhine", "answer_aliases": []},
+    ]
+    tasks = load_tasks(TaskConfig(source=jsonl(*rows), kind="qa"))
+    assert [task.golds for task in tasks] == [("The Netherlands", "Holland"), ("Rhine",)]

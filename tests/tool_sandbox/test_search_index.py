@@ -8,7 +8,7 @@ import pytest
 
 from tasks.word_problems.corpus import corpus, facts
 from tool_sandbox.errors import SearchError
-from tool_sandbox.search.index import SearchIndex, build_index
+from tool_sandbox.search.index import SearchIndex, build_index, check_index
 
 BOOKS = [
     {"id": "a", "contents": "The whale is white."},
@@ -111,3 +111,16 @@ def test_a_missing_or_broken_index_says_how_to_make_one(tmp_path: Path) -> None:
     (tmp_path / "index" / "index.json").write_text('{"format": 0}')
     with pytest.raises(SearchError, match="has format 0, not 1"):
         SearchIndex(tmp_path / "index")
+
+
+@pytest.mark.parametrize("name", ["data.csc.index.npy", "indptr.csc.index.npy", "offsets.npy", "documents.jsonl"])
+def test_the_quick_check_finds_files_that_were_cut_short(tmp_path: Path, name: str) -> None:
+    build_index(write(tmp_path / "corpus.jsonl", *BOOKS), tmp_path / "index")
+    check_index(tmp_path / "index")
+    file = tmp_path / "index" / name
+    file.write_bytes(file.read_bytes()[:-3])
+    with pytest.raises(SearchError, match="search-index"):
+        check_index(tmp_path / "index")
+    file.unlink()
+    with pytest.raises(SearchError, match="search-index"):
+        check_index(tmp_path / "index")

@@ -22,6 +22,9 @@ from tool_sandbox.errors import SearchError
 FORMAT = 1
 MANIFEST = "index.json"
 DOCUMENTS, OFFSETS = "documents.jsonl", "offsets.npy"
+ARRAYS = ("data.csc.index.npy", "indices.csc.index.npy", "indptr.csc.index.npy")
+TEXTS = ("params.index.json", "vocab.index.json")
+"""What bm25s writes."""
 BUILD = "make it with `python -m autotraj search-index corpus.jsonl FOLDER`"
 
 _WORD = re.compile(r"\w+")
@@ -111,17 +114,21 @@ def as_document(record: Any) -> Document | None:
 
 
 def check_index(folder: Path) -> None:
-    """Check from its manifest and its list of files, which is quick, that `folder` holds an index of this version. Errors:
-    SearchError, the same as those of `SearchIndex`."""
+    """Check that `folder` holds a whole index of this version, without reading its large files. Errors: SearchError."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         if manifest["format"] != FORMAT:
             raise SearchError(f"the search index {folder} has format {manifest['format']}, not {FORMAT}; {BUILD}")
-        for name in (OFFSETS, DOCUMENTS):
+        for name in TEXTS:
             (folder / name).stat()
+        # Mapping an array fails unless the file is as long as its header says.
+        *_, offsets = [np.load(folder / name, mmap_mode="r") for name in (*ARRAYS, OFFSETS)]
+        expected = (manifest["num_documents"] + 1, (folder / DOCUMENTS).stat().st_size)
+        if (len(offsets), int(offsets[-1])) != expected:
+            raise SearchError(f"the search index {folder} is damaged: {OFFSETS} and {DOCUMENTS} don't agree; {BUILD}")
     except SearchError:
         raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, EOFError, ValueError, KeyError, TypeError, IndexError) as error:
         raise SearchError(f"there is no search index in {folder} ({type(error).__name__}: {error}); {BUILD}") from error
 
 

@@ -256,3 +256,14 @@ def test_a_tracker_of_ones_own_is_told_what_the_others_are(tmp_path: Path, monke
     with pytest.raises(RunError, match="as asked"), resumed:
         raise RunError("as asked")
     assert told == [("forget", 1), ("close",)]
+
+
+@pytest.mark.parametrize("text", ["model = ", "no_such_key = 1\n"])
+def test_a_damaged_configuration_of_the_run_itself_is_named(tmp_path: Path, text: str) -> None:
+    config = tiny(tmp_path)
+    open_folder(config)
+    file = Path(config.run_dir) / "config.toml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=r"config\.toml, in which the run keeps its own configuration") as caught:
+        open_folder(config)
+    assert "--config" not in str(caught.value)

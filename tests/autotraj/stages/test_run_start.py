@@ -80,6 +80,16 @@ def test_more_steps_open_a_run_again(tmp_path: Path) -> None:
     assert not open_folder(longer), "cut off there, the same command goes on"
 
 
+def test_one_stage_that_is_done_leaves_the_others_done(tmp_path: Path) -> None:
+    """Also with settings that would open GRPO again."""
+    config = config_of(tmp_path, "grpo.num_steps=2")
+    run_of(config, *ALL, step=2)
+    with pytest.raises(UserError, match="sft is done in"):
+        open_folder(with_changes(config, {"grpo.num_steps": 5}), only="sft")
+    assert list(supervised.read_done(config.folder)) == list(ALL)
+    assert load(config.folder / "config.toml") == config
+
+
 def test_fewer_steps_or_another_rate_leave_a_run_done(tmp_path: Path) -> None:
     config = config_of(tmp_path, "grpo.num_steps=4")
     run_of(config, *ALL, step=3)  # it ended at step 3, with nothing left to learn from
