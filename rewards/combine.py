@@ -35,4 +35,5 @@ def score(task: Task, trajectory: Trajectory, config: RewardConfig, rm: float | 
         correct=result.correct,
         format_ok=format_ok,
         notes=(*malformed, *problems, *((result.note,) if result.note else ())),
+        no_verdict=result.no_verdict,
     )

@@ -16,7 +16,7 @@ from fractions import Fraction
 
 from rewards import math_text, verifier
 from trajectory import typography
-from trajectory.types import Task
+from trajectory.types import NoVerdict, Task
 
 TOLERANCE = Fraction(1, 10**6)
 """Numbers that differ by less than this are equal if one of them is a decimal. Integers and fractions must be exact."""
@@ -37,7 +37,8 @@ _EXACT_ONLY = {"yes", "no", "noanswer"}
 class AnswerScore:
     value: float  # in [0, 1]: 1 or 0 for math, the best token F1 for QA
     correct: bool
-    note: str = ""  # why an answer couldn't be compared
+    no_verdict: NoVerdict | None = None  # why an answer couldn't be compared
+    note: str = ""  # the same with the details, for people
 
 
 def score_answer(answer: str | None, task: Task, timeout_s: float) -> AnswerScore:
@@ -51,9 +52,10 @@ def score_answer(answer: str | None, task: Task, timeout_s: float) -> AnswerScor
         value = max(qa_f1(answer, gold) for gold in task.golds)
         return AnswerScore(value, value >= QA_CORRECT_F1)
     verdicts = [math_equal(answer, gold, timeout_s) for gold in task.golds]
-    correct = any(verdict.equal for verdict in verdicts)
-    note = "" if correct else next((verdict.note for verdict in verdicts if verdict.note), "")
-    return AnswerScore(float(correct), correct, note)
+    if any(verdict.equal for verdict in verdicts):
+        return AnswerScore(1.0, True)
+    missing = next((verdict for verdict in verdicts if verdict.no_verdict), verifier.Verdict(False))
+    return AnswerScore(0.0, False, missing.no_verdict, missing.note)
 
 
 def math_equal(answer: str, gold: str, timeout_s: float) -> verifier.Verdict:

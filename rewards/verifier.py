@@ -19,11 +19,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import IO
 
+from trajectory.types import NoVerdict
+
 MAX_CHARS = 1000
 """Longer answers aren't compared: no gold answer is nearly as long, and parsing time grows with length."""
-
-NO_VERDICT = "no_verdict/"
-"""Beginning of the note if the answers couldn't be compared. A name follows: too_long, timeout, died or failed."""
 
 START_TIMEOUT_S = 60.0  # it imports sympy, which takes about 2 s, and longer on a busy machine
 
@@ -33,7 +32,8 @@ _CHILD = Path(__file__).with_name("math_verify_child.py")
 @dataclass(frozen=True, slots=True)
 class Verdict:
     equal: bool
-    note: str = ""  # empty if there is a verdict; otherwise `NO_VERDICT`, a reason's name, and the details
+    no_verdict: NoVerdict | None = None  # why the answers couldn't be compared
+    note: str = ""  # the same with the details, for people; empty if there is a verdict
 
 
 class MathVerifier:
@@ -144,10 +144,10 @@ class _NoVerdictError(Exception):
 @lru_cache(maxsize=10_000)  # trajectories of the same group often give the same answer
 def _decided(answer: str, gold: str, timeout_s: float) -> Verdict:
     verdict = _verifier.equal(answer, gold, timeout_s)
-    if verdict.note:
+    if verdict.no_verdict:
         raise _NoVerdictError(verdict)
     return verdict
 
 
-def _no_verdict(name: str, what: str) -> Verdict:
-    return Verdict(False, f"{NO_VERDICT}{name}: {what}")
+def _no_verdict(name: NoVerdict, what: str) -> Verdict:
+    return Verdict(False, name, f"no_verdict/{name}: {what}")

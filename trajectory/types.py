@@ -140,6 +140,10 @@ class Trajectory:
         return min((s.policy_version for s in self.segments), default=None)
 
 
+NoVerdict = Literal["too_long", "timeout", "died", "failed"]
+"""Why answers couldn't be compared: one was too long, or math-verify missed its deadline, died or raised an exception."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reward:
     """A trajectory's reward with a breakdown for people: total = Σ parts."""
@@ -149,6 +153,7 @@ class Reward:
     correct: bool
     format_ok: bool
     notes: tuple[str, ...] = ()  # such as the format rule that was broken
+    no_verdict: NoVerdict | None = None  # why the answer couldn't be compared, so that it counts as wrong
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rewards.verifier import NO_VERDICT
 from trajectory.ledger import Ledger
 from trajectory.types import Group
 
@@ -40,8 +39,8 @@ def describe_groups(groups: Sequence[Group], policy_version: int) -> dict[str, f
         "staleness_max": float(max(ages, default=0)),
     }
     metrics |= {f"reward/{part}": value for part, value in reward_parts(groups).items()}
-    undecided = [note.partition(":")[0] for r in rewards for note in r.notes if note.startswith(NO_VERDICT)]
-    metrics |= {name: count / len(rewards) for name, count in sorted(Counter(undecided).items())}
+    undecided = Counter(r.no_verdict for r in rewards if r.no_verdict)
+    metrics |= {f"no_verdict/{name}": count / len(rewards) for name, count in sorted(undecided.items())}
     for reason, count in sorted(Counter(t.finish_reason for t in trajectories).items()):
         metrics[f"finish/{reason}"] = count / len(trajectories)
     if calls:

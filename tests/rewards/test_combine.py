@@ -50,6 +50,12 @@ def test_malformed_math_gets_nothing_even_if_right():
     )
 
 
+def test_an_answer_that_cannot_be_compared_is_wrong_and_says_why():
+    reward = score(MATH, answered(f"x{'+1' * 600}"), RewardConfig())
+    assert (reward.correct, reward.no_verdict) == (False, "too_long")
+    assert reward.notes == ("no_verdict/too_long: an answer of more than 1000 characters isn't compared",)
+
+
 def test_qa():
     config = RewardConfig()
     assert score(QA, answered("Frank Lowy"), config).total == 1.0

@@ -446,7 +446,9 @@ def test_score_takes_the_best_gold():
 
 
 def test_a_failed_comparison_is_noted(monkeypatch):
-    monkeypatch.setattr(verifier, "equal", lambda answer, gold, timeout_s: Verdict(False, f"{gold} took too long"))
+    monkeypatch.setattr(
+        verifier, "equal", lambda answer, gold, timeout_s: Verdict(False, "timeout", f"{gold} took long")
+    )
     sums = Task(id="m", question="?", golds=("\\pi", "\\tau"))
-    assert outcome.score_answer("\\sqrt{2}", sums, 1.0) == outcome.AnswerScore(0.0, False, "\\pi took too long")
+    assert outcome.score_answer("\\sqrt{2}", sums, 1.0) == outcome.AnswerScore(0.0, False, "timeout", "\\pi took long")
     assert outcome.score_answer("\\tau", sums, 1.0) == outcome.AnswerScore(1.0, True)

@@ -62,7 +62,7 @@ def test_means_over_trajectories(groups: list[Group]) -> None:
 
 
 def test_answers_without_a_verdict_are_counted_by_reason(groups: list[Group]) -> None:
-    undecided = replace(groups[0].rewards[1], notes=("no_code", "no_verdict/timeout: waited 3 s: for it"))
+    undecided = replace(groups[0].rewards[1], notes=("no_code",), no_verdict="timeout")
     groups[0] = replace(groups[0], rewards=(groups[0].rewards[0], undecided))
     metrics = describe_groups(groups, policy_version=4)
     assert {k: v for k, v in metrics.items() if k.startswith("no_verdict")} == {"no_verdict/timeout": 0.25}
