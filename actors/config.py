@@ -13,7 +13,10 @@ from trajectory.section import Section
 
 
 class EngineConfig(Section):
-    """Settings of one vLLM engine."""
+    """Settings of one inference engine."""
+
+    kind: str = "vllm"
+    """Which engine: a name in `ENGINES` (actors/engine/registry.py)."""
 
     model: LocalPath
     """Directory of the Hugging Face checkpoint, with its tokenizer."""

@@ -21,7 +21,7 @@ from ray.rllib.env.env_runner import EnvRunner
 from actors.config import RolloutSettings
 from actors.engine.follow import EngineFollower
 from actors.engine.protocol import UpdateReport
-from actors.engine.vllm import VLLMEngine
+from actors.engine.registry import make_engine
 from actors.metrics import EngineMetrics
 from actors.repair.attempts import on_engine, repair_all
 from actors.repair.types import AttemptFn, RepairRequest, RepairResult
@@ -45,7 +45,7 @@ class RolloutActor(EnvRunner):
     def __init__(self, *, config: AlgorithmConfig, **kwargs: Any) -> None:
         super().__init__(config=config, **kwargs)
         self._settings: RolloutSettings = config.rollout_settings
-        self._engine = VLLMEngine(self._settings.engine, seed=(config.seed or 0) + self.worker_index)
+        self._engine = make_engine(self._settings.engine, seed=(config.seed or 0) + self.worker_index)
         self._follower = EngineFollower(self._engine, repr(self))
         self._tools: Tools | None = None
         self._sampler: Sampler | None = None

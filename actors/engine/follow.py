@@ -37,7 +37,7 @@ class EngineFollower:
         finally:
             self.look()
         if cause := self._engine.cause_of_death:
-            raise EngineDead(f"the vLLM engine is dead: {cause}")
+            raise EngineDead(f"the engine is dead: {cause}")
         return result
 
     def look(self) -> None:

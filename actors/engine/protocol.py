@@ -1,10 +1,10 @@
-"""The interface of an inference engine for episodes, scoring and weight sync. `vllm.py` implements it."""
+"""The interface of an inference engine: all that actors use of one. `registry` makes an engine, and `vllm` implements it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,20 +70,41 @@ class UpdateReport:
 
 
 class Engine(Protocol):
-    """The methods that rollouts, scoring and weight sync use. Every method raises `EngineError`."""
+    """What the actors use. An engine is made and used inside one event loop. Every method raises `EngineError`."""
 
     @property
-    def policy_version(self) -> int: ...
+    def policy_version(self) -> int:
+        """Version of the weights with which new requests are sampled; 0 until the first update."""
+        ...
 
     @property
-    def cause_of_death(self) -> str: ...  # empty while it lives
+    def cause_of_death(self) -> str:
+        """The reason why the engine has ended, after which its actor ends, too; empty while it works."""
+        ...
 
-    async def start(self) -> None: ...
+    @property
+    def num_requests(self) -> int:
+        """Number of requests in flight."""
+        ...
 
-    async def generate(self, prompt_ids: Sequence[int], sampling: Sampling, request_id: str) -> Generation: ...
+    async def start(self) -> None:
+        """Load the model; returns when requests can come. Also raises ValueError for a checkpoint that can't be served."""
 
-    async def score(self, token_ids: Sequence[int]) -> NDArray[np.float32]: ...
+    async def generate(self, prompt_ids: Sequence[int], sampling: Sampling, request_id: str) -> Generation:
+        """Continue `prompt_ids`. Many calls run at the same time. Cancelling one frees its request."""
+        ...
 
-    async def update_weights(self, update: WeightUpdate) -> UpdateReport: ...
+    async def score(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
+        """log p(token_ids[i + 1] | token_ids[: i + 1]) under the current weights, (len − 1,)."""
+        ...
 
-    async def shutdown(self) -> None: ...
+    async def init_weight_transfer(self, init_info: dict[str, Any]) -> None:
+        """Join the learner's NCCL group; `init_info` as vLLM's `NCCLWeightTransferInitInfo`."""
+
+    async def update_weights(self, update: WeightUpdate) -> UpdateReport:
+        """Load new weights. Requests in flight continue with the new version. Also raises ValueError, and changes nothing,
+        if `update` belongs to another model."""
+        ...
+
+    async def shutdown(self) -> None:
+        """End the engine. Requests in flight fail, and later ones, too."""

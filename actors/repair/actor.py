@@ -14,7 +14,8 @@ from typing import Any
 
 from actors.config import RepairSettings
 from actors.engine.follow import EngineFollower
-from actors.engine.vllm import VLLMEngine
+from actors.engine.protocol import Engine
+from actors.engine.registry import make_engine
 from actors.repair.attempts import on_engine, repair_all
 from actors.repair.endpoint import Endpoint, on_endpoint
 from actors.repair.types import AttemptFn, RepairRequest, RepairResult
@@ -33,7 +34,7 @@ class RepairActor:
     def __init__(self, settings: RepairSettings, index: int = 0) -> None:
         self._settings = settings
         self._index = index
-        self._engine: VLLMEngine | None = None
+        self._engine: Engine | None = None
         self._follower: EngineFollower | None = None
         self._endpoint: Endpoint | None = None
         self._sampler: Sampler | None = None
@@ -132,7 +133,7 @@ class RepairActor:
             )
             return
         assert config.engine is not None
-        self._engine = VLLMEngine(config.engine, seed=self._index)
+        self._engine = make_engine(config.engine, seed=self._index)
         self._follower = EngineFollower(self._engine, repr(self))
         await self._engine.start()
         tokenizer = await asyncio.to_thread(load_tokenizer, config.engine.model)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 
+from actors.engine.registry import check_kind
 from autotraj.config.run import RunConfig
 from autotraj.errors import UserError
 from autotraj.planning.model_files import check_policy, check_weights
@@ -51,6 +52,7 @@ def check(config: RunConfig, *, sandbox: bool = True) -> tuple[list[Task], list[
     All that needs no torch and no transformers; the rest is in `check_last`. `sandbox`: engines will sample, and tools run.
     """
     check_writable("run_dir", config.run_dir)
+    _check_engines(config)
     _check_models(config)
     if sandbox:
         _check_devices(config)
@@ -135,6 +137,15 @@ def fetched_model(model: str) -> str:
         return fetch(model)
     except StorageError as error:
         raise UserError(f"model: {error}") from error
+
+
+def _check_engines(config: RunConfig) -> None:
+    try:
+        check_kind(config.engine)
+        if config.repair.engine is not None:
+            check_kind(config.repair.engine, "repair.engine")
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def _check_models(config: RunConfig) -> None:

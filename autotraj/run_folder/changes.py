@@ -18,7 +18,7 @@ from learners.config import LearnerConfig
 from storage.objects import Storage, StorageError
 
 _RUN = ("model ", "seed ", "stages ", "data.")
-_SAMPLING = ("engine.dtype ", "engine.max_model_len ", "episode.", "reward.", "sandbox.search.")
+_SAMPLING = ("engine.kind ", "engine.dtype ", "engine.max_model_len ", "episode.", "reward.", "sandbox.search.")
 _LEARNER = (
     "learner.dtype ",
     "learner.betas ",
@@ -52,6 +52,7 @@ SHAPED_BY: dict[str, tuple[str, ...]] = {
         "repair.repairer ",
         "repair.engine ",
         "repair.engine.model ",
+        "repair.engine.kind ",
         "repair.engine.dtype ",
         "repair.endpoint ",
         "repair.endpoint.model ",

@@ -23,6 +23,7 @@ class ScriptedEngine:
 
     policy_version = 5
     cause_of_death = ""
+    num_requests = 0
 
     def __init__(self, broken: tuple[int, ...] = ()) -> None:
         self.broken = broken
@@ -52,6 +53,9 @@ class ScriptedEngine:
     async def start(self) -> None: ...
 
     async def score(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
+        raise NotImplementedError
+
+    async def init_weight_transfer(self, init_info: dict[str, object]) -> None:
         raise NotImplementedError
 
     async def update_weights(self, update: WeightUpdate) -> UpdateReport:

@@ -137,6 +137,14 @@ def test_a_run_folder_below_a_file(tmp_path: Path) -> None:
         )
 
 
+def test_an_engine_that_nobody_added(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^engine\.kind = 'sglang' is no known engine; these are: vllm$"):
+        preflight.check(tiny(tmp_path, 'engine.kind="sglang"'))
+    engine = f'repair.engine={{model="{tiny(tmp_path).model}", kind="sglang", max_model_len=8192}}'
+    with pytest.raises(UserError, match=r"^repair\.engine\.kind = 'sglang' is no known engine"):
+        preflight.check(tiny(tmp_path, 'repair.repairer="engine"', engine))
+
+
 def test_a_gpu_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(preflight, "GPU_DEVICES", ("no_such_device",))
