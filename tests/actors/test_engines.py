@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import build_tokenizer
 from numpy.typing import NDArray
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from tiny_qwen3 import build_tokenizer
 
 from actors.config import EngineConfig, EpisodeConfig, RepairConfig, RepairSettings, RolloutConfig, RolloutSettings
 from actors.engine.protocol import EngineDead, Generation, Sampling, UpdateReport
