@@ -1,5 +1,10 @@
 """Errors that end a run, in two kinds: those that the user can fix, and those of the run itself."""
 
+from typing import Literal
+
+ScoringReason = Literal["nonfinite_reward", "reward_model_timeout", "reward_model_refused", "reward_model_down"]
+"""Why a group has no rewards."""
+
 
 class UserError(ValueError):
     """An error that the user can fix: in the configuration, or a missing part. The message names it and the remedy."""
@@ -28,9 +33,9 @@ class GroupsFail(RunError):
 
 
 class ScoringFailed(RunError):
-    """A group has no rewards. The message says why. `reason` is a short name for counting."""
+    """A group has no rewards. `reason` is for counting, and the message for people."""
 
-    def __init__(self, reason: str, message: str) -> None:
+    def __init__(self, reason: ScoringReason, message: str) -> None:
         super().__init__(message)
         self.reason = reason
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
-from autotraj.errors import GroupsFail
+from autotraj.errors import GroupsFail, ScoringReason
 from trajectory.types import Group
 
 logger = logging.getLogger(__name__)
@@ -24,22 +25,26 @@ LEAST = 16
 """The least number of failures in a row that can end a stage, however few groups are in flight."""
 TEXT_CHARS = 400
 
-REMEDIES = {
+FailureReason = Literal["episode_error", "episode_deadline", "nonfinite_logprobs", ScoringReason]
+
+_REWARD_MODEL = "Mend the reward model's actor (scorer), or set reward_model.when_unavailable = 'score-without'"
+REMEDIES: dict[FailureReason, str] = {
     "episode_error": "Mend what it says; a prompt that is too long needs a larger episode.max_prompt_tokens",
     "episode_deadline": "Raise episode.deadline_s, or have less at work at once (rollout.max_concurrent_episodes)",
     "nonfinite_logprobs": "The engine's weights or its dtype are broken: check the model and engine.dtype; if training has "
     "broken it, lower learner.lr and go on from a checkpoint of before",
     "nonfinite_reward": "Mend the part of the reward that it names",
-    "reward_model": "Mend the reward model's actor (scorer), or set reward_model.when_unavailable = 'score-without'",
+    "reward_model_timeout": _REWARD_MODEL,
+    "reward_model_refused": _REWARD_MODEL,
+    "reward_model_down": _REWARD_MODEL,
 }
-"""The beginning of a reason → the remedy."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a group can't be used. `reason` is a short name for counting, `text` a message for people."""
+    """Why a group can't be used. `reason` is for counting, `text` a message for people."""
 
-    reason: str
+    reason: FailureReason
     text: str
 
 
@@ -47,7 +52,8 @@ def episode_failure(group: Group) -> Failure | None:
     """The first failure of an episode that the policy didn't cause, or None."""
     for t in group.trajectories:
         if t.failed:
-            return Failure(f"episode_{t.finish_reason}", f"task {t.task_id}: {t.error}")
+            reason: FailureReason = "episode_error" if t.finish_reason == "error" else "episode_deadline"
+            return Failure(reason, f"task {t.task_id}: {t.error}")
     return None
 
 
@@ -72,8 +78,8 @@ class FailuresInARow:
     def __init__(self, what: str, num_in_flight: int) -> None:
         self._what = what
         self._limit = max(ROUNDS * num_in_flight, LEAST)
-        self._reasons: Counter[str] = Counter()
-        self._first: dict[str, str] = {}  # reason → the first text of this row
+        self._reasons: Counter[FailureReason] = Counter()
+        self._first: dict[FailureReason, str] = {}  # reason → the first text of this row
         self._told: set[str] = set()
 
     def succeeded(self) -> None:
@@ -109,9 +115,8 @@ class FailuresInARow:
     def error(self) -> GroupsFail:
         """The error. It names the most frequent reason in the row, its count, its first failure and the remedy."""
         (reason, count), *others = self._reasons.most_common()
-        remedy = next((text for start, text in REMEDIES.items() if reason.startswith(start)), "Mend what it says")
         among = "".join(f", {number} by {other}" for other, number in others)
         return GroupsFail(
             f"{self._what}: the last {self._reasons.total()} groups have all failed, {count} by {reason}{among}. The first "
-            f"by {reason}: {self._first[reason]}. {remedy}"
+            f"by {reason}: {self._first[reason]}. {REMEDIES[reason]}"
         )

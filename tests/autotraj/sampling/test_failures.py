@@ -2,13 +2,22 @@
 
 import logging
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
 from small_group import TASK, trajectory
 
 from autotraj.errors import GroupsFail, RunError
-from autotraj.sampling.failures import LEAST, ROUNDS, Failure, FailuresInARow, episode_failure, failure_of
+from autotraj.sampling.failures import (
+    LEAST,
+    ROUNDS,
+    Failure,
+    FailureReason,
+    FailuresInARow,
+    episode_failure,
+    failure_of,
+)
 from trajectory.types import Group
 
 TOO_LONG = Failure(
@@ -84,16 +93,16 @@ def test_one_outage_of_many_actors_ends_nothing() -> None:
     failures.check(idle=True)
 
 
-@pytest.mark.parametrize(
-    ("reason", "remedy"),
-    [
-        ("episode_deadline", "Raise episode.deadline_s"),
-        ("nonfinite_logprobs", "check the model and engine.dtype"),
-        ("nonfinite_reward", "Mend the part of the reward"),
-        ("reward_model_down", "reward_model.when_unavailable = 'score-without'"),
-    ],
-)
-def test_every_reason_has_a_remedy(reason: str, remedy: str) -> None:
+@pytest.mark.parametrize("reason", get_args(FailureReason))
+def test_every_reason_has_a_remedy(reason: FailureReason) -> None:
     failures = FailuresInARow("GRPO", num_in_flight=1)
     failures.failed(Failure(reason, "text"))
-    assert remedy in str(failures.error())
+    start, setting = {
+        "episode_error": ("Mend what it says", "episode.max_prompt_tokens"),
+        "episode_deadline": ("Raise", "episode.deadline_s"),
+        "nonfinite_logprobs": ("The engine's weights", "engine.dtype"),
+        "nonfinite_reward": ("Mend the part", "reward"),
+    }.get(reason, ("Mend the reward model's actor", "reward_model.when_unavailable = 'score-without'"))
+    remedy = str(failures.error()).rpartition(": text. ")[2]
+    assert remedy.startswith(start)
+    assert setting in remedy
