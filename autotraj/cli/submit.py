@@ -69,9 +69,9 @@ def submit(args: argparse.Namespace) -> int:
         if args.resume:
             client = jobs.connect(address)
             words = _words_to_resume(client, args.resume)
-            config = _check(words, args.cluster_file)
+            config = check(words, args.cluster_file)
         else:
-            config = _check(words, args.cluster_file)
+            config = check(words, args.cluster_file)
             client = jobs.connect(address)
         job_id = jobs.submit(client, job_of(words, config, args))
         print(f"job {job_id} on {address}: {shlex.join(words)}", flush=True)
@@ -141,7 +141,7 @@ def resume_words(words: Sequence[str], config: RunConfig | None) -> list[str]:
     return list(words)
 
 
-def _check(words: Sequence[str], cluster_file: str | None) -> RunConfig | None:
+def check(words: Sequence[str], cluster_file: str | None) -> RunConfig | None:
     """The configuration of the command, checked for mistakes that would fail on a cluster; None for a resumed run."""
     if words[0] not in COMMANDS:
         raise UserError(f"submit: {words[0]!r} can't run as a job; these can: {', '.join(COMMANDS)}")

@@ -33,9 +33,9 @@ def test_results_within_the_working_directory(
 def test_results_at_a_uri(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(ROOT)
     words = ["grpo", "--config", "examples/tiny/grpo.toml", "run_dir=s3://bucket/runs/tiny?region=eu-west-1"]
-    config = submit._check(words, None)
+    config = submit.check(words, None)
     assert submit.resume_words(words, config) == ["grpo", "--resume", "s3://bucket/runs/tiny?region=eu-west-1"]
-    submit._check(["grpo", "--resume", "s3://bucket/runs/tiny"], None)
+    submit.check(["grpo", "--resume", "s3://bucket/runs/tiny"], None)
     assert "credentials don't belong in a URI" in refused(
         capsys, "--", *words[:3], "run_dir=s3://key:secret@bucket/runs"
     )
@@ -74,14 +74,14 @@ def test_a_resumed_job_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     args = parser().parse_args(["submit", "--", "grpo", "--config", "examples/tiny/grpo.toml", "run_dir=/shared/x"])
     words = args.words[1:]
-    config = submit._check(words, None)
+    config = submit.check(words, None)
     assert submit.resume_words(words, config) == ["grpo", "--resume", "/shared/x"]
     job = submit.job_of(words, config, args)
     assert job["metadata"]["run_dir"] == "/shared/x"
     assert job["metadata"]["job_name"].endswith(" x")
     assert job["runtime_env"]["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"] == "600"
     run = ["run", "--config", TINY, "run_dir=/shared/x"]
-    assert submit.resume_words(run, submit._check(run, None)) == run
+    assert submit.resume_words(run, submit.check(run, None)) == run
 
 
 def test_a_job_names_its_code(tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_grpo_alone_asks_no_place_for_a_reward_model(
     """Four engines take all rollout nodes of the fake cluster; `run` would need one more."""
     monkeypatch.chdir(ROOT)
     words = ["--config", "examples/tiny/grpo.toml", "run_dir=/shared/x", "place_by_role=true", "rollout.num_actors=4"]
-    assert submit._check(["grpo", *words], "cluster/fake.yaml") is not None
+    assert submit.check(["grpo", *words], "cluster/fake.yaml") is not None
     said = refused(capsys, "--cluster-file", "cluster/fake.yaml", "--", "run", *words)
     assert "reward model (scorer): 1 × 1 CPU, rollout asked for" in said
 
@@ -116,9 +116,9 @@ def test_a_check_imports_nothing_that_takes_long(tmp_path: Path) -> None:
     """What trains and samples is imported on the cluster, where it takes a quarter of a minute, and not here as well."""
     code = f"""
 import sys
-from autotraj.cli.submit import _check
+from autotraj.cli.submit import check
 for command in ("grpo", "run"):
-    _check([command, "--config", "examples/tiny/run.toml", "run_dir={tmp_path}", "place_by_role=true"], "cluster/fake.yaml")
+    check([command, "--config", "examples/tiny/run.toml", "run_dir={tmp_path}", "place_by_role=true"], "cluster/fake.yaml")
 print([name for name in ("deepspeed", "pandas", "ray.rllib", "torch", "transformers", "vllm") if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT)
