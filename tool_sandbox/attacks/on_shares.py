@@ -1,7 +1,7 @@
 """Attacks on a neighbour's share of the container's CPU and memory. attack.py says how to read them.
 
-The neighbour measures CPU time, his own against that of all others in the container. So the speed of the machine, and what
-else runs on it, don't matter. Where slots share no container he sees no others, and there is nothing to test.
+The neighbour compares its own CPU time with that of all others in the container. So the machine's speed and other load don't
+matter. If slots share no container, it sees no others, and there is nothing to test.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ if mine < (mine + theirs) / 4:  # half of a fair share
     print(f"BREACH {mine:.2f} s of CPU beside {theirs:.2f} s of others")
 """
 )
-"""A neighbour with work of his own, which begins once the attack runs."""
+"""The code of a neighbour with work of its own, which begins once the attack runs."""
 
 STANDSTILL = (
     OTHERS
@@ -58,7 +58,7 @@ while time.monotonic() < still_since + 2:
 print("end")
 """
 )
-"""Processes under other uids must stop and stay stopped, or end."""
+"""Code that checks that processes under other uids stop and stay stopped, or end."""
 
 WAKE = """
 import struct

@@ -1,6 +1,6 @@
-"""What an error means in this sandbox, in one sentence, where the error itself doesn't say it.
+"""Explains in one sentence what an error means in this sandbox, if the error itself doesn't say it.
 
-`NO_NETWORK` also stands in the errors themselves, as code often catches and prints them.
+`NO_NETWORK` is also part of the errors themselves, as code often catches and prints them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ NO_INPUT = "nobody answers input() in this sandbox: put the values into the code
 
 
 def name_no_network() -> None:
-    """Look-ups of names fail with `NO_NETWORK`, and no longer for a "temporary" reason, after which code would try again."""
+    """Makes look-ups of names fail with `NO_NETWORK`. The usual "temporary" reason would make code try again."""
     for name in ("getaddrinfo", "gethostbyname", "gethostbyname_ex", "gethostbyaddr"):
         setattr(socket, name, _told(getattr(socket, name)))
 
@@ -33,7 +33,7 @@ def _told(look_up: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def is_of_network(error: BaseException) -> bool:
-    """Whether `error`, or what it comes from, is that there is no network."""
+    """Whether `error`, or one that caused it, says that there is no network."""
     seen: set[int] = set()
     while id(error) not in seen:
         seen.add(id(error))
@@ -44,7 +44,7 @@ def is_of_network(error: BaseException) -> bool:
 
 
 def advice(error: BaseException) -> str:
-    """A sentence, without a full stop; empty if the error says all there is to say."""
+    """A sentence without a full stop; empty if the error needs no explanation."""
     if is_of_network(error):
         return NO_NETWORK
     if isinstance(error, EOFError) and error.args == ("EOF when reading a line",):

@@ -1,4 +1,4 @@
-"""What is done in a forked child for a call: become the slot's uid, take its limits, run the code as `python` would."""
+"""Runs a call in a forked child: takes the slot's uid and limits, then runs the code as `python` would."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ from tool_sandbox.image.cleaning import SCRIPT, become, close_all_but, home_of
 from tool_sandbox.image.shares import NICENESS
 
 EXIT_MEMORY = 77
-"""Exit code, and a cell's reply, of code that ended with MemoryError. Code that fakes it only slanders itself."""
+"""The exit code, and a cell's reply, of code that ended with MemoryError. Code can fake it, which only harms itself."""
 
 MAX_FRAMES = 8
 MAX_LINE_CHARS = 120
 OWN_CODE = re.compile(r"main\.py|cell_\d+\.py")
-"""Names under which a caller's code is compiled."""
+"""The names under which a caller's code is compiled."""
 
 PARSES = ("compile(", "eval(", "exec(", "parse(")
-"""What a line calls at which Python's parser, and not the memory limit, raised MemoryError."""
+"""If a line that raised MemoryError calls one of these, the reason is Python's parser and not the memory limit."""
 
 RESERVE = [bytearray(4 << 20)]
-"""Address space that is given back when a call has used up its own, so that what happened can be told."""
+"""Address space that is given back when a call has used up its own, so that the error can be reported."""
 
 
 class DeadlineInterrupt(KeyboardInterrupt):
-    """The call's deadline is near. Code may catch it as it would Ctrl-C, and print what it has; SIGKILL follows."""
+    """The call's deadline is near. Code may catch it like Ctrl-C, and print its partial results. SIGKILL follows."""
 
 
 def run(slot: int, session: bool, fds: list[int], limits: dict[str, int]) -> int:
@@ -64,9 +64,9 @@ def run(slot: int, session: bool, fds: list[int], limits: dict[str, int]) -> int
     os.environ.update(HOME=home, TMPDIR=home, PWD=home, USER="sandbox", LOGNAME="sandbox")
     reseed()
     sys.argv = [SCRIPT]
-    sys.path[0] = home  # as for a script of one's own; it was this file's directory
-    # A line at a time, so that what was printed is there when the call is killed at its deadline.
-    # Opened anew, as those of the zygote believe that they write to a file.
+    sys.path[0] = home  # as for a user's script; it was this file's directory
+    # Line-buffered, so that printed lines aren't lost when the call is killed at its deadline.
+    # Opened again, as the zygote's streams were made for a file.
     open_stdin()
     sys.stdout = sys.__stdout__ = stream(1)  # type: ignore[misc]
     sys.stderr = sys.__stderr__ = stream(2)  # type: ignore[misc]
@@ -74,8 +74,8 @@ def run(slot: int, session: bool, fds: list[int], limits: dict[str, int]) -> int
     sys.modules["__main__"] = module
     sys.displayhook = display
     builtins.display = display_all  # type: ignore[attr-defined]
-    # A new interpreter would run the file anew and not know what earlier cells defined, and a pool of those would wait for
-    # ever.
+    # A new interpreter would run the file again without the definitions of earlier cells, and a pool of those would wait
+    # forever.
     contexts = multiprocessing.context._concrete_contexts  # type: ignore[attr-defined]
     contexts["spawn"] = contexts["forkserver"] = contexts["fork"]
     signal.signal(signal.SIGINT, on_interrupt)
@@ -119,13 +119,13 @@ def limit(limits: dict[str, int]) -> None:
         (resource.RLIMIT_FSIZE, limits["scratch_bytes"]),
         (resource.RLIMIT_NPROC, limits["max_processes"]),
         (resource.RLIMIT_NOFILE, 256),
-        (resource.RLIMIT_CORE, 1),  # none, and no crash handler of the machine is started either: syscalls.py
+        (resource.RLIMIT_CORE, 1),  # no core dump, and no crash handler of the machine: syscalls.py
     ):
         resource.setrlimit(name, (value, value))
 
 
 def reseed() -> None:
-    """Siblings forked from one zygote would all draw the same numbers."""
+    """Seeds the random generators. Calls forked from one zygote would all draw the same numbers."""
     random.seed()
     if "numpy.random" in sys.modules:
         sys.modules["numpy.random"].seed()
@@ -134,7 +134,7 @@ def reseed() -> None:
 
 
 def take(fd: int) -> str:
-    """The code that waits in `fd`, a memory file, which is closed."""
+    """The code in `fd`, a memory file, which is closed."""
     with open(fd, "rb") as file:
         file.seek(0)
         return file.read().decode("utf-8", errors="replace")
@@ -160,8 +160,8 @@ def execute(code: str, path: str, namespace: dict[str, object]) -> int:
     except SystemExit as end:
         return exit_code(end)
     except DeadlineInterrupt as error:
-        sys.stdout.flush()  # what it printed without a line's end; the status says the rest
-        if os.getpid() == started_by:  # not in a child that it forked
+        sys.stdout.flush()  # a last line without its end; the status says the rest
+        if os.getpid() == started_by:  # but not in a child that the code forked
             show_place(error, filename)
         return 1
     except MemoryError as error:
@@ -179,13 +179,13 @@ def execute(code: str, path: str, namespace: dict[str, object]) -> int:
 
 
 def remember(text: str, filename: str, path: str) -> None:
-    """For tracebacks, and for `inspect`, which looks for a class by its module's file."""
+    """Makes the source known to tracebacks, and to `inspect`, which looks for a class by its module's file."""
     for name in (filename, path):
         linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
 
 
 def save(text: str, path: str, namespace: dict[str, object]) -> None:
-    """`__file__` is a file, which code may read and start."""
+    """Writes the source to the file `__file__`, which code may read and start."""
     namespace["__file__"] = path
     with contextlib.suppress(OSError):  # earlier cells may have filled the scratch
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
@@ -211,7 +211,7 @@ def run_parts(program: source.Program, namespace: dict[str, object]) -> None:
 
 
 def display(value: object) -> None:
-    """As a notebook shows a value, unless it says nothing: None, and what a command without captured output returns."""
+    """Shows a value as a notebook does, except None and what a command without captured output returns."""
     if value is None or (type(value).__name__ == "CompletedProcess" and getattr(value, "stdout", None) is None):
         return
     builtins._ = value  # type: ignore[attr-defined]
@@ -219,13 +219,13 @@ def display(value: object) -> None:
 
 
 def display_all(*values: object, **options: object) -> None:
-    """A notebook's `display`."""
+    """The `display` of notebooks."""
     for value in values:
         print(repr(value))
 
 
 def is_of_parser(error: MemoryError) -> bool:
-    """Python's parser raises MemoryError, without a word, for what is nested too deeply."""
+    """Whether a MemoryError comes from Python's parser, which raises it, without a message, for too deep nesting."""
     frames = traceback.extract_tb(error.__traceback__)
     return not error.args and bool(frames) and any(name in (frames[-1].line or "") for name in PARSES)
 
@@ -239,14 +239,14 @@ def exit_code(end: BaseException | None) -> int:
 
 
 def show(error: BaseException, filename: str) -> None:
-    """The traceback's last frames, from the first of the user's own, and what it means here, if it doesn't say so."""
+    """The traceback from the first frame of the user's code on, and an explanation if the error needs one."""
     trace = error.__traceback__
     while trace is not None and trace.tb_frame.f_code.co_filename != filename:
         trace = trace.tb_next
     try:
         sentence = advice(error)
         if sentence == NO_NETWORK:
-            # The ways through the libraries are long, and all come to this.
+            # The traceback through the libraries would be long, and this is always the reason.
             own = [frame for frame in traceback.extract_tb(trace) if OWN_CODE.fullmatch(frame.filename)]
             name = traceback.format_exception_only(error)[-1].partition(":")[0].strip()
             text = "".join(
@@ -261,8 +261,8 @@ def show(error: BaseException, filename: str) -> None:
 
 
 def show_place(error: DeadlineInterrupt, filename: str) -> None:
-    """Where the deadline met the code: the innermost line that is the caller's own. Nothing if there is none, as in a
-    coroutine that waits; and nobody comes here from C code that doesn't return."""
+    """The innermost line of the caller's code at the deadline. Empty if there is none, as in a coroutine that waits. C code
+    that doesn't return never gets here."""
     place = None
     for frame, number in traceback.walk_tb(error.__traceback__):
         if OWN_CODE.fullmatch(frame.f_code.co_filename):
@@ -278,7 +278,7 @@ def show_place(error: DeadlineInterrupt, filename: str) -> None:
 
 
 def leave(code: int) -> int:
-    """What the interpreter does last: wait for threads, run exit handlers, flush."""
+    """Does what the interpreter does at its end: waits for threads, runs exit handlers, flushes."""
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     sys.stdout.flush()

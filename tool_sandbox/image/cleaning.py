@@ -1,6 +1,6 @@
-"""What is done to a slot: interrupt what runs under its uid, or kill it all and remove what it left.
+"""Cleans a slot: interrupts the processes of its uid, or kills them all and removes their files.
 
-Most calls leave nothing: for them `is_clean` needs no process. The rest is done in forked children.
+Most calls leave nothing. For these, `is_clean` needs no process of its own. The other functions run in forked children.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ SCRIPT = "main.py"
 
 
 def home_of(slot: int) -> str:
-    """A slot's own directory: root's, writable for the slot's group, so that its owner can't open it to the neighbours."""
+    """Makes a slot's directory. Root owns it and the slot's group may write to it, so the slot can't open it to others."""
     return f"/w/{slot}"
 
 
 def become(uid: int, effective: int | None = None) -> None:
-    """Drop to `uid` for good: capabilities go with root, and the process is not dumpable, so not traceable either."""
+    """Drop to `uid` for good. The process loses root's capabilities, and can't be dumped or traced."""
     os.setgroups([])
     gid = uid if effective is None else effective
     os.setresgid(gid, gid, gid)
@@ -34,7 +34,7 @@ def become(uid: int, effective: int | None = None) -> None:
 
 
 def become_guard(slot: int, limits: dict[str, int]) -> None:
-    """One that may signal a slot's processes, which can't signal back, as only a sender's effective uid counts.
+    """Become a process that may signal a slot's processes. These can't signal it, as only a sender's effective uid counts.
 
     Each slot has a guard of its own: guards of the same uid would kill each other."""
     uid = limits["uid_base"] + slot
@@ -42,7 +42,7 @@ def become_guard(slot: int, limits: dict[str, int]) -> None:
 
 
 def interrupt(slot: int, limits: dict[str, int]) -> int:
-    """SIGINT to all that runs under the slot's uid, as Ctrl-C does to all that runs in a terminal."""
+    """Send SIGINT to all processes of the slot's uid, as Ctrl-C does in a terminal."""
     become_guard(slot, limits)
     with contextlib.suppress(ProcessLookupError):
         os.kill(-1, signal.SIGINT)
@@ -50,14 +50,14 @@ def interrupt(slot: int, limits: dict[str, int]) -> int:
 
 
 def signal_all(slot: int, limits: dict[str, int], number: signal.Signals) -> None:
-    """A signal to all that runs under the slot's uid, from the zygote itself: see `is_clean`."""
+    """Send a signal to all processes of the slot's uid, from the zygote itself: see `is_clean`."""
     with acting_for(slot, limits), contextlib.suppress(ProcessLookupError):
         os.kill(-1, number)
 
 
 @contextlib.contextmanager
 def acting_for(slot: int, limits: dict[str, int]) -> Iterator[None]:
-    """The zygote itself has the guard's uids meanwhile: it may do to the slot's processes what they may do to each other."""
+    """Within the block the zygote has the guard's uids, and the same rights over the slot's processes as they have."""
     uid = limits["uid_base"] + slot
     os.setresuid(uid + limits["num_slots"], uid, 0)
     try:
@@ -67,10 +67,10 @@ def acting_for(slot: int, limits: dict[str, int]) -> Iterator[None]:
 
 
 def is_clean(slot: int, limits: dict[str, int]) -> bool:
-    """Kill all that runs under the slot's uid; True if nothing of it is left, and `clean` need not look.
+    """Kill all processes of the slot's uid; True if nothing is left, so that `clean` isn't needed.
 
-    For the zygote itself, which has the guard's uids while it kills, and root's saved, so that nobody may signal it and it
-    can come back. What a slot's owner may do to a process with his effective uid, the system call filter takes away."""
+    The zygote itself does this. It has the guard's uids while it kills, and root's as its saved uid, so that no process
+    may signal it and it can return. The system call filter forbids what a slot may do to a process of its effective uid."""
     uid = limits["uid_base"] + slot
     signal_all(slot, limits, signal.SIGKILL)
     with contextlib.suppress(OSError):  # every call leaves it; a directory of that name is for `clean`
@@ -79,7 +79,7 @@ def is_clean(slot: int, limits: dict[str, int]) -> bool:
 
 
 def clean(slot: int, limits: dict[str, int]) -> int:
-    """Kill all that runs under the slot's uid and empty what it can write to. 0 when nothing is left."""
+    """Kill all processes of the slot's uid and empty the directories that it can write to. 0 when nothing is left."""
     close_all_but({0, 1, 2})
     uid = limits["uid_base"] + slot
     become_guard(slot, limits)
@@ -96,18 +96,18 @@ def clean(slot: int, limits: dict[str, int]) -> int:
 
 
 def kill_all() -> None:
-    """SIGKILL to all that this process's effective uid may kill; the kernel spares the caller, and forks can't outrun it."""
+    """Send SIGKILL to all processes that this one may kill. The kernel excludes the caller, and forks can't escape it."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(-1, signal.SIGKILL)
 
 
 def directories_of(slot: int) -> tuple[bytes, ...]:
-    """Where a slot's owner can write."""
+    """The directories that a slot's uid can write to."""
     return (os.fsencode(home_of(slot)), *SHARED_DIRS)
 
 
 def alive(uid: int) -> bool:
-    """Whether a process other than this one runs under `uid`; one that waits to be reaped doesn't."""
+    """Whether a process other than this one runs under `uid`. One that waits to be reaped doesn't count."""
     me = os.getpid()
     for name in os.listdir("/proc"):
         if not name.isdigit() or int(name) == me:
@@ -116,7 +116,7 @@ def alive(uid: int) -> bool:
             with open(f"/proc/{name}/status", "rb") as file:
                 status = file.read()
         except OSError:
-            continue  # ended meanwhile
+            continue  # it has ended
         if b"\nState:\tZ" in status or b"\nState:\tX" in status:
             continue
         owner = status.split(b"\nUid:\t", 1)[1].split(None, 1)[0]
@@ -146,12 +146,12 @@ def owned(directory: bytes, uid: int) -> list[bytes]:
 
 def remove_fast(paths: list[bytes]) -> None:
     for path in paths:
-        with contextlib.suppress(OSError, RecursionError):  # looked at again, and then with the tools
+        with contextlib.suppress(OSError, RecursionError):  # checked again, and then removed with `rm`
             os.unlink(path) if os.path.islink(path) or not os.path.isdir(path) else shutil.rmtree(path)
 
 
 def remove_all(paths: list[bytes]) -> None:
-    """Without Python's limits of depth, and directories that were closed by `chmod 000`."""
+    """Remove a tree that is too deep for Python, or that has directories closed by `chmod 000`."""
     for command in (["chmod", "-R", "u+rwx", "--"], ["rm", "-rf", "--"]):
         subprocess.run([*map(os.fsencode, command), *paths], stderr=subprocess.DEVNULL, timeout=CLEAN_TIMEOUT_S)
 

@@ -3,9 +3,9 @@
     gateway ──call, cancel──▶ runner (root, SETUID and SETGID only) ──order──▶ zygote ──fork──▶ call (a slot's uid)
             ◀──result, free──        ◀──output pipe, wait4 status───────────────┘
 
-Frames are a 4-byte big-endian length and JSON. A result's status comes from wait4 and its output is data, read from a pipe
-of its own: code can write whatever it likes, it can't write a frame. The answer goes out first, cleaning comes after; a
-slot is free again when nothing of the call is left, and one that can't be cleaned ends the container.
+Frames are a 4-byte big-endian length and JSON. A result's status comes from wait4. Its output is data from a separate pipe,
+so code can't write a frame. The answer is sent before the slot is cleaned. A slot is free again when nothing of the call is
+left. If a slot can't be cleaned, the container ends.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from tool_sandbox.image.call import EXIT_MEMORY
 from tool_sandbox.image.slot import NEVER, PIPE_BYTES, Slot, oom_kills, used_bytes
 
 PROTOCOL = 3
-"""Told when ready: the gateway's side must be of the same. Raise it with every change of a frame, and of
-what the runner needs of the container that the gateway starts."""
+"""The runner sends this when it is ready; the gateway must have the same. Raise it with every change of a frame, or of what
+the runner needs of its container."""
 
 MAX_FRAME_BYTES = 8 * 1024 * 1024
 KEPT_ENVIRONMENT = (
@@ -43,24 +43,23 @@ KEPT_ENVIRONMENT = (
     "PYTHONINTMAXSTRDIGITS",
     "TQDM_MININTERVAL",
 )
-"""All that code may see of the container's environment, where Docker may have put a proxy's password."""
+"""Code may only see these variables of the environment, where Docker may have put a proxy's password."""
 
 CLEAN_DEADLINE_S = 10.0
-"""A slot that isn't clean by then is given up, and the container with it."""
+"""If a slot isn't clean after this, the container is given up."""
 
 SOFT_S = 0.25
-"""So long before its deadline, or a fifth of its time if that is less, a call is interrupted by SIGINT: Python then ends it
-in order, and what it had printed without a line's end, or its children had, is not lost. SIGKILL comes at the deadline."""
+"""A call gets SIGINT this long before its deadline, or a fifth of its time if that is less. Python can then end it in order,
+with all that it and its children have printed. SIGKILL comes at the deadline."""
 
 LOOK_S = 0.05
-"""How often the slots are looked at while a call runs that is older than that, and until a session that was stopped stands
-still."""
+"""How often the slots are examined while a call runs that is older than this, and until a stopped session is still."""
 IDLE_LOOK_S = 0.5
-"""And how often it is seen that it still does."""
+"""How often a session that is still is examined again."""
 LOOK_PAUSE = 4
-"""So many times longer than a look took is the time until the next."""
+"""The time until the next examination is at least this many times the duration of the last one."""
 SETTLE_S = 5.0
-"""A session whose processes don't stand still so long after they were stopped is ended."""
+"""If a session's processes aren't still this long after they were stopped, it is ended."""
 MIB = 1 << 20
 
 
@@ -79,7 +78,7 @@ class Runner:
 
     def spawn(self, kind: str) -> socket.socket:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        module = "tool_sandbox.image.zygote"  # found as this one was: in the working directory
+        module = "tool_sandbox.image.zygote"  # its module is found in the working directory, as this one was
         command = [sys.executable, "-m", module, kind, json.dumps(self.limits), str(theirs.fileno())]
         subprocess.Popen(
             command,
@@ -141,10 +140,10 @@ class Runner:
             self.looking_since = now
             self.zygotes["cold"].send(b'{"op": "look"}')
 
-    # -- shares of CPU and memory, and sessions that don't stand still (shares.py) ----------------------------------
+    # -- shares of CPU and memory, and sessions that aren't still (shares.py) ---------------------------------------
 
     def next_look(self) -> float:
-        """When the zygote is asked again what the slots use. Never for calls that end in no time."""
+        """When the zygote examines again what the slots use. Never for calls that end quickly."""
         if self.looking_since < NEVER:
             return NEVER
         wanted = NEVER
@@ -166,7 +165,7 @@ class Runner:
         self.make_room([anon_bytes for _, _, anon_bytes in usages])
 
     def on_paused(self, slot: Slot, awake: bool, switches: int, now: float) -> None:
-        """A session between its cells: it is stopped until it stands still, and ended if it doesn't, or runs again."""
+        """Stops a session between its cells until it is still, and ends it if it isn't, or if it runs again."""
         if slot.settled is not None:
             if awake or switches > slot.settled:  # by a timer that sends SIGCONT, for example
                 self.kill(slot, "error")
@@ -178,9 +177,8 @@ class Runner:
             self.order(slot, "stop")
 
     def make_room(self, used: list[int]) -> None:
-        """If the container has less memory left than one call may use, end whoever uses most, and more than one call may.
-
-        The kernel would end the biggest process instead: perhaps that of a neighbour who uses no more than is his."""
+        """If the container has less memory left than one call may use, end the call that uses most, if that is more than its
+        share. The kernel would end the biggest process instead, perhaps one of another call that keeps to its share."""
         share = self.limits["memory_bytes"]
         greediest = max(range(len(used)), key=used.__getitem__)
         if used[greediest] <= share or self.limits["container_bytes"] - used_bytes() > share:
@@ -241,7 +239,7 @@ class Runner:
             else:
                 slot.paused, slot.settled = NEVER, None
                 self.order(slot, "continue")
-                with contextlib.suppress(OSError):  # its process has just died: the status is on the way
+                with contextlib.suppress(OSError):  # its process has just died, and the status will come
                     socket.send_fds(slot.control, [b"c"], [code_fd])
 
     def begin(self, slot: Slot, kind: str, session: bool, code_fd: int) -> None:
@@ -250,7 +248,7 @@ class Runner:
         os.set_blocking(write_fd, True)
         # For `/dev/stdout`, which opens the pipe anew: by a process's own link only, and never to read from it.
         os.fchmod(write_fd, 0o222)
-        with contextlib.suppress(OSError):  # the kernel bounds it for all containers together: slower, no more
+        with contextlib.suppress(OSError):  # the kernel limits it for all containers together; it is only slower then
             fcntl.fcntl(write_fd, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         fds = [code_fd, write_fd]
         theirs = None
@@ -268,14 +266,14 @@ class Runner:
             self.kill(slot, "output_limit")
 
     def interrupt(self, slot: Slot) -> None:
-        """SIGINT. Whatever the code makes of it, its time is over."""
+        """Sends SIGINT. Even if the code catches it, its time is over."""
         slot.verdict = slot.verdict or "timeout"
         if slot.kind and slot.cleaning_until == NEVER:
             slot.interrupting = True
             self.order(slot, "interrupt")
 
     def kill(self, slot: Slot, verdict: str, reason: str = "") -> None:
-        """SIGKILL to all that runs under the slot's uid, by the only process that may: one that has that uid."""
+        """Has all processes of the slot's uid killed, by a process that has this uid: no other may do so."""
         if not slot.verdict:
             slot.verdict, slot.reason = verdict, reason
         if slot.kind and slot.cleaning_until == NEVER:
@@ -283,11 +281,11 @@ class Runner:
 
     def clean(self, slot: Slot) -> None:
         slot.cleaning_until = time.monotonic() + CLEAN_DEADLINE_S
-        slot.paused = NEVER  # no more stops: the cleaner would kill the zygote that acts for the slot
+        slot.paused = NEVER  # no more stop orders: the cleaner would kill the zygote that acts for the slot
         self.order(slot, "clean")
 
     def order(self, slot: Slot, op: str) -> None:
-        # To the cold zygote, whoever forked the call: this one forks faster.
+        # To the cold zygote, even if the other one forked the call: the cold one forks faster.
         self.zygotes["cold"].send(json.dumps({"op": op, "slot": slot.number}).encode())
 
     def on_zygote(self, kind: str) -> None:
@@ -317,8 +315,8 @@ class Runner:
         elif slot.exited and not slot.interrupting and message.get("status") == 0:
             self.release(slot)
         else:
-            # The call had not yet taken its uid when the kill came, or its status is still on the way, or it killed the
-            # cleaner: once more, until `cleaning_until`.
+            # The call had not taken its uid when the kill came, or its status hasn't come yet, or it killed the cleaner: try
+            # again, until `cleaning_until`.
             time.sleep(0.001)
             self.order(slot, "clean")
 
@@ -334,14 +332,14 @@ class Runner:
             return
         self.drain(slot)
         if slot.call_id is None:
-            self.kill(slot, "error")  # it answered what nobody asked
+            self.kill(slot, "error")  # it sent an answer without a request
             return
         status = {0: "ok", EXIT_MEMORY: "memory"}.get(data[0], "error")
         if slot.verdict:
-            self.kill(slot, slot.verdict)  # interrupted: the status of its process answers
+            self.kill(slot, slot.verdict)  # interrupted: the answer comes with the status of its process
             return
         self.answer(slot, status, "")
-        # Nothing of it runs on until the next cell, also if it lied about its end.
+        # Nothing of it may run until the next cell, even if its report of the end was false.
         self.order(slot, "stop")
         slot.paused, slot.settled = time.monotonic(), None
 
@@ -369,7 +367,7 @@ class Runner:
 
 
 def close_terminals() -> None:
-    """The machine has a few thousand pseudo-terminals, for all containers: a call gets none. Root owns the file here."""
+    """Closes pseudo-terminals to calls: the machine has only a few thousand for all containers. Root owns the file here."""
     with contextlib.suppress(FileNotFoundError):
         os.chmod("/dev/pts/ptmx", 0)
 

@@ -1,13 +1,13 @@
-"""What each slot of a container uses, and what keeps one slot's processes from taking the CPU of the others.
+"""Measures what each slot of a container uses, and keeps one slot's processes from taking the CPU of the others.
 
-A container has one control group, in which every thread counts the same: sixteen spinning processes of one call would leave
-a neighbour a seventeenth. So while two slots or more want CPU, a slot with many runnable threads gets each of them about the
-weight of a share: it is made nicer by as much, and, where the container may use fewer cores than there are, it is kept to
-its share of cores too, as a quota stops all threads of a container at once. Nothing of this needs a privilege: it is done
-under the slot's own uid, and the system call filter keeps code from doing it, or undoing it, itself.
+A container has one control group, in which all threads have the same weight: next to sixteen busy processes of one call,
+another call would get a seventeenth. So while at least two slots need CPU, the niceness of a slot's threads is raised until
+all of them together have about the weight of one share. A CPU quota stops all threads of a container at once; so if the
+container may use fewer cores than the machine has, the slot is also kept to its share of the cores. None of this needs a
+privilege: it is done under the slot's own uid, and the system call filter keeps code from doing or undoing it itself.
 
-Without a privilege a thread can't be made less nice again. So the main thread of a call, or of a session, stays as it was,
-and what it starts later begins anew; only if it goes on starting new processes faster than they are found is it made nicer.
+Without a privilege niceness can't be lowered again. So the main thread of a call, or of a session, keeps its niceness, and
+what it starts later begins with that. Only if it keeps starting processes faster than they are found, it is raised too.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from dataclasses import dataclass, field
 from tool_sandbox.image.cleaning import acting_for
 
 NICENESS = 5
-"""Of code against the runner: however many processes spin, the calls of others are forked, and theirs is ended."""
+"""The niceness of code compared with the runner, so that busy code can't keep the runner from starting and ending calls."""
 
 STEP = 1.25
 """By which one step of niceness divides the CPU that a thread gets against others (sched(7))."""
 
 MAX_NICENESS = 19
 RESTARTS = 3
-"""So many looks that each found new runnable processes, and the one that starts them is made nicer, too."""
+"""If so many examinations in a row found new runnable processes, the niceness of the process that starts them rises, too."""
 
 
 @dataclass(slots=True)
 class Usage:
-    """Of one slot, at one moment. Zombies don't count."""
+    """What one slot uses at one moment. Zombies don't count."""
 
     leader: int = 0  # the call's own process; 0 if none runs
     parent: int = 0  # the zygote that forked it
     threads: dict[int, bytes] = field(default_factory=dict)  # and their states, as proc(5) names them
-    switches: int = 0  # how often processes left a core so far: more of it means that one ran
+    switches: int = 0  # how often processes left a core so far; if it rises, one has run
     anon_bytes: int = 0  # memory of its processes, without what they share with the zygote
 
     @property
@@ -46,23 +46,25 @@ class Usage:
 
     @property
     def awake(self) -> bool:
-        """One at least isn't stopped."""
+        """Whether at least one process isn't stopped."""
         return any(state in (b"R", b"S") for state in self.threads.values())
 
 
 class Shares:
-    """Of the container's cores among its slots. One a container, in a process with the zygote's privileges."""
+    """Divides the container's cores among its slots. There is one for a container, in a process with the zygote's rights."""
 
     def __init__(self, limits: dict[str, int]) -> None:
         self.limits = limits
         self.cores = sorted(os.sched_getaffinity(0))
         self.kept: set[int] = set()  # slots that are kept to some of the cores
-        self.restarts: dict[int, tuple[int, int]] = {}  # by slot: its leader, and the looks that found new processes
+        self.restarts: dict[
+            int, tuple[int, int]
+        ] = {}  # by slot: its leader, and the examinations that found new processes
 
     def look(self, cleaned: set[int]) -> list[Usage]:
         """What every slot uses, after each was given its share of the CPU.
 
-        Not those of `cleaned`: a slot's cleaner kills all that has its guard's uid, which is then ours too."""
+        Slots of `cleaned` are left out: the cleaner kills all processes with the guard's uid, which this one would have."""
         usages = look(self.limits["uid_base"], self.limits["num_slots"])
         num_busy = sum(usage.num_runnable > 0 for usage in usages)
         for slot, usage in enumerate(usages):
@@ -84,7 +86,7 @@ class Shares:
             for thread, state in usage.threads.items():
                 if thread == usage.leader and restarts < RESTARTS:
                     continue
-                with contextlib.suppress(OSError):  # it has ended, or was made nicer already
+                with contextlib.suppress(OSError):  # it has ended, or its niceness was raised before
                     num_new += state == b"R" and os.getpriority(os.PRIO_PROCESS, thread) <= NICENESS
                     if niceness > MAX_NICENESS:  # a fifth of the weight of that
                         os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
@@ -105,7 +107,7 @@ class Shares:
 
 
 def look(uid_base: int, num_slots: int) -> list[Usage]:
-    """Read from /proc, where all may. A process that isn't the slot's yet, as it is being forked, isn't seen."""
+    """Reads /proc, which needs no right. A process that is being forked, and hasn't the slot's uid yet, isn't seen."""
     usages = [Usage() for _ in range(num_slots)]
     anon_before: dict[int, int] = {}
     for name in os.listdir("/proc"):
@@ -133,7 +135,7 @@ def add(usage: Usage, pid: int, status: bytes, anon_before: dict[int, int]) -> N
 
 
 def status_of(pid: int) -> bytes | None:
-    """None if it has ended."""
+    """The fields of its status; None if it has ended."""
     try:
         with open(f"/proc/{pid}/status", "rb") as file:
             return file.read()
@@ -142,7 +144,7 @@ def status_of(pid: int) -> bytes | None:
 
 
 def states_of(pid: int) -> dict[int, bytes]:
-    """Of each thread of a process."""
+    """The fields of each thread of a process."""
     states = {}
     with contextlib.suppress(OSError):
         for thread in os.listdir(f"/proc/{pid}/task"):
@@ -157,6 +159,6 @@ def text(status: bytes, name: bytes) -> bytes:
 
 
 def number(status: bytes, name: bytes) -> int:
-    """0 if it isn't there: what has no memory has no RssAnon."""
+    """The field's value; 0 if it is missing: a process without memory has no RssAnon."""
     words = text(status, name).split(None, 1)
     return int(words[0]) if words else 0

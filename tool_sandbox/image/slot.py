@@ -1,4 +1,4 @@
-"""One uid of a container, the call that it runs, and what the end of its process means."""
+"""One uid of a container and the call that it runs. Also finds the status of a call whose process has ended."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ class Slot:
     number: int
     kind: str = ""
     call_id: int | None = None
-    verdict: str = ""  # why we are ending it, which is then the status
-    reason: str = ""  # the same in words
-    peak_bytes: int = 0  # of memory, as far as it was seen
+    verdict: str = ""  # the status, if the runner ends the call
+    reason: str = ""  # its explanation
+    peak_bytes: int = 0  # the most memory that was seen
     paused: float = NEVER  # when a session was stopped, between its cells
-    settled: int | None = None  # what `Usage.switches` was when all of it stood still
+    settled: int | None = None  # `Usage.switches` when the session was still
     started: float = 0.0
     oom_kills: int = 0  # in the container, before the call
     soft_deadline: float = NEVER
     deadline: float = NEVER
-    interrupting: bool = False  # SIGINT is on its way: it must not meet the next call
+    interrupting: bool = False  # SIGINT was ordered; it must not reach the next call
     output_fd: int = -1
     output: bytearray = field(default_factory=bytearray)
     control: socket.socket | None = None  # of an open session
@@ -40,10 +40,9 @@ class Slot:
     cleaning_until: float = NEVER
 
     def read_output(self, max_bytes: int) -> bool:
-        """Take what the pipe holds; True if that is more than `max_bytes` in all. It must never fill up, or the code would
-        hang on its own output.
+        """Read the pipe; True if there were more than `max_bytes` in all. It must never be full, or the code would hang.
 
-        No more than a pipe's worth at once: one that writes without end must not keep the others waiting."""
+        Reads at most one pipe's size at once, so that endless output of one call doesn't keep the others waiting."""
         left = PIPE_BYTES
         while self.output_fd >= 0 and left > 0:
             try:
@@ -63,7 +62,7 @@ class Slot:
     def judge(self, report: dict[str, object], share_bytes: int, *, alone: bool) -> tuple[str, str]:
         """Status and explanation of a call whose process ended, from what the zygote reports.
 
-        `share_bytes` is the memory that a call may use; `alone`: there was nobody else in the container who could have."""
+        `share_bytes` is the memory that a call may use; `alone` means that no other call was in the container."""
         if self.verdict:
             return self.verdict, self.reason
         if "error" in report:
@@ -85,7 +84,7 @@ class Slot:
             return "memory", ""
         if code == 0:
             return "ok", ""
-        # Its children, perhaps: a pool of workers breaks so. Those of its neighbours count, too, so it is only a hint.
+        # Perhaps they were its children, as in a pool of workers. Those of other calls count, too, so it is only a hint.
         hint = f"; {num_killed} processes of its container were killed for memory meanwhile" if num_killed > 0 else ""
         return "error", f"exit code {code}{hint}"
 
@@ -101,7 +100,7 @@ class Slot:
 
 
 def used_bytes() -> int:
-    """Memory of this container that can't be taken back: its processes' own, and files in memory; cgroup v1 and v2."""
+    """Memory of this container that the kernel can't reclaim: of processes, and files in memory. For cgroup v1 and v2."""
     for path in MEMORY_COUNTERS:
         with contextlib.suppress(OSError), open(path) as file:
             counters = {name: int(value) for name, value in (line.split() for line in file)}

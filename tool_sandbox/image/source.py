@@ -1,9 +1,9 @@
-"""Makes a program of what a model wrote, which is not always what `python` takes.
+"""Makes a program of a text that a model wrote. `python` would not accept each of them.
 
-Source that Python parses is run as it is. What it doesn't parse is mended, in this order: a Markdown fence around it, the
-prompts of a shown session, marks that only look like spaces, quotes or ASCII, an indentation that all lines have, and
-IPython's magics. Lines are blanked, never removed, so that the numbers in a traceback are those of the text that came. What
-can't be mended stays a SyntaxError.
+Source that Python parses is run as it is. Other source is repaired, in this order: a Markdown fence around it, the prompts
+of a copied session, characters that only look like spaces, quotes or ASCII, an indentation that all lines have, and
+IPython's magics. Lines are blanked, never removed, so that a traceback has the line numbers of the given text. Source that
+can't be repaired stays a SyntaxError.
 
 As in a notebook, `await` works outside of a function and the value of a last expression is shown. Only the standard library
 is used, and nothing is executed here.
@@ -19,17 +19,17 @@ from dataclasses import dataclass
 from types import CodeType
 
 LANGUAGES = {"", "py", "py3", "python", "python3", "ipython", "ipython3", "pycon", "tool_code"}
-"""What may stand behind an opening fence; blocks of other languages are left out."""
+"""The languages of fences whose blocks are used. Blocks of other languages are left out."""
 
 OPENS = re.compile(r"[ \t]*(?:`{3,}|~{3,})[ \t]*([\w+-]*)[ \t]*$")
 CLOSES = re.compile(r"[ \t]*(?:`{3,}|~{3,})[ \t]*$")
-# A string or a comment, which are left as they are, or what only looks like a space, or like nothing, elsewhere.
+# A string or a comment, which stay as they are, or elsewhere a character that looks like a space or is invisible.
 STRING_OR_SPACE = re.compile(
     r"""(?:\"{3}(?:\\.|[^\\])*?\"{3}|'{3}(?:\\.|[^\\])*?'{3}|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'|\#[^\n]*)"""
     "|(?P<space>[\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000])|(?P<nothing>[\u200b-\u200d\u2060\ufeff\u00ad])",
     re.DOTALL,
 )
-# A string in a word processor's quotes, or a mark that stands for one of ASCII. Strings and comments are left as they are.
+# A string in typographic quotes, or a character that replaces one of ASCII. Strings and comments stay as they are.
 STRING_OR_MARK = re.compile(
     STRING_OR_SPACE.pattern.partition("|(?P<space>")[0]
     + "|[\u201c\u201d\u201e](?P<double>[^\u201c\u201d\u201e\\n]*)[\u201c\u201d]"
@@ -39,7 +39,7 @@ STRING_OR_MARK = re.compile(
 )
 PROMPT = re.compile(r"[ \t]*(?:>>>|\.\.\.)(?: |$)")
 TAGS = {"python", "python3", "py"}
-"""What may stand alone on the first line: the language of a fence that was taken away."""
+"""A word that may be alone on the first line: the language of a fence that was removed."""
 
 MAGIC = re.compile(r"[ \t]*(%%?|!)[ \t]*([\w.-]*)[ \t]*(.*)$")
 WITHOUT_EFFECT = {"matplotlib", "config", "load_ext", "reload_ext", "autoreload", "pylab", "precision", "capture"}
@@ -75,7 +75,7 @@ def prepare(text: str, filename: str, *, call_solution: bool = False) -> Program
         error = raised
     else:
         return _program(tree, text, filename, call_solution=call_solution)
-    # Out of the handler, or what is raised there would be shown with the error that was mended.
+    # Outside of the handler: otherwise a later error would be shown together with the one that was repaired.
     text, tree = _mend(text, filename, error)
     return _program(tree, text, filename, call_solution=call_solution)
 
@@ -83,7 +83,7 @@ def prepare(text: str, filename: str, *, call_solution: bool = False) -> Program
 def _program(tree: ast.Module, text: str, filename: str, *, call_solution: bool) -> Program:
     try:
         return Program(_compile(tree, text, filename, call_solution=call_solution), text)
-    except RecursionError:  # a tree is compiled with less room for nesting than source is
+    except RecursionError:  # a tree may be nested less deeply than source
         return Program((compile(text, filename, "exec", flags=FLAGS, dont_inherit=True),), text)
 
 
@@ -94,8 +94,8 @@ def _parse(text: str, filename: str) -> ast.Module:
 
 
 def _compile(tree: ast.Module, text: str, filename: str, *, call_solution: bool) -> tuple[CodeType, ...]:
-    """Two parts if the last statement is an expression whose value is to be shown: in the second it meets
-    `sys.displayhook`, as everything does in Python's own interactive mode."""
+    """Two parts if the last statement is an expression whose value is to be shown. The second part gives it to
+    `sys.displayhook`, as Python's interactive mode does."""
     last = tree.body[-1] if tree.body else None
     if call_solution and _only_defines_solution(tree):
         assert last is not None
@@ -112,7 +112,7 @@ def _compile(tree: ast.Module, text: str, filename: str, *, call_solution: bool)
 
 
 def _is_write(value: ast.expr) -> bool:
-    """`file.write(…)`, whose value is a count that nobody asks for."""
+    """Whether it is `file.write(…)`, whose value, a count, isn't shown."""
     return isinstance(value, ast.Call) and isinstance(value.func, ast.Attribute) and value.func.attr == "write"
 
 
@@ -136,7 +136,7 @@ def _is_text(node: ast.stmt) -> bool:
 
 
 def _mend(text: str, filename: str, error: SyntaxError) -> tuple[str, ast.Module]:
-    """Each repair in turn, until Python parses the text. Raises the last SyntaxError."""
+    """Applies each repair in turn, until Python parses the text. Raises the last SyntaxError."""
     repairs: tuple[Callable[[str], str], ...] = (
         _without_fences,
         _without_prompts,
@@ -167,7 +167,7 @@ def _without_fences(text: str) -> str:
         if inside and CLOSES.match(line):
             inside = False
         elif not inside and (opening := OPENS.match(line)) is not None:
-            # A lone fence at the end closes what nobody opened.
+            # A single fence at the end closes a block without an opening fence.
             if num_blocks == 0 and not opening[1] and not any(other.strip() for other in lines[number + 1 :]):
                 return "\n".join([*lines[:number], *kept[number:]])
             inside = opening[1].lower() in LANGUAGES
@@ -201,7 +201,7 @@ def _with_plain_marks(text: str) -> str:
 
 
 def _without_prompts(text: str) -> str:
-    """What was typed into a session that was copied with its prompts and answers."""
+    """The input of a session that was copied with its prompts and answers."""
     lines = text.split("\n")
     written = [line for line in lines if line.strip()]
     if not written or not PROMPT.match(written[0]):
@@ -227,8 +227,8 @@ def _margin(lines: list[str]) -> str:
 
 
 def _without_magics(text: str, filename: str, error: SyntaxError) -> tuple[str, ast.Module]:
-    """Without the lines that only IPython knows: those without effect here are blanked, timers run their statement once,
-    and the others are refused with a sentence."""
+    """Replaces lines of IPython's own syntax: those without effect here are blanked, timers run their statement once, and
+    the others are refused with a sentence."""
     lines = text.split("\n")
     for _ in lines:
         number = (error.lineno or 0) - 1

@@ -1,14 +1,14 @@
-"""A seccomp filter for the processes of a call, on top of Docker's own, which goes with the engine's age.
+"""A seccomp filter for the processes of a call. Docker's own filter, which depends on the engine's version, stays, too.
 
-It takes away what a call never needs and what would let it out of its accounts, out of its slot or near the kernel's newest
-code: memory files (charged to the container, to no process), io_uring, tracing, namespaces, mounts, keys; priorities and
-affinities, as the process that cleans a slot has the slot's uid for a moment, and would keep what a call made of it.
+It forbids system calls that no call needs and that could avoid its limits, leave its slot or reach the newest code of the
+kernel: memory files (they count for the container and for no process), io_uring, tracing, namespaces, mounts, keys. It also
+forbids priorities and affinities: a call could change those of the process that cleans its slot and has its uid meanwhile.
 
-It also takes away what belongs to the whole machine and has no limit for each container: contexts for asynchronous I/O
+It forbids what the whole machine shares without a limit for each container: contexts for asynchronous I/O
 (`fs.aio-max-nr`), reserved huge pages, the memory for compiled BPF programs (filters of sockets and of system calls: when
 it is used up, Docker starts no container), the crash handler that `kernel.core_pattern` names, and `sync` of all disks.
 
-Of sockets only AF_UNIX remains, which Python's own parts need; `socketpair` would create those of any family.
+Only sockets of AF_UNIX are allowed, which Python itself needs; `socketpair` would create those of any family.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ DENIED = {
     "userfaultfd": (323, 282),
 }
 IGNORED = {"sync": (162, 81), "syncfs": (306, 267)}
-"""They say that they worked: nothing that a call writes is on a disk."""
+"""These return success without doing anything: nothing that a call writes is on a disk."""
 
 MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column above, and AUDIT_ARCH of linux/audit.h
 CLONE, MMAP, PRCTL, SETSOCKOPT = (56, 220), (9, 222), (157, 167), (54, 208)
@@ -92,7 +92,7 @@ class Program(ctypes.Structure):
 
 
 def instruction(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
-    """One of BPF's, 8 bytes; the jumps count instructions."""
+    """An instruction of BPF, 8 bytes. The jumps count instructions."""
     return struct.pack("=HBBI", code, if_true, if_false, value)
 
 
@@ -106,7 +106,7 @@ def argument(index: int, *, high: bool = False) -> bytes:
 
 
 def when(test: int, value: int, then: list[bytes]) -> list[bytes]:
-    """`then`, which must return, if what is loaded passes the test."""
+    """Run `then`, which must return, if the loaded value passes the test."""
     return [instruction(test, value, if_false=len(then)), *then]
 
 
@@ -116,7 +116,7 @@ def assemble(machine: str) -> bytes:
         raise OSError(errno.ENOSYS, f"no system call table for {machine}; there is one for {' and '.join(MACHINES)}")
     column, arch = MACHINES[machine]
     allow = [instruction(RETURN, ALLOW)]
-    # Of the network: as without a route, which is what code that asks for it knows how to report.
+    # For the network: the error of a missing route, which code can report.
     only_unix = [
         argument(0),
         *when(JUMP_EQUAL, AF_UNIX, allow),
@@ -166,7 +166,7 @@ def prepare() -> None:
 
 
 def restrict() -> None:
-    """Put this process, and all that it will start, under the filter. There is no way back."""
+    """Apply the filter to this process and to all that it will start. This can't be undone."""
     libc, program, _ = _program()
     for arguments in ((PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), (PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(program))):
         if libc.prctl(*arguments) != 0:

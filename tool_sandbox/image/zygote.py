@@ -5,14 +5,14 @@ The supervisor (`runner.py`) talks to it over one SOCK_SEQPACKET socket; all ord
     {"op": "run", "slot": 0, "session": false} + [code, output(, control)]   fork, drop to the slot's uid, run the code
     {"op": "stop", "slot": 0}       SIGSTOP to everything that has the slot's uid, between the cells of a session, and
     {"op": "continue", "slot": 0}   SIGCONT; neither is answered
-    {"op": "look"}                  see what every slot uses, and give each its share of the CPU (shares.py)
+    {"op": "look"}                  examine what every slot uses, and give each its share of the CPU (shares.py)
     {"op": "interrupt", "slot": 0}  fork, send SIGINT to everything that has the slot's uid
     {"op": "clean", "slot": 0}      kill everything that has the slot's uid; if that isn't all there is to do, fork, become
                                     the slot's uid, empty its directories
     → {"op": "run" | "interrupt" | "clean", "slot": 0, "status": <as wait4 gives it>}
     → {"op": "look", "slots": [[awake, switches, anon_bytes], …]}
 
-Root here has SETUID and SETGID only: it can't even signal a slot's processes except as that uid, and they can't touch it.
+Root here only has SETUID and SETGID. It can signal a slot's processes only under their uid, and they can't signal it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from tool_sandbox.image.shares import Shares
 
 WARM_IMPORTS = (
     "numpy",
-    "numpy.random",  # lazy otherwise, and then every call pays for it
+    "numpy.random",  # otherwise it is imported lazily, again in every call
     "pandas",
     "scipy.linalg",
     "scipy.optimize",
@@ -42,19 +42,19 @@ WARM_IMPORTS = (
     "sympy",
 )
 PR_SET_CHILD_SUBREAPER = 36
-end_process = os._exit  # code may put another in its place
+end_process = os._exit  # code may replace it
 
 
 def main() -> None:
     kind, limits = sys.argv[1], json.loads(sys.argv[2])
     orders = socket.socket(fileno=int(sys.argv[3]))
-    # Orphans of a call become our children, so that they can be reaped and don't fill the container's process table.
+    # Orphans of a call become children of the zygote, which reaps them, so they don't fill the container's process table.
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     missing = preload() if kind == "warm" else []
     syscalls.prepare()
     advice.name_no_network()
     gc.collect()
-    gc.freeze()  # what is here now is never collected, so forked children don't copy its pages
+    gc.freeze()  # present objects are never collected, so forked children don't copy their pages
     wake_r, wake_w = os.pipe()
     os.set_blocking(wake_r, False)
     os.set_blocking(wake_w, False)
@@ -84,7 +84,7 @@ def main() -> None:
 
 
 def preload() -> list[str]:
-    """Import what people ask for; returns what isn't there, as a user's own image need not have it."""
+    """Import the most used modules; returns the missing ones, as a user's own image need not have them."""
     missing = []
     for name in WARM_IMPORTS:
         try:
@@ -96,7 +96,7 @@ def preload() -> list[str]:
 
 
 def warm_up() -> None:
-    """Run what people ask for first, so that lazy imports and caches are filled before the first fork."""
+    """Run the most used functions, so that lazy imports and caches are filled before the first fork."""
     if sympy := sys.modules.get("sympy"):
         x = sympy.Symbol("x")
         sympy.solve(x**2 - 3 * x + 2, x)
@@ -147,8 +147,8 @@ def obey(
             else:
                 code = {"clean": cleaning.clean, "interrupt": cleaning.interrupt}[op](slot, limits)
         except call.DeadlineInterrupt:
-            pass  # it came as the code had just ended
-        except BaseException:  # a defect of ours: the call's output, or the container's log, shall show it
+            pass  # it came when the code had just ended
+        except BaseException:  # a defect of the runner: show it in the call's output, or in the container's log
             traceback.print_exc()
         finally:
             end_process(code)
@@ -159,7 +159,5 @@ def obey(
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(
-        ConnectionError
-    ):  # the supervisor ended with a report of ours unread, and the container with it
+    with contextlib.suppress(ConnectionError):  # the supervisor, and with it the container, ended with an unread report
         main()

@@ -1,5 +1,5 @@
-"""Stands in the place of pip, which has nothing to do without a network: `pip install` of what is there works, silently;
-what isn't there is told in one sentence, with what is."""
+"""Replaces pip, which can't work without a network. `pip install` of an installed package works silently; for any other it
+prints one sentence, which lists the installed ones."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ PACKAGES = {
     "tabulate": "tabulate",
     "tqdm": "tqdm",
 }
-"""What code may import, by the name that it is imported with, and the name that it is installed with."""
+"""The packages that code may import: import name → name for `pip install`."""
 
 TAKE_A_VALUE = {"-r", "--requirement", "-c", "--constraint", "-i", "--index-url", "--extra-index-url", "-t", "--target"}
-"""Options of `pip install` behind which a value stands that is no package."""
+"""Options of `pip install` that are followed by a value that isn't a package."""
 
 
 def without(name: str) -> str:
-    """The sentence that says that `name` isn't there, and what is."""
+    """The sentence that says that `name` isn't installed, and what is."""
     there = ", ".join(package for package in PACKAGES if util.find_spec(package) is not None)
     return f"this sandbox has no {name}, and no network to install it from; beside the standard library it has {there}"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """As `pip arguments…` would: 0 if all that is asked for is there."""
+    """Does what `pip arguments…` would do; returns 0 if all that is asked for is installed."""
     command, *rest = (sys.argv[1:] if arguments is None else arguments) or ["help"]
     if command in ("list", "freeze"):
         for package in PACKAGES.values():

@@ -1,4 +1,4 @@
-"""A backend of matplotlib: Agg, whose `plt.show()` saves the figures into the working directory: nobody would see them."""
+"""A backend of matplotlib: Agg, with a `plt.show()` that saves the figures into the working directory."""
 
 from __future__ import annotations
 

@@ -1,16 +1,16 @@
-"""What notebooks show richly is printed here: `display(value)`, and values whose text is their source."""
+"""Prints what notebooks show with graphics: `display(value)`, and values whose text is their source."""
 
 from __future__ import annotations
 
 
 def display(*values: object, **options: object) -> None:
-    """Print each value as a last expression is shown."""
+    """Print each value like the value of a last expression."""
     for value in values:
         print(repr(value))
 
 
 def clear_output(wait: bool = False) -> None:
-    """Nothing: what was printed stays."""
+    """Does nothing. Printed text stays."""
 
 
 class Shown:

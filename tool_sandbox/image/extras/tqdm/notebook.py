@@ -1,4 +1,4 @@
-"""Stands in the place of tqdm's bar of widgets, which needs a notebook: the same names for the bar of text."""
+"""Replaces tqdm's bar for notebooks by the bar of text, under the same names."""
 
 from __future__ import annotations
 
