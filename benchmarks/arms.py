@@ -1,10 +1,10 @@
-"""What each part of the method is worth: the same base, problems and budget, arm by arm, over several seeds.
+"""Measures the effect of each part of the method: arms with the same base, problems and budget, over several seeds.
 
     python -m benchmarks.arms [--seeds 5] [--config examples/tiny/run.toml] [key=value …]
 
     base          as it is
     sft-kept      fine-tuned on its own good trajectories
-    sft           on those and on the accepted repairs
+    sft           fine-tuned on those and on the accepted repairs
     grpo          from `sft`, rewarded for outcome and format
     grpo-rm       from `sft`, with the trajectory reward model
     grpo-rm-or    the same, with online repair and a reward model that is refreshed
@@ -35,7 +35,7 @@ from autotraj.training import supervised
 
 ARMS = ("base", "sft-kept", "sft", "grpo", "grpo-rm", "grpo-rm-or")
 T_975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
-"""Student's t by degrees of freedom: half-widths of 95 % intervals."""
+"""Degrees of freedom → Student's t for 95 % intervals."""
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -57,7 +57,7 @@ def run_seed(config: RunConfig, out: Path, console: Console) -> dict[str, Any]:
         def pipeline(
             arm: str, changes: Mapping[str, Any], shared_from: str = "", shared: Sequence[str] = ()
         ) -> Pipeline:
-            """An arm's run folder, with the named stages of another arm's already done."""
+            """An arm's run folder, in which the named stages are copied from another arm."""
             path = out / arm
             if shared_from and not (path / "stages.json").is_file():
                 path.mkdir(parents=True, exist_ok=True)

@@ -2,9 +2,9 @@
 
     python -m benchmarks.cluster_elastic
 
-Real: Ray's autoscaler, the job, vLLM, DeepSpeed, Docker. The load: first the learner is as quick as it is and waits for
-groups; then it is stopped 98 % of the time, and engines wait for it. Prints what was decided and when engines were
-there, and checks the ledger of the last checkpoint: every prompt is trained on once, waits, or is in flight.
+Ray's autoscaler, the job, vLLM, DeepSpeed and Docker are real. First the learner runs at full speed and waits for groups;
+then it is stopped 98 % of the time, and engines wait for it. Prints the decisions and when engines were ready, and checks
+the ledger of the last checkpoint: every prompt was trained on once, waits, or is in flight.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ SETTINGS = [
 
 
 class Brake:
-    """Lets a process run 2 % of the time."""
+    """Stops a process for 98 % of the time."""
 
     def __init__(self, process: psutil.Process) -> None:
         self._process, self._over = process, threading.Event()
@@ -76,7 +76,7 @@ def engines(cluster: FakeCluster) -> int:
 
 
 def check_ledger(run_dir: Path, groups_per_step: int, num_tasks: int) -> str:
-    """Of the newest checkpoint: where every prompt of every epoch is."""
+    """The states of all prompts of all epochs in the newest checkpoint."""
     checkpoint = latest_checkpoint(run_dir)
     assert checkpoint is not None
     (file,) = checkpoint.rglob("autotraj_state.msgpack")

@@ -1,11 +1,11 @@
-"""What the death of each part of a cluster costs: kills in mid-run on the cluster of cluster/fake.yaml.
+"""Measures the cost of losing each part of a cluster, by kills during a run on the cluster of cluster/fake.yaml.
 
     python -m benchmarks.cluster_kills [--steps-between 4]
 
-Real: Ray's autoscaler, the job, vLLM, DeepSpeed, Docker. A node's death is SIGKILL to all its processes at once. Prints a
-Markdown table: seconds from the kill until the next optimizer step; the longest wait for a step after it, as one or two may
-still come from what was sampled before; until nine of ten tool calls are right in a step; prompts that were leased again,
-steps that were taken again, and prompts lost, which must be none.
+Ray's autoscaler, the job, vLLM, DeepSpeed and Docker are real. A node is killed by SIGKILL to all its processes at once.
+Prints a Markdown table: seconds from the kill to the next optimizer step; the longest wait for a step after it, as one or
+two may still use groups that were sampled before; the time until nine of ten tool calls in a step are right; prompts that
+were leased again; steps that were taken again; and lost prompts, which must be none.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def total(step: dict[str, Any], prefix: str) -> int:
 
 
 def measure(run: Run, kill: Callable[[], None], num_steps: int) -> str:
-    """Kills after `num_steps` steps, and looks on until as many more are taken and tools work."""
+    """Kills after `num_steps` steps, and watches until as many more are taken and tools work."""
     begun = time.time()
     before = run.wait("steps before the kill", lambda s: [m for m in s if m["time"] > begun][num_steps - 1 :])[-1]
     killed = time.time()

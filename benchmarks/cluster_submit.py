@@ -1,10 +1,10 @@
-"""From `submit` to the first progress line on a warm cluster of cluster/fake.yaml, beyond what the engine's start takes.
+"""Measures the time from `submit` to the first progress line on a warm cluster of cluster/fake.yaml, without the engine's
+start.
 
     python -m benchmarks.cluster_submit
 
-Real: the job, Ray's autoscaler, vLLM, DeepSpeed, Docker. A first run brings the nodes up; measured is when `submit`
-was called, when its job said its first word, how long the engine was starting (as the run's status says), and when the line
-of step 1 was there.
+The job, Ray's autoscaler, vLLM, DeepSpeed and Docker are real. A first run brings the nodes up. Four times are measured: the
+call of `submit`, the job's first output, the start of the engine (as in the run's status), and the line of step 1.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SETTINGS = ["place_by_role=true", "grpo.num_steps=1", "grpo.groups_per_step=8", 
 
 
 def run(cluster: FakeCluster, folder: Path) -> None:
-    """Submits, looks on, and prints."""
+    """Submits a run, watches it, and prints the times."""
     status, log = folder / "run/status.json", folder / "submit.log"
     words = ["grpo", "--config", "examples/tiny/grpo.toml", f"run_dir={folder}/run", *SETTINGS]
     command = [sys.executable, "-m", "autotraj", "submit", "--address", cluster.dashboard, "--", *words]

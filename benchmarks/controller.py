@@ -1,15 +1,15 @@
-"""What the controller sustains: trajectories a second through the driver, with everything around it simulated.
+"""Measures how many trajectories a second the controller can handle, with everything around it simulated.
 
     python -m benchmarks.controller [--runners 500] [--processes 4] [--tokens 2000] [--steps 4] [--profile]
 
-Real: the GRPO loop, its ledger, admission, runner pool (a call, a deadline and a weight sync with its gate for every
-runner), the object store, scoring, the trajectory log, the training batch and its way to the learners. Simulated: rollout
-actors answer at once with a trajectory made beforehand, and the learner trains in no time. A Ray process costs some 80 MB,
-so `--runners` rollout actors live in `--processes` of them; to the controller each is a runner of its own.
+These parts are real: the GRPO loop, its ledger, admission, runner pool (a call, a deadline and a weight sync with its gate
+for every runner), the object store, scoring, the trajectory log, the training batch and its transfer to the learners. These
+are simulated: rollout actors answer at once with a trajectory made beforehand, and the learner takes no time. A Ray process
+needs some 80 MB, so `--processes` of them hold all `--runners` rollout actors; the controller sees each as a runner.
 
-Prints trajectories a second and what limits them: the controller's thread where it is busy all the time, else the machine,
-which plays the runners, too. In CPU time, which others' load changes little: what the thread could do by itself, and where
-its time goes. `--profile` adds its functions.
+Prints trajectories a second and what limits them: the controller's thread if it is always busy, else the machine, which also
+runs the simulated actors. Also prints, in CPU time, which depends little on other load, how many trajectories the thread
+alone could handle, and where its time goes. `--profile` adds its functions.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ from trajectory.types import Group, Segment, Task, ToolCall, ToolResult, Traject
 PROMPT_TOKENS = 200
 PROBE_IDS = tuple(range(32))
 GOLD, WRONG = "{gold}", "-7"
-"""The right answer's place: without right and wrong ones a group has no variance, and no step is taken."""
+"""Where the right answer is put. Without right and wrong answers a group has no variance, and no step is taken."""
 
 
 def siblings(num_tokens: int, group_size: int) -> list[Trajectory]:
-    """Trajectories of two turns with a tool call between; half of them are right."""
+    """Trajectories of two turns with a tool call between them. Half of them are right."""
     rng = np.random.default_rng(0)
     half, result = num_tokens // 2, num_tokens // 20
     mask = np.ones(num_tokens, dtype=np.bool_)
@@ -130,7 +130,7 @@ class SimulatedStep:
 
 
 class SimulatedLearners(LearnerGroup):
-    """Takes its batches by the object store, and is done."""
+    """Takes its batches from the object store and does nothing with them."""
 
     _version = 0
 
@@ -166,11 +166,11 @@ PARTS = {
     "_begin_step": "batches made and sent",
     "_finish_step": "steps finished",
 }
-"""Methods of the algorithm → what they are; the rest is Ray's: waiting for results and reading them."""
+"""Methods of the algorithm → their names in the output. The rest is Ray's time: waiting for results and reading them."""
 
 
 def count_cpu(algo: Any, names: Sequence[str]) -> Counter[str]:
-    """Method → CPU seconds of the calling thread, from here on."""
+    """Method → CPU seconds of the calling thread, counted from now on."""
     seconds: Counter[str] = Counter()
 
     def counted(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
@@ -193,7 +193,7 @@ def measure(config: RunConfig, args: argparse.Namespace, folder: Path) -> None:
     settings = SimulatedGRPOConfig().run(
         config, sandbox_address="127.0.0.1:1", sandbox_token="unused", trajectory_log=str(log)
     )
-    # RLlib's own setter: `GRPOConfig` has a run say who samples.
+    # RLlib's own setter: with `GRPOConfig` the run decides what samples.
     algo = AlgorithmConfig.env_runners(
         settings, env_runner_cls=SimulatedRunner, num_cpus_per_env_runner=0.01
     ).build_algo()

@@ -1,11 +1,11 @@
-"""Ctrl-C at every moment of a command's start and first steps, once and twice, and a checker of how the command ends.
+"""Sends Ctrl-C at many moments of a command's start and first steps, once or twice, and checks how the command ends.
 
     python -m benchmarks.interrupts --last 25 --out interrupts.md
     python -m benchmarks.interrupts --command run --moments 3 9 --twice
     python -m benchmarks.interrupts --after "starting the" --first 0       # on a busy machine: counted from those words on
 
-Real: Ray, vLLM, DeepSpeed, Docker. Each try starts `python -m autotraj` on the tiny model in a process group of its own, as
-a shell does, and sends SIGINT to the whole group, as a terminal does: at a moment of the grid, and in the tries of `--twice`
+Ray, vLLM, DeepSpeed and Docker are real. Each try starts `python -m autotraj` on the tiny model in a process group of its
+own, as a shell does, and sends SIGINT to the whole group, as a terminal does: at a moment of the grid and, with `--twice`,
 once more a while later.
 
 A try fails unless the command ends with 130 within `END_S`, prints neither a traceback nor a native crash, says in its last
@@ -53,7 +53,7 @@ SETTINGS = {
     "evaluate": ["--config", "examples/tiny/grpo.toml", "eval.data.limit=64"],
 }
 START_S = 300.0
-"""How long the words of `--after` may take to come."""
+"""How long the text of `--after` may take to come."""
 END_S = 120.0
 """How long after the last signal a command may take to end; a stage ends its step and writes a checkpoint first."""
 LEFTOVERS_S = 30.0
@@ -65,7 +65,7 @@ CRASHES = (
     "SIGABRT",
 )
 GO_ON = ("the same command", "--resume", "again")
-"""One of these stands in the last line of a command that was interrupted."""
+"""The last line of an interrupted command contains one of these."""
 
 
 @dataclass
@@ -81,7 +81,7 @@ class Try:
 
 
 def attempt(one: Try, folder: Path) -> None:
-    """Starts the command, interrupts it and fills in what came of it."""
+    """Starts the command, interrupts it and records the result."""
     output = folder / "output.log"
     arguments = [*SETTINGS[one.command], *([] if one.command == "evaluate" else [f"run_dir={folder}/run"])]
     with output.open("wb") as file:
@@ -122,7 +122,7 @@ def attempt(one: Try, folder: Path) -> None:
 
 
 def faults(code: int | None, text: str) -> Iterator[str]:
-    """What is wrong with a command that ended with `code` (None: it didn't) and printed `text`."""
+    """The faults of a command that ended with `code` (None: it didn't end) and printed `text`."""
     if code is None:
         yield f"not at its end {END_S:.0f} s after the last signal"
     elif code != 130:
@@ -137,7 +137,7 @@ def faults(code: int | None, text: str) -> Iterator[str]:
 
 
 def left_behind(seen: dict[int, psutil.Process]) -> Iterator[str]:
-    """Processes and containers of the command that are there `LEFTOVERS_S` after its end."""
+    """Processes and containers of the command that are left `LEFTOVERS_S` after its end."""
     _, alive = psutil.wait_procs([p for p in seen.values() if p.is_running()], timeout=LEFTOVERS_S)
     for process in alive:
         with contextlib.suppress(psutil.NoSuchProcess):

@@ -1,17 +1,16 @@
-"""Random SIGKILLs over all stages and parts of runs of the whole method, and a checker of what those runs leave behind.
+"""Kills random parts in all stages of runs of the whole method, and checks what those runs leave.
 
     python -m benchmarks.kill_campaign --kills 50 --seed 0 --out campaign.md
 
-Real: vLLM, DeepSpeed, Ray, Docker, the pipeline. Each run is `python -m autotraj run` on the tiny model, shortened. At
-random moments of it (start, sampling, training, saving, export, evaluation) one process, chosen at random among those
-that are there, gets SIGKILL: the driver, a learner, a rollout, repair or reward-model actor, an engine's core, the gateway,
-a container, the raylet or Ray's control store. Where the command ends by it, it is given again, as a user would, until the
-run is complete.
+vLLM, DeepSpeed, Ray, Docker and the pipeline are real. Each run is `python -m autotraj run` on the tiny model, shortened. At
+random moments (start, sampling, training, saving, export, evaluation) one process, chosen at random, gets SIGKILL: the
+driver, a learner, a rollout, repair or reward-model actor, an engine's core, the gateway, a container, the raylet or Ray's
+control store. If this ends the command, it is given again, as a user would, until the run is complete.
 
-The checker then reads the run's folder, and knows nothing of what was killed. It counts as a fault: a command that can't go
-on, a silence of `PATIENCE_S`, a Python traceback in what the driver printed, a step that is missing or doubled in a stage's
-metrics, a prompt that the ledger lost or doubled, a group that the trajectory log holds twice, a question that stage 1 lost
-or doubled, a model that doesn't load or isn't finite, and a process or container that outlives its run.
+Then the checker reads the run's folder. It isn't told what was killed. It counts as a fault: a command that can't go on, no
+progress for `PATIENCE_S`, a Python traceback in the driver's output, a step that is missing or doubled in a stage's metrics,
+a prompt that the ledger lost or doubled, a group that is twice in the trajectory log, a question that stage 1 lost or
+doubled, a model that doesn't load or isn't finite, and a process or container that is left after its run.
 """
 
 from __future__ import annotations
@@ -68,20 +67,20 @@ OWN_REPAIRER = [
     'repair.repairer="engine"',
     'repair.engine={model="examples/tiny/base",max_model_len=1024,max_num_seqs=64,cpu_kv_cache_gib=1}',
 ]
-"""Repair actors of their own, in every other run."""
+"""Settings of every other run, which has separate repair actors."""
 
 PATIENCE_S = 420.0
-"""Longest time without anything new in the run's folder or its output."""
+"""The longest time without anything new in the run's folder or its output."""
 SHARE_HASTY = 0.25
-"""Of the kills, those that another one may follow before the run has got ahead again."""
+"""The share of the kills after which another may come before the run makes progress again."""
 LEFTOVERS_S = 60.0
-"""How long after a run's end its processes may still be there."""
+"""How long a run's processes may exist after its end."""
 MAX_COMMANDS = 25
-"""How often one run's command may be given before the run counts as one that can't go on."""
+"""If one run's command was given this often, the run counts as one that can't go on."""
 
 
 def status(run: Path) -> str:
-    """What the newest status in the run's folder says that the controller does."""
+    """What the controller does, from the newest status in the run's folder."""
     found = []
     for path in [run / "status.json", *run.glob("*/status.json")]:
         with contextlib.suppress(OSError, ValueError):
@@ -107,7 +106,7 @@ class Moment:
 
     name: str
     now: Callable[[Path], bool]  # whether the run's folder shows that it is at this moment
-    over: str  # the entry of stages.json after which the moment can't come any more
+    over: str  # after this entry of stages.json the moment can't come any more
     spread_s: float  # the kill follows after a random time up to this
 
 
@@ -140,20 +139,20 @@ PARTS = {
     "raylet": r"raylet/raylet",
     "control store": r"gcs_server",
 }
-"""What may be killed beside the driver and a container → how its command line reads."""
+"""What may be killed besides the driver and a container → a pattern of its command line."""
 
 
 @dataclass
 class Kill:
     moment: str
     part: str
-    ended: str = "–"  # the exit code and last words of the command, where the kill ended it
-    back_s: float | None = None  # until something new stood in the run's folder
+    ended: str = "–"  # the exit code and last output of the command, if the kill ended it
+    back_s: float | None = None  # until something new was in the run's folder
 
 
 @dataclass
 class Run:
-    """One run folder, the commands given for it, and what came of each kill."""
+    """One run folder, the commands given for it, and the result of each kill."""
 
     folder: Path
     settings: list[str]
@@ -189,7 +188,7 @@ class Run:
         return []
 
     def progress(self) -> tuple[object, ...]:
-        """Changes whenever the run gets ahead."""
+        """A value that changes whenever the run makes progress."""
         sizes = [num_lines(self.path / stage / "metrics.jsonl") for stage in ("sft", "reward_model", "grpo")]
         journal = self.path / "synthesis/journal.log"
         return (*sizes, journal.stat().st_size if journal.is_file() else 0, len(done(self.path)))
@@ -223,9 +222,9 @@ def containers_of(pids: set[int]) -> list[str]:
 
 
 def drive(run: Run, moments: list[Moment]) -> None:
-    """Gives the run's command, again after each end that a kill caused, and kills at `moments`, in their order."""
+    """Gives the run's command, again whenever a kill has ended it, and kills at `moments`, in their order."""
     driver = run.start()
-    waiting, due, pending = list(moments), None, None  # pending: the last kill, until the run gets ahead again
+    waiting, due, pending = list(moments), None, None  # pending: the last kill, until the run makes progress again
     hasty = False  # whether the next kill may come before that
     last, last_change, killed_at, listed = run.progress(), time.monotonic(), 0.0, 0.0
     while True:
@@ -259,7 +258,7 @@ def drive(run: Run, moments: list[Moment]) -> None:
             driver.wait(60)
             return
         while waiting and waiting[0].over in done(run.path):
-            waiting.pop(0)  # it went by unseen
+            waiting.pop(0)  # it passed unnoticed
             due = None
         if waiting and due is None and (pending is None or hasty) and waiting[0].now(run.path):
             due = now + run.rng.uniform(0.0, waiting[0].spread_s)
@@ -326,7 +325,7 @@ def check_synthesis(folder: Path) -> Iterator[str]:
 
 
 def check_steps(metrics: Path, num_steps: int | None) -> Iterator[str]:
-    """Every step stands once, in order. Lines of measurements share their step's number and have no loss."""
+    """Checks that every step is there once, in order. Lines of measurements have their step's number and no loss."""
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
     steps = [
         int(line["step"])
@@ -338,7 +337,7 @@ def check_steps(metrics: Path, num_steps: int | None) -> Iterator[str]:
 
 
 def check_ledger(folder: Path) -> Iterator[str]:
-    """Prompts are conserved: all (task, epoch) are waiting, in flight, trained or dropped; each step trained its number."""
+    """Checks that every (task, epoch) is waiting, in flight, trained or dropped, and that each step trained its number."""
     checkpoint = latest_checkpoint(folder / "grpo")
     if checkpoint is None:
         yield "grpo has no checkpoint"
@@ -380,7 +379,7 @@ def check_model(folder: Path) -> Iterator[str]:
 
 
 def check_leftovers(run: Run) -> Iterator[str]:
-    """Processes and containers of the run that are there `LEFTOVERS_S` after its end."""
+    """Processes and containers of the run that are left `LEFTOVERS_S` after its end."""
     _, alive = psutil.wait_procs([p for p in run.seen.values() if p.is_running()], timeout=LEFTOVERS_S)
     for process in alive:
         with contextlib.suppress(psutil.NoSuchProcess):

@@ -1,4 +1,4 @@
-"""What overlapping sampling and training is worth: wall time of 10 steps at max_staleness 1 over max_staleness 0.
+"""Measures the gain of sampling while training: wall time of 10 steps at max_staleness 1 over that at max_staleness 0.
 
     python -m benchmarks.overlap [--steps 10] [--rounds 2]
 

@@ -1,4 +1,4 @@
-"""How fast stage 1 scores: trajectories/s on one core.
+"""Measures how fast stage 1 scores: trajectories/s on one core.
 
     python -m benchmarks.quality [--trajectories 20000] [--rounds 5]
 

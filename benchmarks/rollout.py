@@ -1,4 +1,4 @@
-"""What tools cost the engine: generated tokens/s of whole episodes over those of plain vLLM on the same prompts.
+"""Measures the cost of tools: generated tokens/s of whole episodes over those of plain vLLM on the same prompts.
 
     python -m benchmarks.rollout [--rounds 5] [--groups 64] [--in-flight 16]
 

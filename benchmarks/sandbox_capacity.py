@@ -1,5 +1,5 @@
-"""How many trajectories a node serves: costs measured here and now, a simulation that is checked against what was measured
-here and now, and then the same simulation of a larger node.
+"""How many trajectories a node serves. Costs are measured on this machine, a simulation is compared with measurements on it,
+and then the same simulation is made of a larger node.
 
 python -m benchmarks.sandbox_capacity --seconds 20 --out capacity.json
 """
@@ -37,7 +37,7 @@ OTHER_COSTS_S = (0.0, 0.1, 1.0)
 
 
 def cpu_s(processes: list[psutil.Process], *, children: bool = False) -> float:
-    """CPU seconds of `processes`, or of the children that they have waited for."""
+    """CPU seconds of `processes`, or of the children that they have reaped."""
     times = [process.cpu_times() for process in processes]
     return float(sum(t.children_user + t.children_system if children else t.user + t.system for t in times))
 
@@ -48,7 +48,7 @@ def machine_busy_s() -> float:
 
 
 def in_containers(gateway: LocalGateway) -> list[psutil.Process]:
-    """The runners and zygotes, which are all there is when no call runs and none is being cleaned up."""
+    """The runners and zygotes. There are no other processes if no call runs and none is being cleaned up."""
     time.sleep(SETTLE_S)
     names = _docker("ps", "--filter", f"name=autotraj-{gateway.pid}-", "--format", "{{.Names}}").split()
     pids = [int(line) for name in names for line in _docker("top", name, "-o", "pid").splitlines()[1:]]
@@ -151,7 +151,7 @@ def main() -> None:
         measured = {callers: measure(gateway, inside, callers, args.seconds) for callers in (2, 8, 32)}
     costs: Costs = measured[8]["costs"]  # for all: it is the costs that must explain the other loads
     for callers, seen in measured.items():
-        # What others took of the machine makes it slower for us.
+        # Other users' load makes the machine slower for this measurement.
         simulation = Simulation(here, slower(costs, 1 / (1 - min(seen["others"], 0.95))))
         outcome = simulation.run_closed(callers, 20_000, warm_up=1000)
         p50_s, p99_s = percentile(outcome.latencies_s, 0.5), percentile(outcome.latencies_s, 0.99)

@@ -59,7 +59,7 @@ class Call:
     hostile: bool = False
 
     def wrong(self, result: ToolResult) -> str:
-        """What is wrong with its reply; empty if nothing."""
+        """The fault of its reply; empty if there is none."""
         if result.status == "unavailable":  # an explicit answer, counted by itself
             return ""
         if result.status not in self.statuses:

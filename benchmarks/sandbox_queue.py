@@ -1,11 +1,11 @@
-"""A gateway as a queueing network, simulated event by event. Pure: costs in, latencies out; nothing is measured here.
+"""Simulates a gateway as a queueing network, event by event. Pure: it computes latencies from costs and measures nothing.
 
     arrival ─▶ client ─▶ gateway ─▶ a free slot ─▶ its container ─▶ the code ─▶ container ─▶ gateway ─▶ client ─▶ done
               (one thread) (one event loop)       (forks serially)  (any core)   slot free
 
-The client, the gateway and each container do one thing at a time, in the order it came. All of them, and the code, need a
-core while they do. The client and the gateway, which sleep in between, get one first; code, which is niced, gets one when
-nobody else wants it, for a quantum at a time.
+The client, the gateway and each container do one thing at a time, in the order of arrival. For it they need a core, as does
+the code. The client and the gateway, which sleep in between, get a core first. Code, which has a higher niceness, gets one
+for a quantum if nothing else needs it.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class SimulationResult:
 
 @dataclass(slots=True, eq=False)
 class _Server:
-    """Does one thing at a time."""
+    """A part that does one thing at a time."""
 
     name: str
     busy: bool = False
@@ -198,7 +198,7 @@ class Simulation:
         self._hand_out()
 
     def _hand_out(self) -> None:
-        """Cores to those who wait."""
+        """Gives free cores to those that wait."""
         while self._free_cores and (self._first or self._niced):
             seconds, then = (self._first or self._niced).popleft()
             self._free_cores -= 1

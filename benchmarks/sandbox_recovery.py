@@ -1,4 +1,4 @@
-"""Containers killed under load: every call gets an explicit status, and throughput comes back.
+"""Kills containers under load. Every call must get an explicit status, and throughput must come back.
 
 python -m benchmarks.sandbox_recovery --seconds 60 --out recovery.json
 """

@@ -1,4 +1,5 @@
-"""Many calls, some hostile, and what the gateway holds before and after: nothing may leak, no reply be wrong or missing.
+"""Makes many calls, some hostile, and compares the gateway before and after. Nothing may leak, and no reply may be wrong or
+missing.
 
 python -m benchmarks.sandbox_soak --calls 200000 --out soak.json
 
@@ -36,18 +37,18 @@ SETTLED_S = 180.0
 SAVE_S = 60.0
 MAX_TOLD = 100
 ALLOWANCES = {"gateway memory, MiB": 32.0, "gateway descriptors": 2.0, "gateway threads": 2.0}
-"""What may be more afterwards: caches, and connections that are being closed. Of all else: nothing."""
+"""How much more there may be afterwards, of caches and of connections that are being closed. All else must be equal."""
 
 
 def holdings(gateway: LocalGateway) -> dict[str, float]:
-    """What the gateway and its containers hold now."""
+    """The resources that the gateway and its containers hold now."""
     process = psutil.Process(gateway.pid)
     listed = _docker("ps", "--filter", f"name=autotraj-{gateway.pid}-", "--format", "{{.Names}}").split()
     processes = files = 0
     for name in listed:
         # Lines of `docker top` less its header: supervisor, zygotes, and whatever a call left behind.
         processes += len(_docker("top", name, "-o", "pid").splitlines()) - 1
-        # Not even the container's root may look into /w/SLOT: what is used is asked of the file systems.
+        # Not even the container's root may read /w/SLOT, so the file systems are asked for their usage.
         used = _docker("exec", name, "sh", "-c", "df /tmp /dev/shm /w/* | tail -n +2").splitlines()
         files += sum(int(line.split()[2]) for line in used)
     return {
@@ -65,7 +66,7 @@ def holdings(gateway: LocalGateway) -> dict[str, float]:
 def settled_holdings(gateway: LocalGateway, config: SandboxConfig) -> dict[str, float]:
     """The same when no session is open and all containers are up."""
     time.sleep(SETTLE_S)
-    with contextlib.suppress(GatewayError):  # what isn't as it was is then in the table
+    with contextlib.suppress(GatewayError):  # if it isn't as before, the table shows it
         wait_until_full(gateway.address, config, SETTLED_S)
     time.sleep(1.0)
     return holdings(gateway)
@@ -84,7 +85,7 @@ def _docker(*arguments: str) -> str:
 
 
 class Soak:
-    """The calls of numbers `first` to `num_calls`, and what came of them."""
+    """Makes the calls `first` to `num_calls`, and counts their results."""
 
     def __init__(self, first: int, num_calls: int, hostile_share: float) -> None:
         self._numbers = iter(range(first, num_calls))
@@ -157,7 +158,7 @@ def main() -> int:
     parser.add_argument("--out", default="", help="write the figures there, as JSON, a list with one part a run")
     args = parser.parse_args()
     earlier = json.loads(Path(args.out).read_text()) if args.out and Path(args.out).exists() else []
-    # A call that a killed run had sent and not heard of is made again.
+    # A call that a killed run had sent, without an answer yet, is made again.
     first = sum(part["replies"] for part in earlier)
     config = SandboxConfig(memory_mib=256, scratch_mib=16, session_idle_s=3.0)
     with LocalGateway(config) as gateway:

@@ -1,4 +1,4 @@
-"""Does stage 1 keep the engine busy? Generated tokens/s of `synthesize`, repairs included, over those of plain vLLM.
+"""Measures whether stage 1 keeps the engine busy: tokens/s of `synthesize`, with repairs, over those of plain vLLM.
 
     python -m benchmarks.synthesis [--questions 200] [--config examples/tiny/run.toml] [key=value …]
 

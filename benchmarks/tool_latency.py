@@ -1,4 +1,4 @@
-"""Tool calls that take as long as real ones do: a rollout actor that waits before it calls the sandbox."""
+"""A rollout actor whose tool calls take as long as real ones: it waits before it calls the sandbox."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from actors.rollout import RolloutActor
 from trajectory.types import ToolCall, ToolResult
 
 MEDIAN_S, SIGMA, LONGEST_S = 0.5, 1.0, 5.0
-"""Log-normal: median 0.5 s, one call in a hundred over 5 s, cut there."""
+"""Latencies are log-normal: the median is 0.5 s, one call in a hundred would take over 5 s and is cut there."""
 
 
 def draw(rng: random.Random) -> float:

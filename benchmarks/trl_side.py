@@ -9,11 +9,11 @@
 - `rollout_func`: what an expert can write against the hook that TRL calls experimental: generate for all, run the calls of
   all trajectories at once, generate again for those that called. The batch waits for its slowest call in every turn.
 
-What TRL is given: float32, micro-batches that fit the cache, no gradient checkpointing, no logprob pass for old or
-reference policies, no saving, the better of one and two threads. Sampling is transformers' `generate` on a padded batch,
-which ends with its longest completion. Its other ways were tried on a CPU: `use_transformers_continuous_batching` is several
-times slower; `use_vllm` (colocate; vLLM 0.32 is newer than TRL supports) fails at its first weight sync, because vLLM has
-packed its linear layers and dropped their loaders ("'Parameter' object has no attribute 'weight_loader'").
+TRL's settings: float32, micro-batches that fit the cache, no gradient checkpointing, no logprob pass for old or reference
+policies, no saving, the better of one and two threads. Sampling is transformers' `generate` on a padded batch, which ends
+with its longest completion. Other samplers were tried on a CPU: `use_transformers_continuous_batching` is several times
+slower; `use_vllm` (colocate; vLLM 0.32 is newer than TRL supports) fails at its first weight sync, because vLLM has packed
+its linear layers and dropped their loaders ("'Parameter' object has no attribute 'weight_loader'").
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ def gathered_rollout(tool: Tool, max_tokens: int) -> Callable[[list[Any], GRPOTr
 
 
 class Clock(TrainerCallback):
-    """Notes when each optimizer step ended, and the mean number of tokens that the model wrote."""
+    """Records when each optimizer step ended, and the mean number of tokens that the model wrote."""
 
     def __init__(self) -> None:
         self.ended: list[float] = []

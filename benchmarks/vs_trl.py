@@ -1,16 +1,16 @@
-"""Trained trajectories per second against TRL 1.16's `GRPOTrainer`: same model, prompts, limits and machine.
+"""Compares trained trajectories per second with TRL 1.16's `GRPOTrainer`: same model, prompts, limits and machine.
 
     python -m benchmarks.vs_trl [--no-tools | --tools] [--steps 20] [--rounds 2]
 
 A step is 16 problems × 8 trajectories. Each side runs in a process of its own, in turn, so that a noisy machine hits both;
 each may use every core, and TRL gets whichever of one or two threads suits it. Start-up and the first steps aren't counted.
 With tools, every call first waits for a drawn latency (`benchmarks.tool_latency`: median 0.5 s, cut at 5 s); ours then runs
-in the real sandbox, TRL's is evaluated in its own process. How TRL runs tools, and what it is given: `benchmarks.trl_side`.
+in the real sandbox, TRL's is evaluated in its own process. `benchmarks.trl_side` says how TRL runs tools and how it is set.
 
-Equal work. Both sample at temperature 1 from the same weights and stop at the same strings; the learning rate is too small
-to change them, so lengths and calls a trajectory agree, and the table shows that they do. Rewards are the outcome and a
-small draw, which leaves no group without variance: both sides train on every trajectory. What differs is the loop: ours
-samples while it trains (`grpo.max_staleness = 1`), TRL takes turns.
+Both sides do equal work. They sample at temperature 1 from the same weights and stop at the same strings. The learning rate
+is too small to change the weights much, so lengths and calls per trajectory agree, as the table shows. Rewards are the
+outcome and a small random number, so that every group has variance and both sides train on every trajectory. The loops
+differ: ours samples while it trains (`grpo.max_staleness = 1`), TRL samples and trains in turn.
 """
 
 from __future__ import annotations
