@@ -73,8 +73,10 @@ PATIENCE_S = 420.0
 """The longest time without anything new in the run's folder or its output."""
 SHARE_HASTY = 0.25
 """The share of the kills after which another may come before the run makes progress again."""
-LEFTOVERS_S = 60.0
-"""How long a run's processes may exist after its end."""
+ENDS_COMMAND = ("driver", "raylet", "control store")
+"""Parts without which a command can't go on. It may still make progress for a moment before it ends."""
+LEFTOVERS_S = 90.0
+"""How long a run's processes may exist after its end. Two agents of Ray's end 60 s after the control store was killed."""
 MAX_COMMANDS = 25
 """If one run's command was given this often, the run counts as one that can't go on."""
 
@@ -234,7 +236,7 @@ def drive(run: Run, moments: list[Moment]) -> None:
             listed = now
         if (progress := run.progress()) != last:
             last, last_change = progress, now
-            if pending is not None:
+            if pending is not None and (pending.part not in ENDS_COMMAND or pending.ended != "–"):
                 pending.back_s, pending = now - killed_at, None
         if driver.poll() is not None:
             _look_at_end(run, driver, pending)
