@@ -13,8 +13,7 @@ from cluster.exit_codes import EXIT_FAILED, EXIT_OK
 from tool_sandbox import build
 from tool_sandbox.attacks.attack import Attack
 from tool_sandbox.attacks.on_gateway import CLIENTS, ClientAttack
-from tool_sandbox.attacks.run import NEIGHBOUR_TIMEOUT_S, AttackResult, middle, run_all, settings_for
-from tool_sandbox.attacks.suite import ATTACKS
+from tool_sandbox.attacks.run import ATTACKS, NEIGHBOUR_TIMEOUT_S, AttackResult, middle, run_all, settings_for
 from tool_sandbox.config import SandboxConfig
 from tool_sandbox.errors import SandboxError
 

@@ -7,8 +7,7 @@ import pytest
 from tool_sandbox.attacks import on_gateway, run
 from tool_sandbox.attacks.attack import Attack
 from tool_sandbox.attacks.on_gateway import CLIENTS, ClientAttack
-from tool_sandbox.attacks.run import Range, differences, judge, settings_for
-from tool_sandbox.attacks.suite import ATTACKS
+from tool_sandbox.attacks.run import ATTACKS, Range, differences, judge, settings_for
 from tool_sandbox.client import SandboxClient
 from tool_sandbox.config import SandboxConfig
 from tool_sandbox.local import LocalGateway

@@ -15,11 +15,18 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from tool_sandbox.attacks.attack import BREACH, END, PREAMBLE, Attack
+from tool_sandbox.attacks.on_files import FILES
 from tool_sandbox.attacks.on_gateway import ClientAttack, Target
+from tool_sandbox.attacks.on_privileges import ESCALATION
+from tool_sandbox.attacks.on_processes import PROCESSES, RESOURCES
+from tool_sandbox.attacks.on_shares import SHARES
 from tool_sandbox.client import SandboxClient
 from tool_sandbox.config import SandboxConfig
 from tool_sandbox.local import LocalGateway
 from trajectory.types import ToolResult
+
+ATTACKS: tuple[Attack, ...] = (*ESCALATION, *PROCESSES, *FILES, *RESOURCES, *SHARES)
+"""All attacks of code, in the order in which they are run."""
 
 NUM_SLOTS = 2  # one for the attack and one for the neighbour
 NEIGHBOUR_TIMEOUT_S = 20.0
