@@ -64,7 +64,7 @@ def _complete(config: RunConfig, console: Console) -> int:
     return EXIT_OK
 
 
-def stage(name: StageName, config_path: str | None, overrides: Sequence[str]) -> int:
+def stage(config_path: str | None, overrides: Sequence[str], name: StageName) -> int:
     """`python -m autotraj {synthesize,sft,reward-model}`: one stage of a run's folder."""
     config = load(config_path, overrides)
     if name not in config.stages:

@@ -21,37 +21,24 @@ def parser() -> argparse.ArgumentParser:
         commands,
         "run",
         "the whole method: synthesize, sft, reward-model, grpo, report",
-        "autotraj.cli.commands:run",
-        "config overrides dry_run",
+        "commands:run",
+        extra="dry_run",
     )
     run.add_argument("--dry-run", action="store_true", help="print what it would need, and start nothing")
-    _with_config(
-        commands,
-        "synthesize",
-        "stage 1: sample, score, keep good trajectories, repair bad ones",
-        "autotraj.cli.commands:stage",
-        "command config overrides",
-    )
-    _with_config(
-        commands, "sft", "fine-tune on what synthesize made", "autotraj.cli.commands:stage", "command config overrides"
-    )
-    _with_config(
-        commands,
-        "reward-model",
-        "train the trajectory reward model on the preference pairs",
-        "autotraj.cli.commands:stage",
-        "command config overrides",
-    )
-    grpo = _with_config(
-        commands, "grpo", "train a policy with GRPO and tools", "autotraj.cli.commands:grpo", "config overrides resume"
-    )
+    for name, description in (
+        ("synthesize", "stage 1: sample, score, keep good trajectories, repair bad ones"),
+        ("sft", "fine-tune on what synthesize made"),
+        ("reward-model", "train the trajectory reward model on the preference pairs"),
+    ):
+        _with_config(commands, name, description, "commands:stage", extra="command")
+    grpo = _with_config(commands, "grpo", "train a policy with GRPO and tools", "commands:grpo", extra="resume")
     grpo.add_argument("--resume", metavar="RUN_DIR", help="continue a run from its last checkpoint")
     evaluate = _with_config(
         commands,
         "evaluate",
         "measure a checkpoint's accuracy with tools running",
-        "autotraj.cli.commands:evaluate",
-        "config overrides benchmarks out",
+        "commands:evaluate",
+        extra="benchmarks out",
     )
     evaluate.add_argument(
         "--benchmarks", metavar="FILE", help="a suite of benchmark files, e.g. examples/benchmarks.toml"
@@ -82,30 +69,12 @@ def parser() -> argparse.ArgumentParser:
 
     sandbox = commands.add_parser("sandbox", help="the tool sandbox: serve it, measure it, build its image")
     actions = sandbox.add_subparsers(dest="action", required=True, metavar="ACTION")
-    _with_config(actions, "serve", "run a gateway in the foreground", "autotraj.cli.sandbox:serve", "config overrides")
-    _with_config(
-        actions, "build", "build the image if it isn't there", "autotraj.cli.sandbox:build", "config overrides"
-    )
-    _with_config(
-        actions,
-        "attack",
-        "run the attack suite against the configured containers",
-        "autotraj.cli.attack:attack",
-        "config overrides",
-    )
-    _with_config(
-        actions,
-        "stats",
-        "the figures of the gateway at sandbox.address",
-        "autotraj.cli.sandbox:stats",
-        "config overrides",
-    )
+    _with_config(actions, "serve", "run a gateway in the foreground", "sandbox:serve")
+    _with_config(actions, "build", "build the image if it isn't there", "sandbox:build")
+    _with_config(actions, "attack", "run the attack suite against the configured containers", "attack:attack")
+    _with_config(actions, "stats", "the figures of the gateway at sandbox.address", "sandbox:stats")
     bench = _with_config(
-        actions,
-        "bench",
-        "measure calls/s and latencies here and now",
-        "autotraj.cli.sandbox:bench",
-        "config overrides seconds",
+        actions, "bench", "measure calls/s and latencies here and now", "sandbox:bench", extra="seconds"
     )
     bench.add_argument("--seconds", type=float, default=5.0, help="of each row (default: %(default)s)")
 
@@ -132,10 +101,12 @@ def _with_config(
     name: str,
     description: str,
     handler: str,
-    takes: str,
+    *,
+    extra: str = "",
 ) -> argparse.ArgumentParser:
+    """A command whose function takes the configuration's file, the overrides and the arguments `extra`."""
     command = commands.add_parser(name, help=description, description=description)
     command.add_argument("--config", metavar="FILE", help="TOML file; examples are under examples/")
     command.add_argument("overrides", nargs="*", metavar="key=value", help="overrides, e.g. grpo.num_steps=20")
-    command.set_defaults(handler=handler, takes=takes)
+    command.set_defaults(handler=f"autotraj.cli.{handler}", takes=f"config overrides {extra}")
     return command
