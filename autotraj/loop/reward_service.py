@@ -152,7 +152,7 @@ class RewardModelService:
 
     def _note_memory(self, error: BaseException) -> None:
         if isinstance(error, Exception) and self._memory_deaths.note(error) and self._memory_deaths.count > 1:
-            raise OutOfMemory(f"the reward model's actor was ended for memory {self._memory_deaths.count} times")
+            raise OutOfMemory(f"the reward model's actor was ended because of memory {self._memory_deaths.count} times")
 
     def _revive(self, restarts: int, error: Exception) -> None:
         """Load the checkpoint again after Ray has restarted the actor; one thread does it for all."""

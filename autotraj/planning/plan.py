@@ -91,7 +91,7 @@ def plan(config: RunConfig, *, reward_model: ScorerConfig | None = None, gpu_gib
             f"engine.max_model_len = {config.engine.max_model_len} exceeds the model's {size.max_positions} positions"
         )
     if actors[0].memory["KV cache"] < longest * _kv_bytes(config, size):
-        problems.append(f"rollout: the KV cache holds not one trajectory of {longest} tokens")
+        problems.append(f"rollout: the KV cache has no room for one trajectory of {longest} tokens")
     return Plan(
         model=config.model,
         num_parameters=size.num_parameters,

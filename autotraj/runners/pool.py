@@ -324,7 +324,7 @@ class RunnerPool:
     def _check_memory(self, error: Exception) -> None:
         """Raises OutOfMemory when a second runner was ended because of memory."""
         if self._memory_deaths.note(error) and self._memory_deaths.count > 1:
-            raise OutOfMemory(f"{self._role}s were ended for memory {self._memory_deaths.count} times")
+            raise OutOfMemory(f"{self._role}s were ended because of memory {self._memory_deaths.count} times")
 
     def _on_started(self, call: Call, _: Any) -> None:
         self._came_up = True

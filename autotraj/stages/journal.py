@@ -84,7 +84,7 @@ def read_journal(folder: Path) -> list[QuestionRecord]:
         return [decode(data) for data in read_records(path)] if path.is_file() else []
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{path} can't be gone on with: {error}; choose another run_dir, or remove that file to begin stage 1 again"
+            f"{path} can't be continued: {error}; choose another run_dir, or remove that file to begin stage 1 again"
         ) from error
 
 

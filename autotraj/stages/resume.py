@@ -98,8 +98,8 @@ def _fitting(location: RunLocation, config: RunConfig) -> RunConfig | None:
     begun = [name for name in there if there[name]]
     if changes := refused(saved, config, begun):
         raise UserError(
-            f"run_dir: {location} holds a run with other settings ({'; '.join(changes[:4])}), by which its "
-            f"{', '.join(begun)} came about; give the same settings to go on with it, or choose another run_dir"
+            f"run_dir: {location} holds a run with other settings ({'; '.join(changes[:4])}), which were "
+            f"used for its {', '.join(begun)}; give the same settings to go on with it, or choose another run_dir"
         )
     for name, checkpoint in checkpoints.items():
         if checkpoint and (name == "grpo" or name not in done):

@@ -119,7 +119,7 @@ def of_cluster() -> list[dict[str, Any]]:
         ) from error
     if not (texts := [text for text in found if text]):  # a run may have ended since its key was listed
         raise UserError(
-            "no run reports to this Ray cluster: none is there, or it has yet to start its engines; ask again"
+            "no run reports to this Ray cluster: there is none, or it hasn't started its engines yet; ask again"
         )
     return [json.loads(text) for text in texts]
 

@@ -178,10 +178,10 @@ def render_status(status: Mapping[str, Any], *, now: float | None = None, gone: 
         f"reported {age:.0f} s ago by process {status['pid']} on {status['host']}",
     ]
     if gone:
-        header.append("THE RUN IS GONE: that process has ended without saying so; what follows is its last word")
+        header.append("THE RUN IS GONE: that process has ended without a report; this is its last status")
     elif age > LATE_S and not ended:
         header.append(
-            f"NO WORD SINCE: the controller does one thing and tells more after it ({status['doing']}), or hangs"
+            f"NO REPORT SINCE: the controller is busy ({status['doing']}) and will report after that, or it hangs"
         )
     if not status["rows"]:
         return "\n".join(header)

@@ -33,7 +33,9 @@ class Replacements:
             raise OutOfMemory(f"{error}. {go_on}") from error
         lost = isinstance(error, LearnerDied | LearnerTimeout)
         if lost and self._memory_deaths.note(error) and self._memory_deaths.count > 1:
-            raise OutOfMemory(f"learners were ended for memory {self._memory_deaths.count} times: {error}. {go_on}")
+            raise OutOfMemory(
+                f"learners were ended because of memory {self._memory_deaths.count} times: {error}. {go_on}"
+            )
         if not lost or not replaceable or self.count >= self._limit:
             raise RunError(f"{error}. {go_on}") from error
         self.count += 1

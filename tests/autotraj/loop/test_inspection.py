@@ -191,14 +191,12 @@ def test_a_status_says_how_old_it_is() -> None:
     lines = render_status(status, now=1003.0).splitlines()
     assert lines[0] == "runs/x: GRPO; trains for 8 s"
     assert lines[-1].split() == ["learners", "wait", "5", "s", "scoring", "5", "of", "16"]
-    assert "NO WORD" not in render_status(status, now=1003.0)
-    assert "NO WORD SINCE: the controller does one thing and tells more after it (trains)" in render_status(
-        status, now=1060.0
-    )
+    assert "NO REPORT" not in render_status(status, now=1003.0)
+    assert "NO REPORT SINCE: the controller is busy (trains)" in render_status(status, now=1060.0)
     assert "THE RUN IS GONE" in render_status(status, now=1003.0, gone=True)
     ended = render_status(status | {"doing": "ended", "rows": []}, now=1060.0)
     assert ended.splitlines()[0] == "runs/x: GRPO; ended 65 s ago"
-    assert "NO WORD" not in ended
+    assert "NO REPORT" not in ended
 
 
 def test_a_board_is_read_back_and_says_what_became_of_its_run(tmp_path: Path) -> None:

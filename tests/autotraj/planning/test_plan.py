@@ -315,7 +315,7 @@ def test_what_does_not_fit_is_said() -> None:
     small = plan(recipe("qwen3-8b"), gpu_gib=16)
     assert [problem.split(":")[0] for problem in small.problems] == ["rollout", "learner", "rollout"]
     assert "needs about" in small.problems[0]
-    assert "the KV cache holds not one trajectory of 2816 tokens" in small.problems[2]
+    assert "the KV cache has no room for one trajectory of 2816 tokens" in small.problems[2]
     narrow = plan(recipe("qwen3-8b", "engine.max_model_len=50000"))
     assert narrow.problems == ("engine.max_model_len = 50000 exceeds the model's 40960 positions",)
 

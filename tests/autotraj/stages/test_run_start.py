@@ -178,7 +178,7 @@ def test_a_journal_of_another_version_is_told_at_once(tmp_path: Path) -> None:
     log = RecordLog(config.folder / supervised.SYNTHESIS / JOURNAL)
     log.append_bytes(msgpack.packb({"format": 0}))
     log.close()
-    with pytest.raises(UserError, match=rf"{JOURNAL} can't be gone on with: .*its format is 0.*choose another run_dir"):
+    with pytest.raises(UserError, match=rf"{JOURNAL} can't be continued: .*its format is 0.*choose another run_dir"):
         open_folder(config)
 
 
