@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 
 from actors.config import RepairConfig
 from actors.repair.types import RepairRequest
@@ -36,32 +35,23 @@ def _sentences(request: RepairRequest) -> list[str]:
     """The problems in sentences with their figures. A note without a sentence stays as it is."""
     wrong = ["Its final answer is wrong."] if request.wrong_answer else []
     notes = [_NOTES.get(note, note) for note in request.notes]
-    low = [_LOW[name](request.quality) if name in _LOW else f"low {name}" for name in request.low_dimensions]
-    return [*wrong, *notes, *low]
+    return [*wrong, *notes, *(_low(name, request.quality) for name in request.low_dimensions)]
 
 
-def _off_length(found: Quality) -> str:
+def _low(dimension: str, found: Quality) -> str:
     wanted = f"; {found.ideal_num_words} are enough" if found.num_words > found.ideal_num_words > 0 else ""
-    return f"Its length is off: it has {found.num_words} words{wanted}."
+    sentence = _LOW.get(dimension, f"low {dimension}")
+    return sentence.format(lack=1 - found.dimensions[dimension], num_words=found.num_words, wanted=wanted)
 
 
-_LOW: dict[str, Callable[[Quality], str]] = {
-    "confidence": lambda _: f"It sounds unsure: a thought holds a word such as {', '.join(DOUBTS)}.",
-    "length": _off_length,
-    "repetition": lambda q: (
-        f"It repeats itself: {_lack(q, 'repetition')} of its runs of three words occur more than once."
-    ),
-    "tool_success": lambda q: f"{_lack(q, 'tool_success')} of its tool calls failed.",
-    "grounding": lambda q: (
-        f"{_lack(q, 'grounding')} of its final answer stands neither in a tool result nor in the question."
-    ),
+_LOW: dict[str, str] = {
+    "confidence": f"It sounds unsure: a thought holds a word such as {', '.join(DOUBTS)}.",
+    "length": "Its length is off: it has {num_words} words{wanted}.",
+    "repetition": "It repeats itself: {lack:.0%} of its runs of three words occur more than once.",
+    "tool_success": "{lack:.0%} of its tool calls failed.",
+    "grounding": "{lack:.0%} of its final answer stands neither in a tool result nor in the question.",
 }
 """Dimension of quality → the sentence about a low one."""
-
-
-def _lack(found: Quality, dimension: str) -> str:
-    return f"{1 - found.dimensions[dimension]:.0%}"
-
 
 _NOTES: dict[str, str] = {
     "unpaired_tag": "A tag is never closed, or a closing tag closes nothing.",
