@@ -72,7 +72,7 @@ class EngineConfig(Section):
 
     @property
     def weights_dtype(self) -> str:
-        """What `dtype` comes to; "auto": the checkpoint's own."""
+        """The dtype that `dtype` means; with "auto" that of the checkpoint."""
         return "float32" if self.device == "cpu" and self.dtype == "auto" else self.dtype
 
     @model_validator(mode="after")

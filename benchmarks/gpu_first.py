@@ -1,4 +1,4 @@
-"""What the learner does on this machine's GPU, in ten minutes: attention, memory against the plan, speed, rounding, copies.
+"""Measures the learner on this machine's GPU, in ten minutes: attention, memory against the plan, speed, rounding, copies.
 
     python -m benchmarks.gpu_first [--out FILE.md] [--seconds 600] [--only attention learner-7b-zero2 ...]
 
@@ -82,7 +82,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "vocab_size": 152064,
     },
 }
-"""Of Qwen2.5's published config.json files; `1M` is ours."""
+"""From Qwen2.5's published config.json files; `1M` is our own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,7 @@ CASES = {
 
 
 def machine() -> list[Row]:
-    """What this is, and the two bounds that other parts are held against."""
+    """The machine, and the two bounds with which other parts are compared."""
     name = torch.cuda.get_device_name() if ON_GPU else "no GPU"
     rows = [Row("machine", name, f"torch {torch.__version__}, CUDA {torch.version.cuda}")]
     if ON_GPU:
@@ -190,7 +190,7 @@ def varlen() -> list[Row]:
 
 
 def rounding() -> list[Row]:
-    """One probe's logprobs by each way to compute them, against float32: alone and beside other sequences."""
+    """Compares one probe's logprobs, by each way to compute them, with float32: alone and beside other sequences."""
     rows = []
     generator = np.random.default_rng(0)
     shape = "0.5B" if ON_GPU else "1M"

@@ -26,12 +26,12 @@ from tool_sandbox.config import SandboxConfig
 from tool_sandbox.local import LocalGateway
 
 CALLS_PER_S = 0.2
-"""Of a trajectory."""
+"""Calls of one trajectory."""
 MAX_P99_S = 1.0
 """A node is full when a hundredth of its calls take longer than this and the code itself."""
 SETTLE_S = 3.0
 NUM_CALLS = 40_000
-"""Of one simulation."""
+"""The number of calls in one simulation."""
 OTHER_COSTS_S = (0.0, 0.1, 1.0)
 """CPU seconds that code takes beyond that of the measured mix."""
 

@@ -64,7 +64,7 @@ def holdings(gateway: LocalGateway) -> dict[str, float]:
 
 
 def settled_holdings(gateway: LocalGateway, config: SandboxConfig) -> dict[str, float]:
-    """The same when no session is open and all containers are up."""
+    """The resources at a moment when no session is open and all containers are up."""
     time.sleep(SETTLE_S)
     with contextlib.suppress(GatewayError):  # if it isn't as before, the table shows it
         wait_until_full(gateway.address, config, SETTLED_S)

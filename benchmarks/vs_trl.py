@@ -37,7 +37,7 @@ TRAJECTORIES_PER_STEP = GROUPS_PER_STEP * GROUP_SIZE
 MAX_TOOL_CALLS = 3
 LR = 1e-6
 MAX_RESPONSE_TOKENS = {"none": 90, "tools": 160, "rollout_func": 160}
-"""Tool results included, on both sides."""
+"""On both sides this includes the tools' results."""
 
 WAYS = tuple(MAX_RESPONSE_TOKENS)
 OUT = Path("runs/bench/vs_trl.json")

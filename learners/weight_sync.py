@@ -17,7 +17,7 @@ from models.weight_update import WeightUpdate
 
 BLOCK_BYTES = 1 << 30
 ALIGNMENT = 64
-"""Of each tensor in a block, bytes."""
+"""Alignment of each tensor in a block, bytes."""
 
 
 class HostMemory:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def partial_of(target: Path) -> Path:
-    """Where `target` is written until it is whole: hidden, in the same folder."""
+    """The hidden path, in the same folder, at which `target` is written until it is complete."""
     return target.with_name(f".{target.name}.partial")
 
 

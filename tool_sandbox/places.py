@@ -31,7 +31,7 @@ RESTART_BACKOFF_S = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 STABLE_S = 3.0
 """A container that served for this long didn't die because of how it was started, so the backoff starts again at zero."""
 NUM_FREE_DEATHS = 3
-"""How many containers younger than that may die in a row in one place and each be replaced by a spare without a wait."""
+"""This many containers younger than that may die in a row in one place; each is replaced by a spare without a wait."""
 RETIRE_CHECK_S = 0.25
 PROBE_IDLE_S = 15.0
 """A container that wasn't used for this long runs a test call, so that a hanging runner is found before a client's call."""

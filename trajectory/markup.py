@@ -193,7 +193,7 @@ def render_result(output: str, max_chars: int) -> str:
 
 
 def shortened(text: str, max_chars: int, note: str | None = None) -> str:
-    """Of a text longer than `max_chars` characters the first and last halves, with a note of what is left out between.
+    """The beginning and end of a text longer than `max_chars` characters, with a note between them on what is left out.
 
     The note stands on a line of its own, so that no tag can form across the cut.
     """

@@ -16,7 +16,7 @@ def reward_input(trajectory: Trajectory, *, mask_results: bool) -> NDArray[np.in
 def joined(
     prompt_ids: NDArray[np.int32], response_ids: NDArray[np.int32], mask: NDArray[np.bool_], *, mask_results: bool
 ) -> NDArray[np.int32]:
-    """The same from parts: prompt (P,), response (T,), and a mask (T,) that is True on the model's own tokens."""
+    """`reward_input` from parts: prompt (P,), response (T,), and a mask (T,) that is True on the model's own tokens."""
     assert len(response_ids) == len(mask)
     sequence: NDArray[np.int32] = np.concatenate([prompt_ids, response_ids[mask] if mask_results else response_ids])
     return sequence

@@ -27,10 +27,10 @@ class EngineFollower:
         self._ending = False
 
     async def result(self, work: Awaitable[T]) -> T:
-        """What `work` gives. Raises EngineDead if the engine is dead by then.
+        """The result of `work`. Raises EngineDead if the engine is dead by then.
 
-        The episodes of a dead engine end at once, each with an error as data. Handed over, those would count as failures
-        of their tasks, and the actor would get the next tasks for as long as it lives.
+        The episodes of a dead engine end at once, each with an error as data. If these were returned, they would count as
+        failures of their tasks, and the actor would get the next tasks until its process ends.
         """
         try:
             result = await work

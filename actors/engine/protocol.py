@@ -17,7 +17,7 @@ class EngineError(Exception):
     """An engine did not do what was requested."""
 
     kind: ClassVar[EpisodeError] = "engine_failed"
-    """What it makes of an episode that meets it."""
+    """The kind of error with which an episode ends that meets this error."""
 
 
 class EngineDead(EngineError):
@@ -70,7 +70,7 @@ class UpdateReport:
 
 
 class Engine(Protocol):
-    """What the actors use. An engine is made and used inside one event loop. Every method raises `EngineError`."""
+    """What actors use of an engine. It is made and used inside one event loop. Every method may raise `EngineError`."""
 
     @property
     def policy_version(self) -> int:

@@ -18,7 +18,7 @@ def vllm(config: EngineConfig, seed: int) -> Engine:
 
 
 ENGINES: dict[str, Callable[[EngineConfig, int], Engine]] = {"vllm": vllm}
-"""By `EngineConfig.kind`: what makes an engine of a configuration and a seed. The engine's `start` loads the model."""
+"""`EngineConfig.kind` → a function that makes an engine from a configuration and a seed. Its `start` loads the model."""
 
 
 def check_kind(config: EngineConfig, key: str = "engine") -> None:

@@ -69,7 +69,7 @@ def check(config: RunConfig, *, sandbox: bool = True) -> tuple[list[Task], list[
 
 
 def check_last(config: RunConfig, tasks: Mapping[str, Sequence[Task]] | None = None) -> None:
-    """What takes seconds, as it imports torch and transformers: whether the memory suffices, and `check_prompt`."""
+    """Makes the checks that take seconds, as they import torch and transformers: of the memory, and `check_prompt`."""
     _check_memory(config)
     check_prompt(config, tasks)
 

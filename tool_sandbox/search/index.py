@@ -24,7 +24,7 @@ MANIFEST = "index.json"
 DOCUMENTS, OFFSETS = "documents.jsonl", "offsets.npy"
 ARRAYS = ("data.csc.index.npy", "indices.csc.index.npy", "indptr.csc.index.npy")
 TEXTS = ("params.index.json", "vocab.index.json")
-"""What bm25s writes."""
+"""The files that bm25s writes."""
 BUILD = "make it with `python -m autotraj search-index corpus.jsonl FOLDER`"
 
 _WORD = re.compile(r"\w+")
