@@ -201,5 +201,5 @@ def _shown(result: ToolResult) -> str:
     output = result.output.strip()
     if result.status == "ok":
         return output or "(no output)"
-    told = f" {result.message}" if result.status in _LIMITS and result.message else ""
-    return f"[{result.status}]{told}\n{output}".strip()
+    advice = f" {result.message}" if result.status in _LIMITS and result.message else ""
+    return f"[{result.status}]{advice}\n{output}".strip()

@@ -291,10 +291,10 @@ class LearnerGroup:
 
         actor = ray.remote(Learner)
         role = "reward-model-learner" if config.head == "scalar" else "learner"
-        gang = uuid.uuid4().hex[:6]  # Ray frees a dead actor's name late, so the next ranks need other names
+        suffix = uuid.uuid4().hex[:6]  # Ray frees a dead actor's name late, so the next ranks need other names
         self._ranks = [
             actor.options(
-                name=f"{role}-{rank}-{gang}",
+                name=f"{role}-{rank}-{suffix}",
                 num_cpus=config.num_cpus_per_learner,
                 num_gpus=config.num_gpus_per_learner,
                 max_restarts=0,  # a single rank can't rejoin its process group, so all ranks are replaced together

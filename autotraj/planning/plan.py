@@ -293,9 +293,9 @@ def _reward_model_learner(config: RunConfig, size: ModelSize) -> ActorPlan:
         "learner": config.learner.model_copy(update={"lora": config.reward_model.lora}),
         "loss": config.loss.model_copy(update={"kl_coef": 0.0}),
     }
-    gang = _learner(config.model_copy(update=changes), size)
-    memory = {name: size for name, size in gang.memory.items() if name != "logits"}
-    return replace(gang, name="reward-model learner", memory=memory)
+    group = _learner(config.model_copy(update=changes), size)
+    memory = {name: size for name, size in group.memory.items() if name != "logits"}
+    return replace(group, name="reward-model learner", memory=memory)
 
 
 def _repair(config: RunConfig, gpu_bytes: int) -> ActorPlan:

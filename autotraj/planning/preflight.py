@@ -80,15 +80,15 @@ def resources(config: RunConfig) -> Resources:
     if config.only_measures:
         return Resources(rollout.num_actors * rollout.num_cpus, rollout.num_actors * rollout.num_gpus)
     scores = bool(config.reward_model.path)
-    num_gangs = 1 + (scores and config.online_repair.enabled)  # the policy's learners, and the reward model's
+    num_groups = 1 + (scores and config.online_repair.enabled)  # the policy's learners, and the reward model's
     repairs = config.repair.repairer != "policy"
     return Resources(
         num_cpus=rollout.num_actors * rollout.num_cpus
-        + num_gangs * learner.num_learners * learner.num_cpus_per_learner
+        + num_groups * learner.num_learners * learner.num_cpus_per_learner
         + scores * config.scorer.num_cpus
         + repairs * config.repair.num_actors * config.repair.num_cpus,
         num_gpus=rollout.num_actors * rollout.num_gpus
-        + num_gangs * learner.num_learners * learner.num_gpus_per_learner
+        + num_groups * learner.num_learners * learner.num_gpus_per_learner
         + scores * config.scorer.num_gpus
         + repairs * config.repair.num_actors * config.repair.num_gpus,
     )
@@ -110,9 +110,9 @@ def asks(config: RunConfig) -> list[Ask]:
         )
     ]
     if not config.only_measures:
-        gangs = (1 + (scores and config.online_repair.enabled)) * learner.num_learners
+        num_ranks = (1 + (scores and config.online_repair.enabled)) * learner.num_learners
         each = bundle(learner.num_cpus_per_learner, learner.num_gpus_per_learner, LEARNER)
-        found.insert(0, Ask("learners (learner.num_learners)", gangs, each))
+        found.insert(0, Ask("learners (learner.num_learners)", num_ranks, each))
     if scores and not config.only_measures:
         found.append(Ask("reward model (scorer)", 1, bundle(scorer.num_cpus, scorer.num_gpus, ROLLOUT)))
     if repair.repairer != "policy" and not config.only_measures:

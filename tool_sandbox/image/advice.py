@@ -19,17 +19,17 @@ NO_INPUT = "nobody answers input() in this sandbox: put the values into the code
 def name_no_network() -> None:
     """Makes look-ups of names fail with `NO_NETWORK`. The usual "temporary" reason would make code try again."""
     for name in ("getaddrinfo", "gethostbyname", "gethostbyname_ex", "gethostbyaddr"):
-        setattr(socket, name, _told(getattr(socket, name)))
+        setattr(socket, name, _with_advice(getattr(socket, name)))
 
 
-def _told(look_up: Callable[..., Any]) -> Callable[..., Any]:
-    def told(*arguments: Any, **options: Any) -> Any:
+def _with_advice(look_up: Callable[..., Any]) -> Callable[..., Any]:
+    def advised(*arguments: Any, **options: Any) -> Any:
         try:
             return look_up(*arguments, **options)
         except OSError as error:
             raise type(error)(error.errno, NO_NETWORK) from None
 
-    return told
+    return advised
 
 
 def is_of_network(error: BaseException) -> bool:
