@@ -21,7 +21,7 @@ from autotraj.config.run import RunConfig, load, with_changes
 from autotraj.interrupt import Interrupt
 from autotraj.launch import engines, run_session
 from autotraj.loop.grpo import rollout_timeout_of
-from autotraj.stages.synthesize import Synthesis
+from autotraj.stages.synthesize import SynthesisPass
 from tasks.load import load_tasks
 from trajectory.chat import load_tokenizer, render_prompt
 from trajectory.types import Task
@@ -34,7 +34,7 @@ def synthesis_speed(config: RunConfig, tasks: list[Task]) -> tuple[float, dict[s
         run_session(config) as gateway,
         engines(config, gateway) as pool,
     ):
-        stage = Synthesis(
+        stage = SynthesisPass(
             config, Path(scratch), pool, pool, rollout_timeout_s=rollout_timeout_of(config), on_progress=lambda _: None
         )
         everyone = {i: {} for i in pool.ready_ids()}

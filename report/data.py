@@ -79,7 +79,7 @@ class Dimensions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Synthesis:
+class SynthesisCounts:
     """`synthesis/synthesis.json`: the number of trajectories by outcome."""
 
     num_questions: int
@@ -152,7 +152,7 @@ class ReportData:
     name: str
     finished: datetime | None
     summary: Summary | Missing
-    synthesis: Synthesis | Missing
+    synthesis: SynthesisCounts | Missing
     sft: Metrics | Missing
     reward_model: Metrics | Missing
     reward_model_figures: dict[str, float] | Missing
@@ -174,7 +174,7 @@ def load_report(run_dir: str | Path) -> ReportData:
         name=path.resolve().name,
         finished=_finished(path),
         summary=summary,
-        synthesis=_json(path / "synthesis/synthesis.json", Synthesis, "the figures of synthesis and repair"),
+        synthesis=_json(path / "synthesis/synthesis.json", SynthesisCounts, "the figures of synthesis and repair"),
         sft=read_metrics(path / "sft/metrics.jsonl", "the SFT stage"),
         reward_model=read_metrics(path / "reward_model/metrics.jsonl", "the reward-model stage"),
         reward_model_figures=_figures(path / "reward_model/metrics.json"),

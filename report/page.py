@@ -18,7 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from report import charts, curves, viewer
-from report.data import Missing, ReportData, StageResult, Summary, Synthesis, load_report
+from report.data import Missing, ReportData, StageResult, Summary, SynthesisCounts, load_report
 from report.text import (
     SPACE,
     count,
@@ -234,7 +234,7 @@ def _figure(name: str, value: float) -> tuple[str, str]:
     return words(name.removeprefix("num_")), percent(value) if share else count(value) if whole else short(value)
 
 
-def synthesis_view(synthesis: Synthesis) -> SynthesisView:
+def synthesis_view(synthesis: SynthesisCounts) -> SynthesisView:
     """Counts, means before and after repair, and why attempts failed."""
     s = synthesis
     fates = [("kept", s.num_kept), ("repaired", s.num_repaired), ("hard cases", s.num_hard)]

@@ -40,7 +40,7 @@ _LABELS = {"think": "Thought", "result": "Tool result", "answer": "Answer"}
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class ShownBlock:
     """A part of a trajectory as it is shown. `kind` is its style."""
 
     kind: str  # think, call, result, answer, text
@@ -60,7 +60,7 @@ class Item:
     facts: tuple[tuple[str, str], ...] = ()
     parts: tuple[tuple[str, str], ...] = ()  # of the reward; the last is the total
     notes: tuple[str, ...] = ()
-    blocks: tuple[Block, ...] = ()
+    blocks: tuple[ShownBlock, ...] = ()
     diff: Diff | None = None
     shifts: tuple[tuple[str, str, str], ...] = ()  # quality by dimension, before and after a repair
     attempts: tuple[str, ...] = ()
@@ -161,54 +161,54 @@ def repair_item(repair: Repair) -> Item:
     )
 
 
-def trajectory_blocks(trajectory: Trajectory) -> Iterator[Block]:
+def trajectory_blocks(trajectory: Trajectory) -> Iterator[ShownBlock]:
     """The blocks of a trajectory: for each turn what the model wrote, then what its tool returned."""
     if not trajectory.turns:
         yield from text_blocks(trajectory.text)
     for number, turn in enumerate(trajectory.turns):
         for block in text_blocks(turn.text if number else trajectory.opening + turn.text):
             # The text of a turn is only what the model wrote, so a result in it is invented.
-            yield Block("result", "Result that the model made up", block.text) if block.kind == "result" else block
+            yield ShownBlock("result", "Result that the model made up", block.text) if block.kind == "result" else block
         yield from _result_block(turn)
 
 
-def text_blocks(text: str) -> Iterator[Block]:
+def text_blocks(text: str) -> Iterator[ShownBlock]:
     """The blocks of a whole text, and the text outside of any block."""
     end = 0
     for block in markup.parse(text):
         if outside := text[end : block.start].strip():
-            yield Block("text", "Outside of any tag", outside)
+            yield ShownBlock("text", "Outside of any tag", outside)
         tool = TOOLS.get(block.tag)
         kind, label = ("call", tool.label) if tool else (block.tag, _LABELS[block.tag])
-        yield Block(kind, label if block.closed else f"{label}, not closed", block.content.strip("\n"))
+        yield ShownBlock(kind, label if block.closed else f"{label}, not closed", block.content.strip("\n"))
         end = block.end
     if outside := text[end:].strip():
-        yield Block("text", "Outside of any tag", outside)
+        yield ShownBlock("text", "Outside of any tag", outside)
 
 
-def fit(blocks: Iterator[Block]) -> tuple[Block, ...]:
+def fit(blocks: Iterator[ShownBlock]) -> tuple[ShownBlock, ...]:
     """`blocks` with their texts cut to the limits of one trajectory. A last block says how many are left out."""
-    kept: list[Block] = []
+    kept: list[ShownBlock] = []
     room = MAX_TEXT_CHARS
     for block in blocks:
         if len(kept) == MAX_BLOCKS or room <= 0:
             left_out = 1 + sum(1 for _ in blocks)
-            kept.append(Block("text", "Left out", f"{count(left_out)} more blocks"))
+            kept.append(ShownBlock("text", "Left out", f"{count(left_out)} more blocks"))
             break
         text = cut(block.text, min(room, MAX_BLOCK_CHARS))
-        kept.append(Block(block.kind, block.label, text))
+        kept.append(ShownBlock(block.kind, block.label, text))
         room -= len(text)
     return tuple(kept)
 
 
-def _result_block(turn: Turn) -> Iterator[Block]:
+def _result_block(turn: Turn) -> Iterator[ShownBlock]:
     result = turn.tool_result
     if result is not None:
         label = f"Tool result: {words(result.status)}, {1000 * result.duration_s:.0f} ms"
         text = "\n".join(part for part in (result.output.strip("\n"), result.message) if part)
-        yield Block("result", label, text or "(no output)")
+        yield ShownBlock("result", label, text or "(no output)")
     elif turn.tool_call is not None:
-        yield Block("result", "Tool result", "(the call was not run)")
+        yield ShownBlock("result", "Tool result", "(the call was not run)")
 
 
 def _reward(group: Group, index: int) -> Reward | None:

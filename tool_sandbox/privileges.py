@@ -43,7 +43,7 @@ def drop() -> bool:
         raise OSError(ctypes.get_errno(), "no_new_privs can't be set")
     machine = os.uname().machine
     instructions = assemble(machine)
-    program = syscalls.Program(len(instructions) // 8, instructions)
+    program = syscalls.FilterProgram(len(instructions) // 8, instructions)
     number = SECCOMP[syscalls.MACHINES[machine][0]]
     if libc.syscall(number, SET_MODE_FILTER, SYNCHRONISE_THREADS, ctypes.byref(program)) != 0:
         raise OSError(ctypes.get_errno(), "the gateway's system call filter can't be set")

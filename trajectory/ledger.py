@@ -40,7 +40,7 @@ class Lease:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Counts:
+class LedgerCounts:
     """How many (task, epoch) are in each state. `pending` counts the rest of this epoch and what was handed back."""
 
     pending: int
@@ -148,8 +148,8 @@ class Ledger:
 
     # What can be asked
 
-    def counts(self) -> Counts:
-        return Counts(
+    def counts(self) -> LedgerCounts:
+        return LedgerCounts(
             pending=len(self._returned) + len(self._order) - self._cursor,
             leased=self._num_in["leased"],
             finished=self._num_in["finished"],

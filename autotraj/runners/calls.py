@@ -19,7 +19,7 @@ CallKind = Literal["start", "work", "join", "sync", "probe"]
 
 
 @dataclass(slots=True)
-class Runner:
+class RunnerRecord:
     """The controller's record of one actor, see `RunnerPool`."""
 
     start_timeout_s: float
@@ -37,7 +37,7 @@ class Runner:
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class PendingCall:
     """One `ObjectRef` in flight."""
 
     kind: CallKind
@@ -53,15 +53,15 @@ class Call:
         return self.method or self.kind
 
 
-def views(runners: Mapping[int, Runner], calls: Iterable[Call], now: float) -> list[RunnerView]:
+def views(runners: Mapping[int, RunnerRecord], calls: Iterable[PendingCall], now: float) -> list[RunnerView]:
     """A view of each runner, in their order."""
-    own: dict[int, list[Call]] = {runner_id: [] for runner_id in runners}
+    own: dict[int, list[PendingCall]] = {runner_id: [] for runner_id in runners}
     for call in calls:
         own[call.runner_id].append(call)
     return [_view(runner_id, runner, own[runner_id], now) for runner_id, runner in runners.items()]
 
 
-def _view(runner_id: int, runner: Runner, own: Sequence[Call], now: float) -> RunnerView:
+def _view(runner_id: int, runner: RunnerRecord, own: Sequence[PendingCall], now: float) -> RunnerView:
     return RunnerView(
         runner_id=runner_id,
         state=runner.state,

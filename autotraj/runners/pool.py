@@ -27,12 +27,12 @@ from autotraj.memory import MemoryDeaths
 from autotraj.runners import gate
 from autotraj.runners.broadcast import BroadcastSync, LearnerSide
 from autotraj.runners.calls import (
-    Call,
     CallKind,
     CallResult,
     Failed,
     Finished,
-    Runner,
+    PendingCall,
+    RunnerRecord,
     cause_of,
     gather,
     reason,
@@ -69,8 +69,8 @@ class RunnerPool:
         self._role = role
         self._came_up = False  # at least one runner did
         self._memory_deaths = MemoryDeaths()
-        self._runners: dict[int, Runner] = {i: Runner(start_timeout_s) for i in self._manager.actor_ids()}
-        self._calls: dict[ray.ObjectRef, Call] = {}
+        self._runners: dict[int, RunnerRecord] = {i: RunnerRecord(start_timeout_s) for i in self._manager.actor_ids()}
+        self._calls: dict[ray.ObjectRef, PendingCall] = {}
         self._update: Any = None  # ObjectRef of the newest WeightUpdate; None while engines hold what they loaded
         self._probe: LogprobProbe | None = None
         self.policy_version, self.gate_max_delta = 0, 0.0
@@ -153,7 +153,7 @@ class RunnerPool:
         """Takes in actors that were added to the manager: they start, get the newest weights, then work."""
         added = [i for i in self._manager.actor_ids() if i not in self._runners]
         for runner_id in added:
-            self._runners[runner_id] = Runner(start_timeout_s, added=True)
+            self._runners[runner_id] = RunnerRecord(start_timeout_s, added=True)
             self._start(runner_id)
         return added
 
@@ -176,7 +176,7 @@ class RunnerPool:
     def submit(self, runner_id: int, key: str, method: str, *, timeout_s: float, **arguments: Any) -> None:
         """Gives a runner work. `poll` always returns its outcome, with `method` and `key`."""
         ref = getattr(self._actor(runner_id), method).remote(**arguments)
-        self._track(ref, Call("work", runner_id, time.monotonic() + timeout_s, method=method, key=key))
+        self._track(ref, PendingCall("work", runner_id, time.monotonic() + timeout_s, method=method, key=key))
 
     def push(self, update: Any, probe: LogprobProbe) -> None:
         """Publishes new weights (`update`: ObjectRef of a `WeightUpdate`). Runners finish the groups that they sample."""
@@ -241,7 +241,7 @@ class RunnerPool:
     def _name(self, runner_id: int) -> str:
         return f"{self._role} {runner_id}"
 
-    def _track(self, ref: Any, call: Call) -> None:
+    def _track(self, ref: Any, call: PendingCall) -> None:
         self._calls[ref] = call
         self._runners[call.runner_id].in_flight += 1
 
@@ -249,7 +249,7 @@ class RunnerPool:
         runner = self._runners[runner_id]
         runner.state = "starting"
         deadline = time.monotonic() + runner.start_timeout_s
-        self._track(self._actor(runner_id).start.remote(), Call("start", runner_id, deadline))
+        self._track(self._actor(runner_id).start.remote(), PendingCall("start", runner_id, deadline))
 
     def _sync(self, runner_id: int) -> None:
         runner = self._runners[runner_id]
@@ -266,7 +266,7 @@ class RunnerPool:
         # In a list, so that Ray passes the reference and the runner fetches from the nearest copy.
         ref = self._actor(runner_id).update_weights.remote([self._update])
         deadline = time.monotonic() + self._sync_timeout_s
-        self._track(ref, Call("sync", runner_id, deadline, policy_version=self.policy_version))
+        self._track(ref, PendingCall("sync", runner_id, deadline, policy_version=self.policy_version))
 
     def _advance_broadcast(self) -> None:
         if self._broadcast is None or self._update is None:
@@ -282,9 +282,9 @@ class RunnerPool:
             self._send_update(runner_id)
             return
         ref = self._actor(runner_id).init_weight_transfer.remote(argument)
-        self._track(ref, Call("join", runner_id, time.monotonic() + self._sync_timeout_s))
+        self._track(ref, PendingCall("join", runner_id, time.monotonic() + self._sync_timeout_s))
 
-    def _handle(self, ref: Any, call: Call) -> list[CallResult]:
+    def _handle(self, ref: Any, call: PendingCall) -> list[CallResult]:
         runner = self._runners[call.runner_id]
         runner.in_flight -= 1
         who = self._name(call.runner_id)
@@ -300,7 +300,7 @@ class RunnerPool:
             if call.kind == "start" and not self._came_up:
                 self._check_start(runner, cause_of(error), message)
             return self._record_death(call, message, kill=True)
-        handler: dict[CallKind, Callable[[Call, Any], list[CallResult] | None]] = {
+        handler: dict[CallKind, Callable[[PendingCall, Any], list[CallResult] | None]] = {
             "start": self._on_started,
             "join": self._on_joined,
             "sync": self._on_synced,
@@ -314,7 +314,7 @@ class RunnerPool:
                 self._remove(call.runner_id)
         return outcomes
 
-    def _check_start(self, runner: Runner, cause: BaseException, message: str) -> None:
+    def _check_start(self, runner: RunnerRecord, cause: BaseException, message: str) -> None:
         """Raises if another start would not help: an engine refuses its settings, or the start has failed too often."""
         if isinstance(cause, ValueError):
             raise UserError(message)
@@ -326,23 +326,23 @@ class RunnerPool:
         if self._memory_deaths.note(error) and self._memory_deaths.count > 1:
             raise OutOfMemory(f"{self._role}s were ended because of memory {self._memory_deaths.count} times")
 
-    def _on_started(self, call: Call, _: Any) -> None:
+    def _on_started(self, call: PendingCall, _: Any) -> None:
         self._came_up = True
         self._sync(call.runner_id)
 
-    def _on_joined(self, call: Call, _: Any) -> None:
+    def _on_joined(self, call: PendingCall, _: Any) -> None:
         assert self._broadcast is not None
         self._broadcast.answered(call.runner_id)
 
-    def _on_synced(self, call: Call, _: Any) -> None:
+    def _on_synced(self, call: PendingCall, _: Any) -> None:
         assert self._probe is not None
         if self._broadcast is not None:
             self._broadcast.answered(call.runner_id)
         ref = self._actor(call.runner_id).score_probe.remote(list(self._probe.token_ids))
         deadline = time.monotonic() + self._sync_timeout_s
-        self._track(ref, Call("probe", call.runner_id, deadline, policy_version=call.policy_version))
+        self._track(ref, PendingCall("probe", call.runner_id, deadline, policy_version=call.policy_version))
 
-    def _on_probed(self, call: Call, logprobs: Any) -> None:
+    def _on_probed(self, call: PendingCall, logprobs: Any) -> None:
         if call.policy_version != self.policy_version:  # a newer push has come
             self._sync(call.runner_id)
             return
@@ -354,7 +354,7 @@ class RunnerPool:
         runner.state, runner.policy_version = "ready", call.policy_version
         self.sync_seconds = time.monotonic() - self._sync_started.pop(call.runner_id, time.monotonic())
 
-    def _record_death(self, call: Call, message: str, *, kill: bool = False) -> list[CallResult]:
+    def _record_death(self, call: PendingCall, message: str, *, kill: bool = False) -> list[CallResult]:
         """Marks a runner down and fails all its open calls."""
         runner = self._runners[call.runner_id]
         runner.state, runner.deaths = "down", runner.deaths + 1

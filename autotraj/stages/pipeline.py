@@ -35,7 +35,7 @@ from autotraj.sampling.metrics import reward_parts
 from autotraj.stages.resume import at_its_largest
 from autotraj.stages.reward_model import train_reward_model
 from autotraj.stages.sft import sft
-from autotraj.stages.synthesize import Progress, Synthesis
+from autotraj.stages.synthesize import Progress, SynthesisPass
 from autotraj.status.progress import GrpoProgress, StageProgress
 from autotraj.training import supervised
 from cluster.exit_codes import EXIT_INTERRUPTED, EXIT_OK
@@ -116,7 +116,7 @@ class Pipeline:
                 view.show(progress.num_done, progress.num_questions, _synthesis_note(progress))
                 self.push(only_if_due=True)
 
-            synthesis = Synthesis(
+            synthesis = SynthesisPass(
                 config,
                 folder,
                 pool,

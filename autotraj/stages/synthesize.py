@@ -71,7 +71,7 @@ class _Assessed:
     assessment: repair_requests.Assessment
 
 
-class Synthesis:
+class SynthesisPass:
     """One pass over the questions. `repairers` is `runners` itself when the policy's engine repairs."""
 
     def __init__(

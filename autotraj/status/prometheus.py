@@ -13,7 +13,7 @@ from typing import get_args
 from ray.util.metrics import Counter, Gauge, Histogram
 
 from autotraj.status.rows import RunnerState, RunnerView
-from trajectory.ledger import Counts
+from trajectory.ledger import LedgerCounts
 from trajectory.types import Group
 
 STALENESS_BORDERS = [0.5, 1.5, 2.5, 3.5, 4.5, 6.5, 8.5, 12.5, 16.5]
@@ -98,7 +98,7 @@ class MetricsExport:
         self._trained = Counter("autotraj_trained_groups", "Groups trained on")
         self._last_step: list[tuple[str, dict[str, str], float]] = []
 
-    def now(self, counts: Counts, runners: Sequence[RunnerView], totals: Mapping[str, float]) -> None:
+    def now(self, counts: LedgerCounts, runners: Sequence[RunnerView], totals: Mapping[str, float]) -> None:
         """Sets the present numbers of groups and actors. `totals`, named as a step's metrics: what was lost or restarted so
         far in the run."""
         for state in ("pending", "leased", "finished", "scored"):

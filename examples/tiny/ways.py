@@ -18,7 +18,7 @@ from random import Random
 from typing import Literal
 
 from tasks.word_problems.corpus import COLOURS, Fact
-from tasks.word_problems.types import Call, Tier, WordProblem, evaluate
+from tasks.word_problems.types import SolutionCall, Tier, WordProblem, evaluate
 from tool_sandbox.search.tool import render_documents
 from trajectory.markup import render_result
 
@@ -116,7 +116,7 @@ def toolless(problem: WordProblem, random: Random) -> list[Piece]:
 def wrong(problem: WordProblem, random: Random) -> list[Piece]:
     thought, sums = _mistake(problem, random)
     return _work(
-        thought, tuple(Call(tool="code", content=s, output=str(evaluate(s))) for s in sums), CONCLUSION, random
+        thought, tuple(SolutionCall(tool="code", content=s, output=str(evaluate(s))) for s in sums), CONCLUSION, random
     )
 
 
@@ -158,7 +158,7 @@ def _plan(problem: WordProblem) -> str:
     return " ".join([PLANS[kind(first.content)], *(told for word, told in UNITS.items() if word in problem.question)])
 
 
-def _work(thought: str, calls: tuple[Call, ...], conclusion: str, random: Random) -> list[Piece]:
+def _work(thought: str, calls: tuple[SolutionCall, ...], conclusion: str, random: Random) -> list[Piece]:
     """`thought`, then each call with its result and another thought. The last thought is `conclusion`."""
     pieces: list[Piece] = []
     for call, following in zip(calls, [*calls[1:], None], strict=True):
@@ -176,7 +176,7 @@ def _work(thought: str, calls: tuple[Call, ...], conclusion: str, random: Random
     return [*pieces, Piece(end, True)]
 
 
-def _next_thought(call: Call) -> str:
+def _next_thought(call: SolutionCall) -> str:
     return f"The price is {Fact(*_parts(call.output)).price}." if call.tool == "search" else "Now the second part."
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Counts:
+class BatchCounts:
     """Counts of the whole batch, over all micro-batches and ranks. Each is at least 1."""
 
     num_tokens: float
@@ -30,7 +30,7 @@ TokenLoss = Callable[["Tensor", "Tensor", "Tensor", ClipRange], "tuple[Tensor, T
 with one ratio for each sequence; logprobs (B, T), with the gradient; advantages (B, T) or (B, 1); results like the ratio,
 or (B, T)."""
 
-Mean = Callable[["Tensor", "Tensor", Counts], "Tensor"]
+Mean = Callable[["Tensor", "Tensor", BatchCounts], "Tensor"]
 """(token losses (B, T), mask (B, T), counts) → scalar. The scalars of all micro-batches add up to the batch's loss."""
 
 
@@ -81,17 +81,17 @@ def sequence_mean(x: Tensor, mask: Tensor) -> Tensor:
     return (x * mask).sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1)
 
 
-def mean_of_sequence_means(token_loss: Tensor, mask: Tensor, counts: Counts) -> Tensor:
+def mean_of_sequence_means(token_loss: Tensor, mask: Tensor, counts: BatchCounts) -> Tensor:
     """A mean in which every sequence has the same weight, whatever its length."""
     return sequence_mean(token_loss, mask).sum() / counts.num_sequences
 
 
-def mean_of_tokens(token_loss: Tensor, mask: Tensor, counts: Counts) -> Tensor:
+def mean_of_tokens(token_loss: Tensor, mask: Tensor, counts: BatchCounts) -> Tensor:
     """A mean in which every token of the batch has the same weight."""
     return (token_loss * mask).sum() / counts.num_tokens
 
 
-def sum_over_constant_length(token_loss: Tensor, mask: Tensor, counts: Counts) -> Tensor:
+def sum_over_constant_length(token_loss: Tensor, mask: Tensor, counts: BatchCounts) -> Tensor:
     """Sums of sequences, divided by one constant length, so that a token's weight doesn't depend on its sequence's
     length."""
     assert counts.max_response_tokens is not None

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from learners.config import LossConfig
-from learners.losses.objective import Counts, sequence_mean
+from learners.losses.objective import BatchCounts, sequence_mean
 
 Metrics = dict[str, Tensor]
 """Scalars. Those whose names end in `_max` are combined by maximum, all others by addition."""
@@ -85,7 +85,7 @@ def policy_loss(
         token_loss = token_loss + config.kl_coef * kl
         metrics["kl_ref"] = (kl.detach() * mask).sum() / num_passed
 
-    counts = Counts(
+    counts = BatchCounts(
         num_tokens=num_tokens_global,
         num_sequences=num_sequences_global,
         max_response_tokens=config.max_response_tokens,

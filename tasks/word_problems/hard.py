@@ -13,7 +13,16 @@ from random import Random
 from typing import Literal
 
 from tasks.word_problems.corpus import COLOURS, THINGS, TOWNS, Fact
-from tasks.word_problems.types import ITEMS, NAMES, ONE_DIGIT, THREE_DIGITS, TWO_DIGITS, Call, WordProblem, evaluate
+from tasks.word_problems.types import (
+    ITEMS,
+    NAMES,
+    ONE_DIGIT,
+    THREE_DIGITS,
+    TWO_DIGITS,
+    SolutionCall,
+    WordProblem,
+    evaluate,
+)
 
 HardTier = Literal["steps", "distractors", "units", "chained", "lookup"]
 
@@ -184,18 +193,18 @@ def draw(tier: HardTier, random: Random) -> WordProblem:
     name, friend = random.sample(NAMES, 2)
     item, other = random.sample(ITEMS, 2)
     words: dict[str, object] = {"name": name, "friend": friend, "item": item, "other": other}
-    calls: list[Call] = []
+    calls: list[SolutionCall] = []
     if tier == "lookup":
         fact = Fact(random.choice(COLOURS), random.choice(THINGS), random.choice(TOWNS))
         words["wanted"] = fact.query
         numbers["price"] = fact.price
-        calls.append(Call(tool="search", content=fact.query, output=fact.id))
+        calls.append(SolutionCall(tool="search", content=fact.query, output=fact.id))
     whole = ""
     for text in story.sums:
         content = text.format(**numbers)
         whole = text.format(**numbers | {"first": f"({whole})"})
         numbers["first"] = evaluate(content)
-        calls.append(Call(tool="code", content=content, output=str(numbers["first"])))
+        calls.append(SolutionCall(tool="code", content=content, output=str(numbers["first"])))
     answer = int(calls[-1].output)
     return WordProblem(
         question=story.story.format(**words, **numbers),

@@ -18,7 +18,7 @@ from random import Random
 from typing import Literal, get_args
 
 from tasks.word_problems import hard
-from tasks.word_problems.types import ITEMS, NAMES, ONE_DIGIT, THREE_DIGITS, TWO_DIGITS, Call, Tier, WordProblem
+from tasks.word_problems.types import ITEMS, NAMES, ONE_DIGIT, THREE_DIGITS, TWO_DIGITS, SolutionCall, Tier, WordProblem
 from trajectory.types import Task
 
 Split = Literal["train", "eval"]
@@ -103,7 +103,7 @@ def draw(random: Random) -> WordProblem:
         expression=expression,
         answer=answer,
         key=f"{sorted(numbers)} {answer}",
-        calls=(Call(tool="code", content=expression, output=str(answer)),),
+        calls=(SolutionCall(tool="code", content=expression, output=str(answer)),),
     )
 
 

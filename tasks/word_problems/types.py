@@ -32,7 +32,7 @@ _OPERATIONS: dict[type[ast.operator], Callable[[int, int], int]] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
+class SolutionCall:
     """One tool call of a problem's solution."""
 
     tool: Literal["code", "search"]
@@ -49,7 +49,7 @@ class WordProblem:
     answer: int
     key: str  # the same for problems that differ only in words or in the order of their numbers
     tier: Tier = "easy"
-    calls: tuple[Call, ...] = ()  # the solution, call by call; the last one's output is the answer
+    calls: tuple[SolutionCall, ...] = ()  # the solution, call by call; the last one's output is the answer
 
     @property
     def split(self) -> Literal["train", "eval"]:

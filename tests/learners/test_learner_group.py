@@ -59,7 +59,7 @@ def config(model: Path, **settings: Any) -> LearnerConfig:
 
 
 @pytest.fixture(scope="module", params=[2, 3], ids=["zero2", "zero3"])
-def learner_group(request: pytest.FixtureRequest, ray_cluster: None, tiny_model: Path) -> Iterator[LearnerGroup]:
+def learners(request: pytest.FixtureRequest, ray_cluster: None, tiny_model: Path) -> Iterator[LearnerGroup]:
     group = LearnerGroup(config(tiny_model, num_learners=2, zero_stage=request.param), LOSS, probe_ids=range(5, 25))
     group.start()
     yield group
@@ -80,11 +80,11 @@ def assert_update_equals(update: WeightUpdate, expected: dict[str, torch.Tensor]
 
 
 def test_two_ranks_train_save_resume_at_one_die_and_come_back(
-    learner_group: LearnerGroup, tiny_model: Path, samples: list[Sample], tmp_path: Path, single_rank: None
+    learners: LearnerGroup, tiny_model: Path, samples: list[Sample], tmp_path: Path, single_rank: None
 ) -> None:
     # Two steps of two ranks are two steps of plain torch on the whole batch.
-    results = [learner_group.start_step(samples).result() for _ in range(2)]
-    reference, metrics = plain_policy_training(tiny_model, samples, learner_group.config, LOSS, num_steps=2)
+    results = [learners.start_step(samples).result() for _ in range(2)]
+    reference, metrics = plain_policy_training(tiny_model, samples, learners.config, LOSS, num_steps=2)
     for result, expected in zip(results, metrics, strict=True):
         assert result.metrics["loss"] == pytest.approx(expected["loss"], abs=1e-5)
         assert result.metrics["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4)
@@ -94,7 +94,7 @@ def test_two_ranks_train_save_resume_at_one_die_and_come_back(
     assert_update_equals(update, reference, atol=1e-5)
 
     # What it exports is what the probe was taken from.
-    learner_group.export_hf(tmp_path / "exported")
+    learners.export_hf(tmp_path / "exported")
     probe = results[-1].probe
     assert probe is not None
     assert probe.token_ids == tuple(range(5, 25))
@@ -103,10 +103,10 @@ def test_two_ranks_train_save_resume_at_one_die_and_come_back(
     )
 
     # One rank, in this process, goes on from the two ranks' checkpoint exactly as they do.
-    learner_group.save_to_path(tmp_path / "checkpoint")
-    third = learner_group.start_step(samples).result()
+    learners.save_to_path(tmp_path / "checkpoint")
+    third = learners.start_step(samples).result()
     assert set(third.seconds) == {"pack", "logprobs", "gradients", "optimizer", "publish"}
-    resumed = DeepSpeedEngine(config(tiny_model, zero_stage=learner_group.config.zero_stage), LOSS)
+    resumed = DeepSpeedEngine(config(tiny_model, zero_stage=learners.config.zero_stage), LOSS)
     resumed.load(tmp_path / "checkpoint")
     assert resumed.policy_version == 2
     assert resumed.policy_step(samples)["loss"] == pytest.approx(third.metrics["loss"], abs=1e-5)
@@ -115,41 +115,43 @@ def test_two_ranks_train_save_resume_at_one_die_and_come_back(
     # A step whose loss is NaN on one rank is skipped by both, and the next is taken as if it had not been.
     assert samples[0].behaviour_logprobs is not None
     nan = replace(samples[0], behaviour_logprobs=samples[0].behaviour_logprobs * np.float32("nan"))
-    skipped = learner_group.start_step([nan, *samples[1:]]).result()
+    skipped = learners.start_step([nan, *samples[1:]]).result()
     assert (skipped.applied, skipped.metrics) == (False, {"skipped/nonfinite_loss": 1.0})
     assert (skipped.policy_version, skipped.probe) == (3, None)
     assert ray.get(skipped.update, timeout=30) is None
 
     # With less samples than ranks one of them trains on a filler, which changes nothing.
-    assert learner_group.start_step(samples[:1]).result().metrics == pytest.approx(resumed.policy_step(samples[:1]), abs=1e-5)
+    assert learners.start_step(samples[:1]).result().metrics == pytest.approx(
+        resumed.policy_step(samples[:1]), abs=1e-5
+    )
 
-    # A rank is killed in the middle of a step: named within seconds, then a new learner_group continues from the checkpoint.
-    victim = pids(learner_group)[1]
-    step = learner_group.start_step(samples * 20)
+    # A rank is killed in the middle of a step: named within seconds, then a new group continues from the checkpoint.
+    victim = pids(learners)[1]
+    step = learners.start_step(samples * 20)
     assert step.poll() is None
     os.kill(victim, signal.SIGKILL)
     start = time.monotonic()
     with pytest.raises(LearnerDied, match="train_step: rank 1 of 2 died"):
         step.result()
     assert time.monotonic() - start < 10
-    assert not learner_group.alive
+    assert not learners.alive
     with pytest.raises(LearnerError, match="recreate"):
-        learner_group.start_step(samples).result()
-    if learner_group.config.zero_stage == 3:  # one rebirth is enough for this test's time
+        learners.start_step(samples).result()
+    if learners.config.zero_stage == 3:  # one rebirth is enough for this test's time
         return
-    learner_group.recreate(tmp_path / "checkpoint")
-    assert learner_group.policy_version == 2
-    again = learner_group.start_step(samples).result()
+    learners.recreate(tmp_path / "checkpoint")
+    assert learners.policy_version == 2
+    again = learners.start_step(samples).result()
     assert again.metrics["loss"] == pytest.approx(third.metrics["loss"], abs=1e-5)
     assert again.policy_version == 3
 
-    # The weights of a dead learner_group can still be fetched: they are not lost with the rank that made them.
+    # The weights of a dead group can still be fetched: they are not lost with the rank that made them.
     assert ray.get(third.update, timeout=30).policy_version == 3
 
     # A rank's own exception is named too.
     bad = Sample(ids=np.full(10, 10**6, dtype=np.int32), prompt_len=2, mask=np.ones(8, dtype=np.bool_), advantage=1.0)
     with pytest.raises(LearnerFailed, match=r"train_step: rank \d raised IndexError: index out of range"):
-        learner_group.start_step([bad, bad]).result()
+        learners.start_step([bad, bad]).result()
 
 
 def test_waits_end_at_their_deadline_and_name_what_was_waited_for(ray_cluster: None, tiny_model: Path) -> None:

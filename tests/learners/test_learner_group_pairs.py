@@ -35,35 +35,37 @@ def test_two_ranks_train_a_reward_model_as_one_does(
     settings = config(tiny_model, head="scalar", zero_stage=zero_stage, lora=lora)
     sequences = [side for pair in pairs for side in (pair.chosen, pair.rejected)]
     single = DeepSpeedEngine(settings)
-    learner_group = LearnerGroup(settings.model_copy(update={"num_learners": 2}))
-    learner_group.start()
+    learners = LearnerGroup(settings.model_copy(update={"num_learners": 2}))
+    learners.start()
     try:
         for _ in range(2):
-            assert learner_group.pair_step(pairs) == pytest.approx(single.pair_step(pairs), abs=1e-4)
-        assert learner_group.pair_step(pairs[:1]) == pytest.approx(single.pair_step(pairs[:1]), abs=1e-4)  # a rank has a filler
-        scores = learner_group.scores(sequences)
+            assert learners.pair_step(pairs) == pytest.approx(single.pair_step(pairs), abs=1e-4)
+        assert learners.pair_step(pairs[:1]) == pytest.approx(
+            single.pair_step(pairs[:1]), abs=1e-4
+        )  # a rank has a filler
+        scores = learners.scores(sequences)
         assert scores.dtype == np.float32
         np.testing.assert_allclose(scores, single.scores(sequences), atol=1e-4)
-        np.testing.assert_allclose(learner_group.scores(sequences[3:4]), scores[3:4], atol=1e-5)
-        assert learner_group.scores([]).shape == (0,)
-        learner_group.export_hf(tmp_path / "exported")
+        np.testing.assert_allclose(learners.scores(sequences[3:4]), scores[3:4], atol=1e-5)
+        assert learners.scores([]).shape == (0,)
+        learners.export_hf(tmp_path / "exported")
         np.testing.assert_allclose(plain_scores(tmp_path / "exported", sequences), scores, atol=1e-5)
 
         # What can't be done is refused before it reaches the ranks.
         same = Pair(chosen=pairs[0].chosen, rejected=pairs[0].chosen)
         with pytest.raises(ValueError, match="pair 1: both sides are the same"):
-            learner_group.pair_step([pairs[0], same])
+            learners.pair_step([pairs[0], same])
         with pytest.raises(ValueError, match="policy_step needs head='lm'"):
-            learner_group.start_step([])
+            learners.start_step([])
         with pytest.raises(ValueError, match="publish needs head='lm'"):
-            learner_group.publish()
-        assert learner_group.alive
+            learners.publish()
+        assert learners.alive
 
         # One rank goes on from two ranks' checkpoint.
-        learner_group.save_to_path(tmp_path / "checkpoint")
-        expected = learner_group.pair_step(pairs)
+        learners.save_to_path(tmp_path / "checkpoint")
+        expected = learners.pair_step(pairs)
     finally:
-        learner_group.shutdown()
+        learners.shutdown()
     resumed = DeepSpeedEngine(settings.model_copy(update={"seed": 3}))
     resumed.load(tmp_path / "checkpoint")
     np.testing.assert_allclose(resumed.scores(sequences), scores, atol=1e-5)
@@ -76,16 +78,16 @@ def test_two_ranks_train_a_policy_with_adapters_and_publish_plain_weights(
     settings = config(tiny_model, lora=LoraConfig(rank=4), zero_stage=2)
     loss = LossConfig(kl_estimator="k3", kl_coef=0.1)
     single = DeepSpeedEngine(settings, loss)
-    learner_group = LearnerGroup(settings.model_copy(update={"num_learners": 2}), loss, probe_ids=range(5, 25))
-    learner_group.start()
+    learners = LearnerGroup(settings.model_copy(update={"num_learners": 2}), loss, probe_ids=range(5, 25))
+    learners.start()
     try:
         for _ in range(2):
-            step = learner_group.start_step(samples).result()
+            step = learners.start_step(samples).result()
             assert step.metrics == pytest.approx(single.policy_step(samples), abs=1e-4)
-        learner_group.save_to_path(tmp_path / "checkpoint")
+        learners.save_to_path(tmp_path / "checkpoint")
         update = ray.get(step.update, timeout=30)
     finally:
-        learner_group.shutdown()
+        learners.shutdown()
     plain = dict(single.full_weights())
     assert set(update.names) == plain.keys()
     for name, tensor in plain.items():

@@ -85,7 +85,7 @@ PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 38, 22, 2
 ANY = 0xFFFFFFFF
 
 
-class Program(ctypes.Structure):
+class FilterProgram(ctypes.Structure):
     """struct sock_fprog"""
 
     _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p))
@@ -155,9 +155,9 @@ def assemble(machine: str) -> bytes:
 
 
 @cache
-def _program() -> tuple[ctypes.CDLL, Program, bytes]:
+def _program() -> tuple[ctypes.CDLL, FilterProgram, bytes]:
     instructions = assemble(os.uname().machine)
-    return ctypes.CDLL(None, use_errno=True), Program(len(instructions) // 8, instructions), instructions
+    return ctypes.CDLL(None, use_errno=True), FilterProgram(len(instructions) // 8, instructions), instructions
 
 
 def prepare() -> None:

@@ -20,7 +20,7 @@ from autotraj.errors import UserError
 from autotraj.gateways import metrics as gateway_metrics
 from autotraj.gateways import node
 from autotraj.loop.inspection import announce
-from autotraj.runners.calls import Call, Runner, views
+from autotraj.runners.calls import PendingCall, RunnerRecord, views
 from autotraj.status import prometheus, sandbox
 from autotraj.status.board import StatusBoard
 from autotraj.status.progress import GrpoProgress
@@ -160,12 +160,12 @@ def test_a_gateway_is_not_silent_while_the_one_who_asks_it_is_stopped() -> None:
 
 def test_a_view_counts_a_runner_s_own_calls() -> None:
     calls = [
-        Call("work", 1, 0.0, method="rollout_group", started=10.0),
-        Call("work", 1, 0.0, method="rollout_group", started=14.0),
-        Call("probe", 1, 0.0, started=15.0),
-        Call("work", 2, 0.0, method="rollout_group", started=1.0),
+        PendingCall("work", 1, 0.0, method="rollout_group", started=10.0),
+        PendingCall("work", 1, 0.0, method="rollout_group", started=14.0),
+        PendingCall("probe", 1, 0.0, started=15.0),
+        PendingCall("work", 2, 0.0, method="rollout_group", started=1.0),
     ]
-    pool = {1: Runner(1.0, state="syncing", policy_version=2), 2: Runner(1.0), 3: Runner(1.0)}
+    pool = {1: RunnerRecord(1.0, state="syncing", policy_version=2), 2: RunnerRecord(1.0), 3: RunnerRecord(1.0)}
     seen, other, idle = views(pool, calls, now=20.0)
     assert (seen.work, seen.probed, seen.oldest_s, seen.policy_version) == ({"rollout_group": 2}, True, 10.0, 2)
     assert (other.runner_id, other.work, other.probed, other.oldest_s) == (2, {"rollout_group": 1}, False, 19.0)

@@ -17,7 +17,7 @@ from autotraj.errors import GroupsFail, UserError
 from autotraj.evaluation.evaluate import EvalResult, evaluate
 from autotraj.interrupt import Interrupt
 from autotraj.runners.pool import RunnerPool
-from autotraj.stages.synthesize import Synthesis, read_journal
+from autotraj.stages.synthesize import SynthesisPass, read_journal
 from rewards.config import RewardConfig
 from trajectory.types import Group, Task, Trajectory
 
@@ -160,7 +160,7 @@ def test_stage_one_ends_where_every_question_fails(ray_cluster: None, tmp_path: 
     pool.wait_ready()
     (tmp_path / "fail").touch()
     config = tiny(tmp_path, "rollout.max_concurrent_episodes=8", "synthesis.num_candidates=4")
-    synthesis = Synthesis(config, tmp_path, pool, pool, rollout_timeout_s=60.0, on_progress=lambda progress: None)
+    synthesis = SynthesisPass(config, tmp_path, pool, pool, rollout_timeout_s=60.0, on_progress=lambda progress: None)
     with pytest.raises(GroupsFail, match="^synthesize: " + WHY):
         synthesis.run(TASKS[:num_tasks], Interrupt())
     assert read_journal(tmp_path) == []
