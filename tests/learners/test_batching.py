@@ -31,7 +31,7 @@ def cost(batch: MicroBatch, padded: bool) -> int:
     return len(batch) * max(map(len, batch)) if padded else sum(map(len, batch))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     lengths=st.lists(st.integers(2, 60), min_size=1, max_size=40),
     budget=st.integers(60, 300),

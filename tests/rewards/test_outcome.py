@@ -391,7 +391,7 @@ def written_powers(draw):
     return draw(st.sampled_from(forms))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(written_powers(), written_powers())
 def test_two_exact_expressions_are_equal_if_their_values_are(a, b):
     """Failed before: `1/2^{99}` was `1/2^{98}`."""

@@ -114,7 +114,7 @@ def test_resolved_toml_reads_back_to_the_same_configuration(tmp_path: Path) -> N
     assert load(path) == config
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     text=TEXT,
     token=TEXT,
