@@ -16,7 +16,8 @@ import sys
 
 def watch(run_pid: int, messages: dict[int, str]) -> str:
     """Wait until the process `run_pid` has ended; returns the message of a daemon that had ended before it. Empty if no
-    daemon had ended, or if the run wrote a byte to stdin, which means that it reports by itself."""
+    daemon had ended, or if the run wrote a byte to stdin, which means that it reports by itself. Of several that ended
+    at the same moment, as this process sees it, the first of `messages` counts."""
     poller, names = select.poll(), dict[int, int]()
     for pid in (run_pid, *messages):
         try:
@@ -38,8 +39,7 @@ def watch(run_pid: int, messages: dict[int, str]) -> str:
             else:
                 ended.add(names[descriptor])
             poller.unregister(descriptor)
-        for pid in ended - {run_pid}:
-            said = said or messages[pid]
+        said = said or next((message for pid, message in messages.items() if pid in ended), "")
         if run_pid in ended:
             return said
 

@@ -156,4 +156,5 @@ def _processes(session: str) -> tuple[list[psutil.Process], list[psutil.Process]
         if raylet.pid in own:
             with suppress(psutil.NoSuchProcess):
                 helpers += [p for p in raylet.children() if "Agent" in " ".join(p.cmdline())]
-    return of_session, helpers
+    # The raylets first: the run's process may end at once by a raylet's death, and ends the GCS with itself.
+    return sorted(of_session, key=lambda process: process.info["name"] != "raylet"), helpers

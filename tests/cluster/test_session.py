@@ -1,10 +1,12 @@
 """Joining Ray leaves the process as it was."""
 
+import os
 import subprocess
 import sys
 
 import pytest
 
+from cluster.session_watch import WITNESS
 from examples.fake_cluster.cluster import ROOT
 
 STOPPED = """
@@ -74,3 +76,19 @@ def test_the_end_of_ray_is_said_where_its_library_ends_the_process() -> None:
     assert done.returncode == 1
     assert "\nfailed: Ray's raylet (process " in done.stderr
     assert done.stderr.count("go on with the same command, `grpo` with --resume RUN_DIR") == 1
+
+
+def test_of_daemons_that_ended_in_one_moment_the_first_is_named() -> None:
+    """As the witness of a busy machine sees them: the run ends by the raylet's death, and ends the GCS with itself."""
+    run, one, other = (subprocess.Popen(["sleep", "60"]) for _ in range(3))
+    for process in (run, one, other):
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    for first, second in ((one, other), (other, one)):
+        words = [str(run.pid), str(first.pid), "the raylet", str(second.pid), "the GCS"]
+        done = subprocess.run(
+            [sys.executable, WITNESS, *words], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60
+        )
+        assert done.stderr == "failed: the raylet\n"
+    for process in (run, one, other):
+        process.wait()
