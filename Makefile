@@ -7,11 +7,12 @@ PY := $(VENV)/bin/python
 EXTRA ?= cpu
 STAMP := $(VENV)/.installed-$(EXTRA)
 
-.PHONY: setup demo test check docker image prometheus clean help
+.PHONY: setup demo test test-fast check docker image prometheus clean help
 
 help:
 	@echo "make demo    the whole method on an embedded tiny model, with vLLM, Ray, DeepSpeed and Docker"
 	@echo "make test    all tests"
+	@echo "make test-fast  those tests that start no Docker, engine or Ray and don't train: for while you work"
 	@echo "make check   linters, types, formatting"
 	@echo "make setup   only install ($(VENV)/, the container engine, the sandbox image); EXTRA=cuda for GPUs"
 	@echo "make clean   remove what was generated"
@@ -40,8 +41,14 @@ check: $(STAMP)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 
+# Two at a time, as many tests wait for processes of their own. The files with the longest tests come first.
+PYTEST := $(VENV)/bin/pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 test: setup check prometheus
-	$(VENV)/bin/pytest
+	$(PYTEST)
+
+test-fast: $(STAMP)
+	$(PYTEST) -m "not docker and not engine and not ray and not slow"
 
 prometheus:
 	@bash tests/debian_prometheus.sh build/prometheus

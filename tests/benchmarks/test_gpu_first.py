@@ -5,7 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from benchmarks.gpu_first import run_part
+
+pytestmark = pytest.mark.slow
 
 
 def test_all_kinds_of_parts_give_rows(tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ from trajectory.chat import check_append_only, encode, render_prompt
 from trajectory.markup import final_answer, render_result, stop_strings, trailing_tool_call, validate
 from trajectory.types import ToolCall
 
+pytestmark = pytest.mark.slow
+
 BASE = Path(__file__).resolve().parents[2] / "examples" / "tiny" / "base"
 
 

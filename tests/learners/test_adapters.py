@@ -14,7 +14,7 @@ from learners.config import LearnerConfig, LoraConfig, LossConfig
 from learners.engine import DeepSpeedEngine
 from learners.weight_sync import HostMemory, host_update, nccl_update
 
-pytestmark = pytest.mark.usefixtures("single_rank")
+pytestmark = [pytest.mark.usefixtures("single_rank"), pytest.mark.slow]
 
 LORA = LoraConfig(rank=4, alpha=16)
 

@@ -35,7 +35,7 @@ from learners.engine import DeepSpeedEngine
 from learners.weight_sync import HostMemory, host_update, nccl_update
 from models import attention, separation
 
-pytestmark = pytest.mark.usefixtures("single_rank")
+pytestmark = [pytest.mark.usefixtures("single_rank"), pytest.mark.slow]
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 330,

@@ -15,7 +15,7 @@ from learners.engine import DeepSpeedEngine
 from learners.schedule import learning_rate
 from learners.weight_sync import HostMemory, host_update
 
-pytestmark = pytest.mark.usefixtures("single_rank")
+pytestmark = [pytest.mark.usefixtures("single_rank"), pytest.mark.slow]
 
 
 def config(model: Path, **settings: Any) -> LearnerConfig:

@@ -15,6 +15,8 @@ from learners.losses.policy import importance_weight, kl_estimate, policy_loss
 from learners.losses.registry import LOSSES
 from learners.losses.supervised import bradley_terry, sft_loss
 
+pytestmark = pytest.mark.slow
+
 MASK = torch.tensor([[True, True, False], [True, True, True]])
 LOGPROBS = torch.tensor([[-0.5, -1.0, -9.0], [-2.0, -0.25, -1.0]], dtype=torch.float64)
 RATIOS = torch.tensor([[1.5, 1.0, 7.0], [0.5, 1.0, 1.1]], dtype=torch.float64)

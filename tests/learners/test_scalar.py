@@ -15,7 +15,7 @@ from learners.batching import Pair, Sample
 from learners.config import LearnerConfig, LoraConfig, LossConfig
 from learners.engine import DeepSpeedEngine
 
-pytestmark = pytest.mark.usefixtures("single_rank")
+pytestmark = [pytest.mark.usefixtures("single_rank"), pytest.mark.slow]
 
 TINY_BASE = Path(__file__).resolve().parents[2] / "examples" / "tiny" / "base"
 

@@ -14,6 +14,8 @@ from report import viewer
 from report.data import StageSamples
 from trajectory.types import ToolCall, ToolResult, Turn
 
+pytestmark = pytest.mark.slow
+
 HOSTILE = (
     "</script><script>alert(1)</script><!-- <img src=x onerror=alert(1)> ]]> \u202edesrever\u202c \x00 \" ' ` {{ 7*7 }} "
     "</textarea></style><svg onload=alert(1)> \ud800"

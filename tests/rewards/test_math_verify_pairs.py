@@ -12,6 +12,8 @@ import pytest
 from rewards import outcome
 from trajectory.markup import last_boxed
 
+pytestmark = pytest.mark.slow
+
 PAIRS = json.loads(Path(__file__).with_name("math_verify_pairs.json").read_text())["pairs"]
 
 DIFFERENT = {

@@ -12,6 +12,8 @@ import pytest
 from rewards import verifier
 from rewards.verifier import MathVerifier, Verdict
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def shared():

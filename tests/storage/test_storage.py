@@ -16,6 +16,8 @@ from storage import whole
 from storage.locations import check_uri, is_uri, join, local_path
 from storage.objects import STAMP, Storage, StorageError, fetch, files_of, scratch
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 BUCKET = "runs"
 

@@ -14,6 +14,8 @@ from tasks.word_problems.hard import STORIES
 from tasks.word_problems.problems import generate, mixed, problems
 from tasks.word_problems.types import Tier, WordProblem, evaluate
 
+pytestmark = pytest.mark.slow
+
 HARD = tuple(STORIES)
 # What each story asks, found by its words and computed from its numbers, apart from the stories' own sums.
 ANSWERS = {

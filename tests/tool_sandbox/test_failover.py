@@ -20,6 +20,8 @@ from tool_sandbox.local import LocalGateway
 from tool_sandbox.server import Gateway
 from trajectory.types import ToolResult
 
+pytestmark = pytest.mark.slow
+
 SMALL = SandboxConfig(num_containers=1, slots_per_container=2, memory_mib=128, scratch_mib=16, start_timeout_s=120)
 
 

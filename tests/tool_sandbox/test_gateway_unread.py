@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 from own_gateways import StandIn, StartGateway, gateway_process
 
 from tool_sandbox import unread
 from tool_sandbox.client import AsyncSandboxClient, SandboxClient
 from tool_sandbox.config import SandboxConfig
 from trajectory.types import ToolResult
+
+pytestmark = pytest.mark.slow
 
 ANSWER_BYTES = 1_000_000
 NUM_CALLS = 120

@@ -10,6 +10,8 @@ from tiny_run import ROOT
 
 from autotraj.__main__ import main
 
+pytestmark = pytest.mark.slow
+
 TINY = "examples/tiny/run.toml"
 TYPO = ["--config", TINY, "grpo.num_stepz=3"]
 HEAVY = {"torch", "ray", "vllm", "transformers", "deepspeed"}

@@ -17,6 +17,8 @@ from learners.checkpoint_format import META_FILE
 from storage.locations import is_uri
 from storage.objects import Storage
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def proxy() -> Iterator[Proxy]:

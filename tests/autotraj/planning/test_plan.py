@@ -29,6 +29,8 @@ from autotraj.planning.plan import GIB, plan, render_plan
 from learners.config import LoraConfig
 from models.on_disk import tensor_shapes
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
 RECIPES = ["qwen2.5-3b", "qwen2.5-7b", "qwen2.5-32b", "qwen3-8b"]
 

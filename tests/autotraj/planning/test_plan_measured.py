@@ -15,6 +15,8 @@ from autotraj.planning.model_size import ModelSize, model_size
 from autotraj.planning.plan import LOGITS
 from learners.model import TokenLogprobs
 
+pytestmark = pytest.mark.slow
+
 TOKENS, LAYERS = 512, 3
 BYTES = {torch.float32: 4, torch.bfloat16: 2}
 

@@ -26,6 +26,8 @@ from tool_sandbox.config import SandboxConfig
 from trajectory.chat import render_prompt
 from trajectory.types import Task
 
+pytestmark = pytest.mark.slow
+
 
 def fails(tmp_path: Path, *overrides: str) -> str:
     with pytest.raises(UserError) as caught:

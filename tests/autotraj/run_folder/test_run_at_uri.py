@@ -16,7 +16,7 @@ from tiny_run import ROOT, TINY
 from cluster.exit_codes import EXIT_FAILED, EXIT_OK
 from trajectory.log import read_log
 
-pytestmark = [pytest.mark.ray, pytest.mark.engine, pytest.mark.docker, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.engine, pytest.mark.docker, pytest.mark.timeout(900), pytest.mark.slow]
 
 BUCKET = "runs"
 RUN = f"s3://{BUCKET}/tiny"

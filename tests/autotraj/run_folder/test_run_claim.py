@@ -19,6 +19,8 @@ from autotraj.run_folder.claim import CLAIMS, held
 from autotraj.run_folder.location import RunLocation
 from storage.objects import StorageError
 
+pytestmark = pytest.mark.slow
+
 BUCKET = "runs"
 HOLDER = """
 import sys

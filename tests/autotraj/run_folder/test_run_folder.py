@@ -24,6 +24,8 @@ from learners.checkpoint_format import META_FILE
 from storage.objects import Storage, files_of, scratch
 from trajectory.log import RecordLog, read_records
 
+pytestmark = pytest.mark.slow
+
 BUCKET = "runs"
 PART_BYTES = 1 << 20
 

@@ -17,6 +17,8 @@ from storage.objects import Storage
 from trajectory.log import TrajectoryLog, read_log
 from trajectory.types import Group
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def proxy() -> Iterator[Proxy]:
