@@ -1,6 +1,7 @@
 """Joining Ray leaves the process as it was."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -70,11 +71,13 @@ with ray_session(num_cpus=1, num_gpus=0):
 
 @pytest.mark.ray
 def test_the_end_of_ray_is_said_where_its_library_ends_the_process() -> None:
-    """In `ray.put`: Ray exits the process as soon as the object store doesn't answer, before any of our threads runs."""
+    """In `ray.put`: Ray exits the process as soon as the object store doesn't answer, before any of our threads runs.
+
+    The killed raylet takes the control store with it; a busy machine may see the end of that one first."""
     command = [sys.executable, "-c", IN_PUT]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert done.returncode == 1
-    assert "\nfailed: Ray's raylet (process " in done.stderr
+    assert re.search(r"\nfailed: Ray's (raylet|GCS) \(process \d+\) has ended", done.stderr), done.stderr
     assert done.stderr.count("go on with the same command, `grpo` with --resume RUN_DIR") == 1
 
 
