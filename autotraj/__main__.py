@@ -9,13 +9,14 @@ import sys
 from collections.abc import Sequence
 
 from autotraj.cli.parser import parser
+from autotraj.config.stage_registry import STAGES
 from autotraj.errors import RunError, UserError
 from autotraj.interrupt import graceful_interrupt, last_words
 from cluster.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 from storage.objects import StorageError
 
 GO_ON = "the same command goes on with what is done"
-WAYS_ON = dict.fromkeys(("run", "synthesize", "sft", "reward-model", "demo"), GO_ON) | dict.fromkeys(
+WAYS_ON = dict.fromkeys(("run", *STAGES, "demo"), GO_ON) | dict.fromkeys(
     ("grpo", "evaluate"), "the same command starts again"
 )
 """How to continue after Ctrl-C, if the command itself hasn't printed it."""

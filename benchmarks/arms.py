@@ -28,10 +28,10 @@ from rich.console import Console
 from rich.table import Table
 
 from autotraj.config.run import RunConfig, load, with_changes
+from autotraj.config.stage_registry import REWARD_MODEL, SFT, SYNTHESIZE
 from autotraj.interrupt import graceful_interrupt
 from autotraj.launch import run_session
 from autotraj.stages.pipeline import Pipeline, at_its_largest
-from autotraj.training import supervised
 
 ARMS = ("base", "sft-kept", "sft", "grpo", "grpo-rm", "grpo-rm-or")
 T_975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
@@ -62,11 +62,10 @@ def run_seed(config: RunConfig, out: Path, console: Console) -> dict[str, Any]:
             if shared_from and not (path / "stages.json").is_file():
                 path.mkdir(parents=True, exist_ok=True)
                 done = json.loads((out / shared_from / "stages.json").read_text())
-                for name in (supervised.SYNTHESIS, supervised.SFT, supervised.REWARD_MODEL):
-                    if (key := name.replace("_", "-").replace("synthesis", "synthesize")) in shared:
-                        shutil.copytree(out / shared_from / name, path / name, dirs_exist_ok=True)
-                        done_key = key
-                        assert done_key in done
+                for stage in (SYNTHESIZE, SFT, REWARD_MODEL):
+                    if stage.name in shared:
+                        shutil.copytree(out / shared_from / stage.folder, path / stage.folder, dirs_exist_ok=True)
+                        assert stage.name in done
                 kept = {k: v for k, v in done.items() if k in (*shared, "base", "evaluate-base", "evaluate-sft")}
                 if "sft" not in shared:
                     kept.pop("evaluate-sft", None)

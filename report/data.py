@@ -24,6 +24,8 @@ from pydantic import TypeAdapter, ValidationError
 from trajectory.log import read_log
 from trajectory.types import Group
 
+STAGE_FOLDERS = ("sft", "reward_model", "grpo")
+"""Folders of the stages that have a section of their own on the page."""
 NOTES_FILE = "notes.json"
 """File of a run or a stage: sentences on how the model is computed, such as that sequences are padded, not packed."""
 
@@ -157,6 +159,7 @@ class ReportData:
     reward_model: Metrics | Missing
     reward_model_figures: dict[str, float] | Missing
     grpo: Metrics | Missing
+    other_stages: dict[str, Metrics | Missing]  # by the name of the folder
     samples: tuple[StageSamples, ...] | Missing
     repairs: Repairs | Missing
     notes: tuple[str, ...]  # from all stages, on how the model is computed
@@ -179,6 +182,11 @@ def load_report(run_dir: str | Path) -> ReportData:
         reward_model=read_metrics(path / "reward_model/metrics.jsonl", "the reward-model stage"),
         reward_model_figures=_figures(path / "reward_model/metrics.json"),
         grpo=read_metrics(root if root.is_file() and not grpo.is_file() else grpo, "the GRPO stage"),
+        other_stages={
+            file.parent.name: read_metrics(file, "this stage")
+            for file in sorted(path.glob("*/metrics.jsonl"))
+            if file.parent.name not in STAGE_FOLDERS
+        },
         samples=_samples(path, () if isinstance(summary, Missing) else [stage.name for stage in summary.stages]),
         repairs=_repairs(path / "synthesis/repairs.jsonl"),
         notes=read_notes(path),
@@ -188,11 +196,16 @@ def load_report(run_dir: str | Path) -> ReportData:
 def read_notes(run_dir: Path) -> tuple[str, ...]:
     """The notes of learners in any stage, each sentence once. A broken file counts as empty."""
     found: list[str] = []
-    for path in (run_dir / stage / NOTES_FILE for stage in ("", "sft", "reward_model", "grpo")):
+    for path in _notes_files(run_dir):
         with suppress(OSError, ValueError, RecursionError):
             listed = json.loads(path.read_bytes())
             found += [sentence for sentence in listed if isinstance(sentence, str)] if isinstance(listed, list) else []
     return tuple(dict.fromkeys(found))
+
+
+def _notes_files(run_dir: Path) -> list[Path]:
+    known = [run_dir / stage / NOTES_FILE for stage in ("", *STAGE_FOLDERS)]
+    return [*known, *(file for file in sorted(run_dir.glob(f"*/{NOTES_FILE}")) if file not in known)]
 
 
 def read_metrics(path: Path, what: str) -> Metrics | Missing:
@@ -335,5 +348,4 @@ def _finished(path: Path) -> datetime | None:
 
 def _place(path: Path) -> str:
     """The path of a file as a person sees it in the run folder."""
-    stages = {"synthesis", "sft", "reward_model", "grpo"}
-    return f"{path.parent.name}/{path.name}" if path.parent.name in stages else path.name
+    return f"{path.parent.name}/{path.name}" if path.parent.name in {"synthesis", *STAGE_FOLDERS} else path.name

@@ -216,6 +216,10 @@ def _training(data: ReportData) -> dict[str, Any]:
         "grpo": grpo if isinstance(grpo, Missing) else curves.plots(grpo, curves.GRPO),
         "grpo_other": others,
         "grpo_left_out": left_out,
+        "other_stages": [
+            (stage_name(name), found if isinstance(found, Missing) else curves.other_plots(found, ())[0])
+            for name, found in list(data.other_stages.items())[:MAX_STAGES]
+        ],
         "sft": data.sft if isinstance(data.sft, Missing) else curves.plots(data.sft, curves.SFT),
         "reward_model": (
             data.reward_model

@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from autotraj.config.run import RunConfig, load, with_changes
-from autotraj.config.stages import StageName
+from autotraj.config.stage_registry import STAGES
 from autotraj.errors import UserError
 from autotraj.evaluation.endings import explain
 from autotraj.interrupt import graceful_interrupt
@@ -45,7 +45,7 @@ def run_all(config: RunConfig, console: Console) -> int:
         if open_folder(config):
             return _complete(config, console)
         preflight.check_last(config, {"data": train, "eval.data": held_out})
-        if "synthesize" in config.stages:
+        if any(STAGES[name].samples for name in config.stages):
             _tell_of_template(config, console)
 
         from autotraj.stages.pipeline import execute
@@ -64,18 +64,19 @@ def _complete(config: RunConfig, console: Console) -> int:
     return EXIT_OK
 
 
-def stage(config_path: str | None, overrides: Sequence[str], name: StageName) -> int:
+def stage(config_path: str | None, overrides: Sequence[str], name: str) -> int:
     """`python -m autotraj {synthesize,sft,reward-model}`: one stage of a run's folder."""
+    samples = STAGES[name].samples
     config = load(config_path, overrides)
     if name not in config.stages:
         raise UserError(f"stages = {list(config.stages)} leaves {name!r} out; add it")
-    tasks, _ = preflight.check(config, sandbox=name == "synthesize")
+    tasks, _ = preflight.check(config, sandbox=samples)
     console = Console()
     with held(RunLocation.of(config)):
         open_folder(config, only=name)
         supervised.check_inputs(name, config)
-        preflight.check_last(config, {"data": tasks} if name == "synthesize" else {})
-        if name == "synthesize":
+        preflight.check_last(config, {"data": tasks} if samples else {})
+        if samples:
             _tell_of_template(config, console)
 
         from autotraj.stages.pipeline import execute_stage

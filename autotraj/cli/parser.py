@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 
+from autotraj.config.stage_registry import STAGES
+
 
 def parser() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser(
@@ -20,17 +22,14 @@ def parser() -> argparse.ArgumentParser:
     run = _with_config(
         commands,
         "run",
-        "the whole method: synthesize, sft, reward-model, grpo, report",
+        f"the whole method: {', '.join(STAGES)}, report",
         "commands:run",
         extra="dry_run",
     )
     run.add_argument("--dry-run", action="store_true", help="print what it would need, and start nothing")
-    for name, description in (
-        ("synthesize", "stage 1: sample, score, keep good trajectories, repair bad ones"),
-        ("sft", "fine-tune on what synthesize made"),
-        ("reward-model", "train the trajectory reward model on the preference pairs"),
-    ):
-        _with_config(commands, name, description, "commands:stage", extra="command")
+    for stage in STAGES.values():
+        if stage.help:
+            _with_config(commands, stage.name, stage.help, "commands:stage", extra="command")
     grpo = _with_config(commands, "grpo", "train a policy with GRPO and tools", "commands:grpo", extra="resume")
     grpo.add_argument("--resume", metavar="RUN_DIR", help="continue a run from its last checkpoint")
     evaluate = _with_config(

@@ -23,6 +23,7 @@ from ray.job_submission import JobSubmissionClient
 
 from autotraj.cli.parser import parser
 from autotraj.config.run import RunConfig, load, with_changes
+from autotraj.config.stage_registry import STAGES
 from autotraj.errors import UserError
 from autotraj.planning.preflight import EVALUATION_ALONE, GRPO_ALONE, asks
 from cluster import jobs
@@ -32,7 +33,7 @@ from cluster.roles import read_node_types, unmet
 from storage.locations import is_uri
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ("run", "synthesize", "sft", "reward-model", "grpo", "evaluate")
+COMMANDS = ("run", *STAGES, "evaluate")
 EXCLUDES = (
     "/runs",
     "/build",

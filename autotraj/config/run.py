@@ -16,7 +16,8 @@ import tomli_w
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from actors.config import EngineConfig, EpisodeConfig, RepairConfig, RolloutConfig, ScorerConfig, check_rollout
-from autotraj.config.stages import OnlineRepairConfig, RewardModelConfig, SFTConfig, StageName, SynthesisConfig
+from autotraj.config.stage_registry import STAGES
+from autotraj.config.stages import OnlineRepairConfig, RewardModelConfig, SFTConfig, SynthesisConfig
 from autotraj.errors import UserError
 from cluster.config import ElasticConfig
 from learners.config import LearnerConfig, LossConfig
@@ -127,7 +128,7 @@ class RunConfig(Section):
     exists or joins gets a gateway, also beyond this number."""
     seed: Seed = 0
     """Seed of task order, sampling and training."""
-    stages: tuple[StageName, ...] = ("synthesize", "sft", "reward-model", "grpo")
+    stages: tuple[str, ...] = ("synthesize", "sft", "reward-model", "grpo")
     """The stages that `run` does, in this order. A stage that is left out is neither run nor used."""
     data: TaskConfig = TaskConfig()
     eval: EvalConfig = EvalConfig()
@@ -157,6 +158,19 @@ class RunConfig(Section):
         if is_uri(location):
             check_uri(location)
         return location
+
+    @field_validator("stages")
+    @classmethod
+    def _stages_that_there_are(cls, stages: tuple[str, ...]) -> tuple[str, ...]:
+        if unknown := [name for name in stages if name not in STAGES]:
+            raise ValueError(f"there is no stage {unknown[0]!r}; there are {', '.join(STAGES)}")
+        if list(stages) != [name for name in STAGES if name in stages]:
+            raise ValueError(f"stages = {list(stages)}: each once, in the order {', '.join(STAGES)}")
+        for name in stages:
+            needed = STAGES[name].input
+            if needed and needed.made_by not in stages:
+                raise ValueError(f"{name!r} needs {needed.made_by!r}, which makes its input")
+        return stages
 
     @property
     def only_measures(self) -> bool:
@@ -226,13 +240,6 @@ class RunConfig(Section):
             )
         if self.learner.head != "lm":
             raise ValueError("learner.head: the policy's is 'lm'; the reward model's stage sets its own")
-        order = [stage for stage in get_args(StageName) if stage in self.stages]
-        if list(self.stages) != order:
-            raise ValueError(f"stages = {list(self.stages)}: each once, in the order {', '.join(get_args(StageName))}")
-        needs = {"sft": "synthesize", "reward-model": "synthesize"}
-        for stage, earlier in needs.items():
-            if stage in self.stages and earlier not in self.stages:
-                raise ValueError(f"stages: {stage!r} needs {earlier!r}, which makes its input")
         return self
 
 

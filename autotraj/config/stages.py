@@ -10,8 +10,6 @@ from learners.config import LoraConfig
 from trajectory.paths import LocalPath
 from trajectory.section import Section
 
-StageName = Literal["synthesize", "sft", "reward-model", "grpo"]
-
 
 class SynthesisConfig(Section):
     """Stage 1: sample, score, and keep or repair."""

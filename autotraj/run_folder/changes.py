@@ -12,75 +12,26 @@ from pathlib import Path
 from typing import Any
 
 from autotraj.config.run import RunConfig, differences
+from autotraj.config.stage_registry import BASE_SHAPED_BY, STAGES
 from autotraj.errors import UserError
 from learners.checkpoint_format import META_FILE, check
 from learners.config import LearnerConfig
 from storage.objects import Storage, StorageError
 
-_RUN = ("model ", "seed ", "stages ", "data.")
-_SAMPLING = ("engine.kind ", "engine.dtype ", "engine.max_model_len ", "episode.", "reward.", "sandbox.search.")
-_LEARNER = (
-    "learner.dtype ",
-    "learner.betas ",
-    "learner.eps ",
-    "learner.weight_decay ",
-    "learner.max_grad_norm ",
-    "learner.seed ",
-)
-GRPO = (
-    "model ",
-    "run_dir ",
-    "seed ",
-    "data.",
-    "episode.temperature ",
-    "rollout.group_size ",
-    "grpo.groups_per_step ",
-    "learner.lora",
-    "learner.dtype ",
-    "learner.head ",
-    "reward_model.path ",
-    "scorer.mask_results ",
-)
-"""A checkpoint of GRPO holds what depends on these: its weights, optimizer, ledger, saved groups and folder."""
-SHAPED_BY: dict[str, tuple[str, ...]] = {
-    "base": (*_RUN, *_SAMPLING, "eval."),
-    "synthesize": (
-        *_RUN,
-        *_SAMPLING,
-        "synthesis.",
-        "quality.",
-        "repair.repairer ",
-        "repair.engine ",
-        "repair.engine.model ",
-        "repair.engine.kind ",
-        "repair.engine.dtype ",
-        "repair.endpoint ",
-        "repair.endpoint.model ",
-        "repair.temperatures ",
-        "repair.right_prompt ",
-        "repair.wrong_prompt ",
-        "repair.problems_as ",
-        "repair.require_tools ",
-        "repair.max_trajectory_chars ",
-        "repair.max_prompt_tokens ",
-    ),
-    "sft": (*_RUN, *_LEARNER, "sft."),
-    "reward-model": (*_RUN, *_LEARNER, "reward_model.", "scorer.mask_results "),
-    "grpo": GRPO,
-}
-"""Stage → the beginnings of the settings that decide what it makes, as `config.differences` writes them."""
 SHAPES_NOTHING = (
     "sft.checkpoint_every ",
     "reward_model.when_unavailable ",
     "reward.math_timeout_s ",
     "episode.deadline_s ",
 )
-"""Settings of the sections above that change nothing of what is made."""
+"""Settings of the sections that shape a stage, but that change nothing of what is made."""
 
 
 def refused(saved: RunConfig, config: RunConfig, begun: Collection[str]) -> list[str]:
     """The changes that the stages that have begun don't allow, as `config.differences` writes them."""
-    shaped = tuple(prefix for stage in begun for prefix in SHAPED_BY[stage])
+    shaped = tuple(
+        prefix for name in begun for prefix in (BASE_SHAPED_BY if name == "base" else STAGES[name].shaped_by)
+    )
     return [
         change
         for change in differences(saved, config)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from autotraj.config.run import RunConfig, load_saved, to_toml, with_changes
-from autotraj.config.stages import StageName
+from autotraj.config.stage_registry import REWARD_MODEL, STAGES, SYNTHESIZE
 from autotraj.errors import UserError
 from autotraj.run_folder.changes import check_learners, refused
 from autotraj.run_folder.folder import newest
@@ -15,15 +15,8 @@ from autotraj.run_folder.location import RunLocation
 from autotraj.training import supervised
 from learners.config import LearnerConfig
 
-FOLDERS: dict[StageName, str] = {
-    "sft": supervised.SFT,
-    "reward-model": supervised.REWARD_MODEL,
-    "grpo": supervised.GRPO,
-}
-"""The folders of the stages that write checkpoints."""
 
-
-def open_folder(config: RunConfig, *, only: StageName | None = None) -> bool:
+def open_folder(config: RunConfig, *, only: str | None = None) -> bool:
     """Makes a new run folder, or opens one to continue; returns whether all of it is done already. A run that is done is
     continued if `config` asks for more steps of GRPO.
 
@@ -85,15 +78,20 @@ def _fitting(location: RunLocation, config: RunConfig) -> RunConfig | None:
         return None
     saved = with_changes(load_saved(saved_file), {"run_dir": config.run_dir})  # the folder may have been moved
     done = supervised.read_done(location.path)
-    checkpoints = {name: newest(RunLocation.of(config, folder)) for name, folder in FOLDERS.items()}
+    checkpoints = {
+        name: newest(RunLocation.of(config, STAGES[name].folder)) for name in STAGES if STAGES[name].learner_section
+    }
     if "synthesize" not in done:
         from autotraj.stages.journal import read_journal
 
-        read_journal(location.path / supervised.SYNTHESIS)  # for its errors
+        read_journal(location.path / SYNTHESIZE.folder)  # for its errors
     there: dict[str, bool] = {
         "base": bool(done.keys() & {"base", "evaluate-base", "evaluate-sft"}),
-        "synthesize": "synthesize" in done or (location.path / supervised.SYNTHESIS).is_dir(),
-        **{name: name in done or checkpoints[name] is not None for name in FOLDERS},
+        **{
+            name: name in done
+            or (checkpoints[name] is not None if name in checkpoints else (location.path / stage.folder).is_dir())
+            for name, stage in STAGES.items()
+        },
     }
     begun = [name for name in there if there[name]]
     if changes := refused(saved, config, begun):
@@ -107,9 +105,9 @@ def _fitting(location: RunLocation, config: RunConfig) -> RunConfig | None:
     return saved
 
 
-def _learners_of(name: StageName, config: RunConfig) -> LearnerConfig:
+def _learners_of(name: str, config: RunConfig) -> LearnerConfig:
     """The learner's settings of a stage. They decide whether its learners can load its checkpoint."""
-    lora = {"sft": config.sft.lora, "reward-model": config.reward_model.lora, "grpo": config.learner.lora}[name]
+    lora = getattr(config, STAGES[name].learner_section).lora
     return config.learner.model_copy(update={"lora": lora})
 
 
@@ -117,4 +115,4 @@ def at_its_largest(config: RunConfig) -> RunConfig:
     """The settings by which Ray's resources are chosen: GRPO with the reward model that an earlier stage will make."""
     if "reward-model" not in config.stages or "grpo" not in config.stages:
         return config
-    return with_changes(config, {"reward_model.path": RunLocation.of(config).model(supervised.REWARD_MODEL, "model")})
+    return with_changes(config, {"reward_model.path": RunLocation.of(config).model(REWARD_MODEL.folder, "model")})

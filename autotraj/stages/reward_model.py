@@ -15,11 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autotraj.config.run import RunConfig
+from autotraj.config.stage_registry import REWARD_MODEL
 from autotraj.errors import UserError
 from autotraj.interrupt import Interrupt
 from autotraj.preferences.pairs import PairAccuracy, is_held_out, load_pairs, pair_accuracy
 from autotraj.run_folder.folder import RunFolder
 from autotraj.stages.journal import read_journal
+from autotraj.stages.pipeline import Pipeline
+from autotraj.status.progress import StageProgress
 from autotraj.training import supervised
 from learners.batching import Pair
 from learners.group import LearnerGroup
@@ -29,6 +32,19 @@ from trajectory.reward_input import reward_input
 
 NUM_JUDGED = 256
 """How many sampled trajectories are scored to compare the score with the outcome."""
+
+
+def run(pipeline: Pipeline) -> dict[str, Any]:
+    """The stage, in `pipeline`. Returns its figures. Raises `supervised.Interrupted`."""
+    base = supervised.start_of(REWARD_MODEL.name, pipeline.config)
+    with StageProgress("reward-model", "steps", pipeline.console) as view:
+        figures = train_reward_model(pipeline.config, base, interrupt=pipeline.interrupt, on_step=view.step)
+    pipeline.console.print(
+        f"reward-model: {figures['pair_accuracy']:.1%} of {figures['num_held_out']} held-out pairs in the right order, "
+        f"trained on {figures['num_pairs']}",
+        soft_wrap=True,
+    )
+    return figures
 
 
 def judged(synthesis: Path, *, held_out: float, mask_results: bool) -> tuple[list[NDArray[np.int32]], list[bool]]:
@@ -67,7 +83,7 @@ def train_reward_model(
     Returns the stage's figures, as in `metrics.json`. Raises `supervised.Interrupted`.
     """
     settings = config.reward_model
-    source = supervised.require(config.folder / supervised.SYNTHESIS / supervised.PREFERENCES_FILE, "synthesize")
+    source = supervised.input_of(REWARD_MODEL.name, config)
     pairs = load_pairs(
         source,
         load_tokenizer(base),
@@ -91,7 +107,7 @@ def train_reward_model(
         lora=settings.lora,
         head="scalar",
     )
-    folder, checkpoint = RunFolder.stage(config, supervised.REWARD_MODEL)
+    folder, checkpoint = RunFolder.stage(config, REWARD_MODEL.folder)
     model = folder.location.place("model")
     group = LearnerGroup(learner)
     sequences, correct = judged(source.parent, held_out=settings.held_out, mask_results=config.scorer.mask_results)

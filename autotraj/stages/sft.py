@@ -9,16 +9,30 @@ from typing import Any
 import numpy as np
 
 from autotraj.config.run import RunConfig
+from autotraj.config.stage_registry import SFT
 from autotraj.errors import UserError
 from autotraj.interrupt import Interrupt
 from autotraj.run_folder.folder import RunFolder
 from autotraj.stages.journal import REPAIRED
+from autotraj.stages.pipeline import Pipeline
+from autotraj.status.progress import StageProgress
 from autotraj.training import supervised
 from learners.batching import Sample
 from learners.group import LearnerGroup
 from learners.skipped_steps import was_applied
 from trajectory.chat import Tokenizer, load_tokenizer
 from trajectory.records import check_sft, encode_conversation, read_jsonl
+
+
+def run(pipeline: Pipeline) -> dict[str, Any]:
+    """The stage, in `pipeline`. Returns its figures. Raises `supervised.Interrupted`."""
+    with StageProgress("sft", "steps", pipeline.console) as view:
+        figures = sft(pipeline.config, interrupt=pipeline.interrupt, on_step=view.step)
+    pipeline.console.print(
+        f"sft: {figures['num_steps']} steps on {figures['num_trajectories']} trajectories, last loss "
+        f"{figures['last_loss'] or float('nan'):.3f}"
+    )
+    return figures
 
 
 def load_samples(path: Path, tokenizer: Tokenizer, eos_id: int | None, *, include_repaired: bool) -> list[Sample]:
@@ -41,7 +55,7 @@ def sft(
     Calls `on_step(step, num_steps, metrics)` after each step. Returns the stage's figures. Raises `supervised.Interrupted`.
     """
     settings = config.sft
-    source = supervised.require(config.folder / supervised.SYNTHESIS / supervised.SFT_FILE, "synthesize")
+    source = supervised.input_of(SFT.name, config)
     tokenizer = load_tokenizer(config.model)
     eos_id = getattr(tokenizer, "eos_token_id", None)
     try:
@@ -67,7 +81,7 @@ def sft(
         lora=settings.lora,
         head="lm",
     )
-    folder, checkpoint = RunFolder.stage(config, supervised.SFT)
+    folder, checkpoint = RunFolder.stage(config, SFT.folder)
     losses: list[float] = []
     skipped: set[int] = set()  # steps may be taken again
 

@@ -10,6 +10,7 @@ the others begin again. The files are made from the journal at the end.
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
@@ -20,18 +21,23 @@ from typing import Any
 from actors.repair.types import Attempt, RepairRequest, RepairResult
 from actors.work import Work
 from autotraj.config.run import RunConfig
+from autotraj.config.stage_registry import PREFERENCES_FILE, SFT_FILE, SYNTHESIZE
 from autotraj.errors import Stalled, UserError
 from autotraj.interrupt import Interrupt
+from autotraj.loop.grpo import rollout_timeout_of
 from autotraj.planning import preflight
 from autotraj.preferences import requests as repair_requests
 from autotraj.runners.calls import CallResult, Failed
 from autotraj.runners.pool import RunnerPool
+from autotraj.runners.repairers import repairer_pool
 from autotraj.sampling.failures import FailuresInARow
 from autotraj.sampling.groups import GroupSource
 from autotraj.sampling.scoring import score_group
 from autotraj.stages import journal as synthesis_record
 from autotraj.stages.journal import JOURNAL, QuestionRecord, read_journal
-from autotraj.training.supervised import PREFERENCES_FILE, SFT_FILE, Interrupted
+from autotraj.stages.pipeline import Pipeline
+from autotraj.status.progress import StageProgress
+from autotraj.training.supervised import Interrupted
 from trajectory.chat import load_tokenizer
 from trajectory.ledger import Ledger
 from trajectory.log import RecordLog
@@ -40,6 +46,51 @@ from trajectory.trainer_columns import dataset_info, preference_columns, sft_col
 from trajectory.types import Group, Task
 
 POLL_S = 0.25
+
+
+def run(pipeline: Pipeline, pool: RunnerPool) -> dict[str, Any]:
+    """The stage, in `pipeline`, with `pool` for the engines. Returns its figures. Raises `supervised.Interrupted`."""
+    config = pipeline.config
+    folder = pipeline.path / SYNTHESIZE.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    with (
+        StageProgress("synthesize", "questions", pipeline.console) as view,
+        repairer_pool(config, pipeline.gateway.access, pool) as repairers,
+    ):
+        repairers.wait_ready(everyone=False)
+
+        def on_progress(progress: Progress) -> None:
+            view.show(progress.num_done, progress.num_questions, _synthesis_note(progress))
+            pipeline.push(only_if_due=True)
+
+        synthesis = SynthesisPass(
+            config,
+            folder,
+            pool,
+            repairers,
+            rollout_timeout_s=rollout_timeout_of(config),
+            on_progress=on_progress,
+        )
+        summary = synthesis.run(pipeline.train_tasks[: config.synthesis.num_questions], pipeline.interrupt)
+    dataset_info = summary.pop("dataset_info")
+    (folder / "dataset_info.json").write_text(json.dumps(dataset_info, indent=2) + "\n")
+    (folder / "synthesis.json").write_text(json.dumps(summary, indent=2) + "\n")
+    pipeline.console.print(
+        f"synthesize: {summary['num_candidates']} candidates of {summary['num_questions']} questions; "
+        f"{summary['num_kept']} kept, {summary['num_repaired']} repaired, {summary['num_hard']} hard; "
+        f"{summary['num_sft']} distinct to learn from ({summary['num_sft_duplicates']} duplicates left out) "
+        f"({summary['seconds']:.0f} s, {summary['tokens_per_second']:.0f} tokens/s)",
+        soft_wrap=True,
+    )
+    return summary
+
+
+def _synthesis_note(progress: Progress) -> str:
+    speed = progress.num_tokens / progress.seconds if progress.seconds else 0.0
+    return (
+        f"{progress.num_kept} kept, {progress.num_repaired} repaired, {progress.num_hard} hard, "
+        f"{progress.num_dropped} dropped; {speed:.0f} tokens/s"
+    )
 
 
 @dataclass(slots=True)

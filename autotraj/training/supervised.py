@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from autotraj.config.run import RunConfig
-from autotraj.config.stages import StageName
+from autotraj.config.stage_registry import STAGES
 from autotraj.errors import RunError, UserError
 from autotraj.interrupt import Interrupt
 from autotraj.run_folder.claim import check_held
@@ -29,13 +29,11 @@ from learners.config import LearnerConfig, LoraConfig
 from learners.errors import LearnerDied, LearnerError, LearnerTimeout
 from storage.objects import Storage, StorageError
 from storage.whole import replacing, write_whole
-from trajectory.records import check_preference, check_sft, read_jsonl
+from trajectory.records import read_jsonl
 
 if TYPE_CHECKING:
     from learners.group import LearnerGroup  # torch and Ray: seconds
 
-SYNTHESIS, SFT, REWARD_MODEL, GRPO = "synthesis", "sft", "reward_model", "grpo"
-SFT_FILE, PREFERENCES_FILE = "sft.jsonl", "preferences.jsonl"
 STAGES_FILE = "stages.json"
 
 
@@ -73,23 +71,34 @@ def remaining(wanted: Sequence[str], done: Collection[str]) -> str:
     )
 
 
-def check_inputs(name: StageName, config: RunConfig) -> None:
+def input_of(name: str, config: RunConfig) -> Path:
+    """The file that the stage `name` learns from. If it isn't there, UserError names the command that makes it."""
+    source = STAGES[name].input
+    assert source, name
+    return require(config.folder / STAGES[source.made_by].folder / source.file, source.made_by)
+
+
+def check_inputs(name: str, config: RunConfig) -> None:
     """Raises UserError if the input of the stage `name` is missing, or isn't what an earlier stage writes."""
-    files = {
-        "sft": (SFT_FILE, ["messages"], check_sft),
-        "reward-model": (PREFERENCES_FILE, ["chosen", "rejected", "task_id"], check_preference),
-    }
-    if name in files:
-        file, names, check = files[name]
-        path = require(config.folder / SYNTHESIS / file, "synthesize")
+    stage = STAGES[name]
+    if stage.input:
+        path = input_of(name, config)
         try:
-            records = read_jsonl(path, names, check)
+            records = read_jsonl(path, stage.input.fields, stage.input.check)
         except (OSError, ValueError) as error:
             raise UserError(str(error)) from error
         if not records:
             raise UserError(f"{path} is empty: there is nothing to learn from; synthesise with more questions")
-    if name == "reward-model" and "sft" in config.stages:
-        require_model(RunLocation.of(config), SFT, "policy", made_by="sft")
+    start_of(name, config)
+
+
+def start_of(name: str, config: RunConfig) -> str:
+    """Where actors find the policy from which the stage `name` starts. Raises UserError if an earlier stage of the run, which
+    makes it, hasn't done so."""
+    before = STAGES[name].starts_from
+    if before not in config.stages:
+        return config.model
+    return require_model(RunLocation.of(config), STAGES[before].folder, "policy", made_by=before)
 
 
 def require(path: Path, made_by: str) -> Path:

@@ -10,8 +10,9 @@ import pytest
 from tiny_run import ROOT
 
 from autotraj.config.run import RunConfig, load, to_toml, with_changes
+from autotraj.config.stage_registry import BASE_SHAPED_BY, GRPO, STAGES, SYNTHESIZE
 from autotraj.errors import UserError
-from autotraj.run_folder.changes import SHAPED_BY, SHAPES_NOTHING
+from autotraj.run_folder.changes import SHAPES_NOTHING
 from autotraj.run_folder.folder import RunFolder
 from autotraj.stages.journal import JOURNAL
 from autotraj.stages.resume import is_complete, open_folder
@@ -37,7 +38,7 @@ def run_of(config: RunConfig, *done: str, step: int | None = None) -> None:
         (config.folder / "summary.json").write_text("{}")
     supervised.write_done(config.folder, figures)
     if step is not None:
-        checkpoint(config, supervised.GRPO, step)
+        checkpoint(config, GRPO.folder, step)
 
 
 def checkpoint(config: RunConfig, stage: str, step: int) -> None:
@@ -174,8 +175,8 @@ def test_learners_that_can_not_load_a_stages_checkpoint_are_refused_at_once(tmp_
 def test_a_journal_of_another_version_is_told_at_once(tmp_path: Path) -> None:
     config = config_of(tmp_path)
     run_of(config)
-    (config.folder / supervised.SYNTHESIS).mkdir()
-    log = RecordLog(config.folder / supervised.SYNTHESIS / JOURNAL)
+    (config.folder / SYNTHESIZE.folder).mkdir()
+    log = RecordLog(config.folder / SYNTHESIZE.folder / JOURNAL)
     log.append_bytes(msgpack.packb({"format": 0}))
     log.close()
     with pytest.raises(UserError, match=rf"{JOURNAL} can't be continued: .*its format is 0.*choose another run_dir"):
@@ -194,7 +195,11 @@ def test_the_list_names_settings_that_there_are(tmp_path: Path) -> None:
         },
     )
     known = {f"{key} " for key in _keys(own.model_dump(), "")}
-    for prefix in {prefix for prefixes in SHAPED_BY.values() for prefix in prefixes} | set(SHAPES_NOTHING):
+    for prefix in {
+        *BASE_SHAPED_BY,
+        *SHAPES_NOTHING,
+        *(prefix for stage in STAGES.values() for prefix in stage.shaped_by),
+    }:
         assert any(key.startswith(prefix) for key in known), prefix
 
 

@@ -10,6 +10,7 @@ from replies import CLEAN, POOR
 from tiny_run import ROOT, tiny
 from transformers import AutoTokenizer
 
+from autotraj.config.stage_registry import SFT, SFT_FILE, SYNTHESIZE
 from autotraj.errors import UserError
 from autotraj.interrupt import Interrupt
 from autotraj.preferences import pairs
@@ -83,14 +84,14 @@ def test_repaired_trajectories_are_left_out_when_asked(tmp_path: Path, tokenizer
 def test_trajectories_that_are_all_too_long_are_told_before_any_learner_starts(tmp_path: Path) -> None:
     config = tiny(tmp_path, "learner.micro_batch_tokens=20", 'stages=["synthesize", "sft"]')
     record = sft_record("What is 2 times 3?", CLEAN, "", task_id="a", source="kept", quality=1.0)
-    path = config.folder / supervised.SYNTHESIS / supervised.SFT_FILE
+    path = config.folder / SYNTHESIZE.folder / SFT_FILE
     path.parent.mkdir(parents=True)
     write_jsonl(path, [record, record])
     with pytest.raises(
         UserError, match=r"all 2 trajectories are longer than learner\.micro_batch_tokens = 20, the shortest"
     ):
         sft.sft(config, interrupt=Interrupt(), on_step=lambda step, num_steps, metrics: None)
-    assert not (config.folder / supervised.SFT).exists()
+    assert not (config.folder / SFT.folder).exists()
 
 
 @pytest.mark.parametrize("mask_results", [True, False])

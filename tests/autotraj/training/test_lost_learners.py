@@ -17,12 +17,12 @@ from safetensors.numpy import load_file
 from tiny_run import tiny
 
 from autotraj.config.run import RunConfig
+from autotraj.config.stage_registry import PREFERENCES_FILE, REWARD_MODEL, SFT, SFT_FILE, SYNTHESIZE
 from autotraj.errors import RunError
 from autotraj.interrupt import Interrupt
 from autotraj.preferences.pairs import is_held_out
 from autotraj.stages.reward_model import train_reward_model
 from autotraj.stages.sft import sft
-from autotraj.training.supervised import PREFERENCES_FILE, REWARD_MODEL, SFT, SFT_FILE, SYNTHESIS
 from trajectory.records import preference_record, sft_record, write_jsonl
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
@@ -56,7 +56,7 @@ def config_of(tmp_path: Path, *overrides: str) -> RunConfig:
         "learner.zero_stage=0",
         *overrides,
     )
-    folder = config.folder / SYNTHESIS
+    folder = config.folder / SYNTHESIZE.folder
     folder.mkdir(parents=True)
     write_jsonl(
         folder / SFT_FILE,
@@ -106,8 +106,8 @@ def training_losses(folder: Path) -> list[tuple[int, float]]:
     ("stage", "run", "kills", "seen", "model"),
     [
         # Once before the first checkpoint, and once when the newest one is to be gone on from.
-        (SFT, run_sft, (1, 12), [1, *range(1, 13), *range(11, 13)], "policy"),
-        (REWARD_MODEL, run_reward_model, (2, 11), [1, 2, *range(1, 12), *range(11, 13)], "model"),
+        (SFT.folder, run_sft, (1, 12), [1, *range(1, 13), *range(11, 13)], "policy"),
+        (REWARD_MODEL.folder, run_reward_model, (2, 11), [1, 2, *range(1, 12), *range(11, 13)], "model"),
     ],
 )
 def test_what_comes_out_is_what_comes_out_undisturbed(
@@ -136,6 +136,6 @@ def test_learners_that_are_lost_too_often_end_the_stage_by_name(tmp_path: Path) 
     config = config_of(tmp_path, "grpo.max_learner_restarts=1")
     with pytest.raises(RunError, match=r"The last complete checkpoint is of step 2; go on with the same command"):
         run_sft(config, Kills(1, 3))
-    assert not (config.folder / SFT / "policy").exists()
+    assert not (config.folder / SFT.folder / "policy").exists()
     assert run_sft(config, Kills())["num_steps"] == NUM_STEPS
-    assert [step for step, _ in training_losses(config.folder / SFT)] == list(range(1, NUM_STEPS + 1))
+    assert [step for step, _ in training_losses(config.folder / SFT.folder)] == list(range(1, NUM_STEPS + 1))
