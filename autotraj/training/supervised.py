@@ -93,8 +93,8 @@ def check_inputs(name: str, config: RunConfig) -> None:
 
 
 def start_of(name: str, config: RunConfig) -> str:
-    """Where actors find the policy from which the stage `name` starts. Raises UserError if an earlier stage of the run, which
-    makes it, hasn't done so."""
+    """Where actors find the policy from which the stage `name` starts. Raises UserError if an earlier stage of this run
+    makes it and isn't done."""
     before = STAGES[name].starts_from
     if before not in config.stages:
         return config.model
