@@ -73,7 +73,8 @@ def gateway_processes() -> list[psutil.Process]:
 
 def ours(process: psutil.Process) -> bool:
     try:
-        return os.getpid() in [parent.pid for parent in process.parents()]
+        above = process.parents()
+        return os.getpid() in [parent.pid for parent in above] and "raylet" in [parent.name() for parent in above]
     except psutil.NoSuchProcess:
         return False
 
