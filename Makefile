@@ -41,7 +41,8 @@ check: $(STAMP)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 
-# Two at a time, as many tests wait for processes of their own. The files with the longest tests come first.
+# Two files at a time, as many tests wait for processes of their own. By xdist's own order the files with few but long tests
+# would come last, and one core would have nothing to do.
 PYTEST := $(VENV)/bin/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: setup check prometheus

@@ -270,8 +270,7 @@ def learner(name: str) -> list[Row]:
         assert update is not None
         num_bytes = sum(array.nbytes for array, _ in update.payload.values())
         del update, memory
-        counted = planned["weights"] + planned["gradients"] + planned["optimizer"] + planned["activations"]
-        counted += planned["logits"] + (0 if ON_GPU else planned["overhead"])
+        counted = sum(planned.values()) - (planned["overhead"] if ON_GPU else 0)  # torch doesn't count the context
         overhead = f"; the context takes {(_used() - torch.cuda.memory_reserved()) / GIB:.1f} more" if ON_GPU else ""
         how = f"{case.shape}, {'LoRA' if case.lora else 'all weights'}, ZeRO-{case.zero_stage}"
         how += ", checkpointed" if case.checkpointing else ""

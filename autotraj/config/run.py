@@ -248,16 +248,15 @@ def load(path: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig:
     return parse(_read(path, overrides))
 
 
-def load_saved(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """The configuration that a run keeps of itself, with `overrides`. ConfigError names the file if it is damaged."""
+def load_saved(path: Path) -> RunConfig:
+    """The configuration that a run keeps of itself. ConfigError names the file if it is damaged."""
     try:
-        parse(read_toml(path, called="the file"))
+        return parse(read_toml(path, called="the file"))
     except ConfigError as error:
         raise ConfigError(
             f"{path}, in which the run keeps its own configuration, can't be used: restore it, or start a new run in "
             f"another run_dir\n{error}"
         ) from None
-    return load(path, overrides)
 
 
 def parse(data: dict[str, Any]) -> RunConfig:

@@ -24,7 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from autotraj.config.run import RunConfig, load_saved, to_toml, with_changes
+from autotraj.config.run import RunConfig, load, load_saved, to_toml, with_changes
 from autotraj.errors import UserError
 from autotraj.run_folder.changes import check_learners, damaged, refused
 from autotraj.run_folder.location import CHECKPOINTS, RunLocation, write_error
@@ -100,7 +100,7 @@ class RunFolder:
         if checkpoint is None or not (location.path / "config.toml").is_file():
             raise UserError(f"--resume {run_dir}: no run with a checkpoint there; start one with --config")
         saved = with_changes(load_saved(location.path / "config.toml"), {"run_dir": run_dir})
-        config = load_saved(location.path / "config.toml", [f"run_dir={json.dumps(run_dir)}", *overrides])
+        config = load(location.path / "config.toml", [f"run_dir={json.dumps(run_dir)}", *overrides])
         if fixed := refused(saved, config, ["grpo"]):
             raise UserError(
                 f"--resume {run_dir}: the checkpoint was made with {'; '.join(fixed[:4])}. These settings can't change "

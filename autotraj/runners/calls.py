@@ -27,9 +27,8 @@ class RunnerRecord:
     policy_version: int = -1
     in_flight: int = 0
     deaths: int = 0
-    added: bool = (
-        False  # during the run: nothing waits for it, and it is given up where the loss of another would end the run
-    )
+    # Whether it was added during the run: nothing waits for it, and it is given up where the loss of another ends the run.
+    added: bool = False
     leaves: bool = False  # it was dismissed and will not be restarted
 
     def __str__(self) -> str:
