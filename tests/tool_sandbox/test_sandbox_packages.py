@@ -10,6 +10,8 @@ import pytest
 
 from tool_sandbox import build
 from tool_sandbox.client import SandboxClient
+from tool_sandbox.config import SandboxConfig
+from tool_sandbox.local import LocalGateway
 
 
 @pytest.fixture
@@ -89,6 +91,33 @@ def test_a_package_works(client: SandboxClient, code: str, output: str | None) -
 
 
 @pytest.mark.docker
+def test_numba_compiles_within_the_default_memory() -> None:
+    code = (
+        "import numba\n@numba.njit\ndef f(n):\n    s = 0\n    for i in range(n):\n        s += i % 7\n    return s\n"
+        "print(f(10**7))"
+    )
+    config = SandboxConfig(num_containers=1, num_spares=0, start_timeout_s=120, token="t")
+    with LocalGateway(config) as gateway, SandboxClient(gateway.address, token="t") as client:
+        result = client.call("python", code, timeout_s=50)
+    assert (result.status, result.output) == ("ok", "29999994\n"), result
+
+
+@pytest.mark.docker
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import tkinter as tk\nfrom tkinter import messagebox, ttk\nprint(tk.END)\ntk.Tk()",
+        "from tkinter import *\nclass App(Frame):\n    pass\nprint(END)\nApp()",
+        "import turtle\nprint('end')\nturtle.forward(10)",
+    ],
+)
+def test_a_window_is_refused_as_on_any_machine_without_a_display(client: SandboxClient, code: str) -> None:
+    result = client.call("python", code, timeout_s=20)
+    assert (result.status, result.output.splitlines()[0]) == ("error", "end"), result
+    assert result.output.splitlines()[-1].startswith("tkinter.TclError: no display name and no $DISPLAY"), result
+
+
+@pytest.mark.docker
 def test_figures_are_saved_and_their_names_told(client: SandboxClient) -> None:
     code = (
         "import matplotlib.pyplot as plt\n"
@@ -162,8 +191,7 @@ def test_an_installation_that_cannot_be_is_one_sentence_with_what_is_there(clien
     ("code", "sentence"),
     [
         ("from google.colab import drive", "(this sandbox has no google, and no network to install it from; beside "),
-        ("import numba", "(this sandbox has no numba, and no network to install it from; beside "),
-        ("import tkinter", "(this sandbox's Python comes without tkinter)"),
+        ("import torch", "(this sandbox has no torch, and no network to install it from; beside "),
         ("input('n: ')", "(nobody answers input() in this sandbox: put the values into the code)"),
     ],
 )

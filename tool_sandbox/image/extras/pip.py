@@ -15,6 +15,7 @@ PACKAGES = {
     "matplotlib": "matplotlib",
     "mpmath": "mpmath",
     "networkx": "networkx",
+    "numba": "numba",
     "numpy": "numpy",
     "openpyxl": "openpyxl",
     "pandas": "pandas",
