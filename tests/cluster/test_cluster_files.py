@@ -12,8 +12,10 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from ray._private.ray_constants import DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES, DEFAULT_OBJECT_STORE_MEMORY_PROPORTION
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
 
 from autotraj.config.run import load
 from autotraj.planning import preflight
@@ -195,3 +197,94 @@ def test_the_node_image_copies_only_what_its_context_has() -> None:
     allowed = {line[1:] for line in (CLUSTER / "Dockerfile.dockerignore").read_text().splitlines() if line[:1] == "!"}
     assert copied == allowed
     assert all((ROOT / name).is_file() for name in copied)
+
+
+# --- what GPUs and shared memory need
+
+
+@pytest.mark.parametrize("name", CLOUDS)
+def test_every_node_boots_an_image_with_a_driver_for_cuda_13(name: str) -> None:
+    """Ray's own default for AWS is of Ubuntu 18.04, with too old a driver. A family's name at Google ends in its driver."""
+    config = read(name)
+    for node_type in config["available_node_types"].values():
+        node = node_type["node_config"]
+        if name == "aws.yaml":
+            parameter = "/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu-ubuntu-24.04/latest/ami-id"
+            assert node["ImageId"] == f"resolve:ssm:{parameter}"
+        else:
+            (disk,) = node["disks"]
+            driver = re.fullmatch(r"projects/deeplearning-platform-release/.+-nvidia-(\d+)", _image(disk))
+            assert driver is not None
+            assert int(driver[1]) >= 580
+            asked = {"key": "install-nvidia-driver", "value": "True"} in node.get("metadata", {}).get("items", [])
+            assert asked == ("GPU" in node_type["resources"])
+
+
+def _image(disk: dict[str, Any]) -> str:
+    return str(disk["initializeParams"]["sourceImage"])
+
+
+def test_the_node_image_asks_nvidia_s_runtime_for_all_gpus() -> None:
+    """Ray starts the container with --runtime=nvidia, which does nothing for an image without these."""
+    dockerfile = (CLUSTER / "Dockerfile").read_text().replace("\\\n", " ")
+    env = dict(word.split("=", 1) for line in re.findall(r"^ENV (.+)$", dockerfile, re.M) for word in line.split())
+    assert env["NVIDIA_VISIBLE_DEVICES"] == "all"
+    assert env["NVIDIA_DRIVER_CAPABILITIES"] == "compute,utility"
+
+
+@pytest.mark.parametrize("name", CLOUDS)
+def test_only_gpu_nodes_run_the_large_image(name: str) -> None:
+    config = AutoscalingConfig(prepare_config(read(name)))
+    for node_type in ray_up_types(read(name)):
+        image = config.get_docker_config(node_type.name)["image"]
+        assert image.endswith(":cuda" if "GPU" in node_type.resources else ":cpu"), node_type.name
+
+
+GIB = 1 << 30
+MEMORY_GIB = {  # of the clouds' machine types, as they publish it
+    "m7i.2xlarge": 32, "p4de.24xlarge": 1152, "g6e.12xlarge": 384, "c7i.4xlarge": 32,
+    "n2-standard-8": 32, "a2-ultragpu-8g": 1360, "a2-highgpu-4g": 340, "n2-standard-16": 64,
+}  # fmt: skip
+WEIGHTS_GIB = {1: 16.4e9 / GIB, 4: 65.5e9 / GIB, 8: 65.5e9 / GIB}
+"""GPUs of a node → weights of the largest of our recipes' models with an engine of that many (Qwen3-8B, Qwen2.5-32B)."""
+
+
+def needed_gib(memory_gib: float, gpus: int) -> float:
+    """Ray's object store, by Ray's own shares, and the file by which the engines of a node get weights."""
+    share, most = DEFAULT_OBJECT_STORE_MEMORY_PROPORTION, DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES
+    return min(share * memory_gib, most / GIB) + 1.1 * WEIGHTS_GIB.get(gpus, 0.0)
+
+
+def offered_gib(name: str) -> dict[str, tuple[float, float, int]]:
+    """Node type → (shared memory, memory, GPUs)."""
+    config = read(name)
+    offered: dict[str, tuple[float, float, int]] = {}
+    if name in KUBERAY:
+        spec = config["spec"].get("rayClusterSpec", config["spec"])
+        groups = {"head": spec["headGroupSpec"]} | {g["groupName"]: g for g in spec["workerGroupSpecs"]}
+        for key, group in groups.items():
+            pod = group["template"]["spec"]
+            mounts = {m["mountPath"]: m["name"] for m in pod["containers"][0]["volumeMounts"]}
+            (volume,) = [v["emptyDir"] for v in pod["volumes"] if v["name"] == mounts["/dev/shm"]]
+            assert volume["medium"] == "Memory"
+            limits = pod["containers"][0]["resources"]["limits"]
+            shm, memory = (float(size.removesuffix("Gi")) for size in (volume["sizeLimit"], limits["memory"]))
+            offered[key] = (shm, memory, int(limits.get("nvidia.com/gpu", 0)))
+        return offered
+    for key, node_type in config["available_node_types"].items():
+        head = key == config["head_node_type"]
+        docker = config["docker"] | node_type.get("docker", {})
+        options = docker.get("run_options", []) + docker.get(f"{'head' if head else 'worker'}_run_options", [])
+        (size,) = [o.removeprefix("--shm-size=") for o in options if o.startswith("--shm-size=")]
+        node = node_type["node_config"]
+        memory = MEMORY_GIB[node.get("InstanceType") or node["machineType"]]
+        offered[key] = (float(size.removesuffix("g")), memory, int(node_type["resources"].get("GPU", 0)))
+    return offered
+
+
+@pytest.mark.parametrize("name", [*CLOUDS, *KUBERAY])
+def test_shared_memory_holds_ray_s_store_and_the_engines_weights(name: str) -> None:
+    for key, (shm, memory, gpus) in offered_gib(name).items():
+        needed = needed_gib(memory, gpus)
+        assert needed <= shm <= needed + 4, (key, needed)
+        assert shm < 0.7 * memory, key
