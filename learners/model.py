@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from transformers import AutoConfig
 
 from learners import adapters
 from learners.config import LearnerConfig
+from learners.zero import gather_with
 from models import attention, scalar, separation
 from models.forward import hidden_at
 from models.load import load
@@ -81,6 +83,14 @@ def load_model(path: str, config: LearnerConfig, device: torch.device) -> TokenL
     else:
         chunk_bytes = config.logit_chunk_mib << 20
         model = TokenLogprobs(lm, varlen=varlen, temperature=config.temperature, chunk_bytes=chunk_bytes)
+        if config.zero_stage == 3:
+            output = lm.get_output_embeddings()
+            if any(output.children()):
+                raise ValueError(
+                    "lora.targets: the output layer can't have an adapter with zero_stage=3, since ranks would gather it in "
+                    "unequal numbers of blocks; leave it out of the targets, or set zero_stage=2"
+                )
+            gather_with(model.blocks, output)
     model.notes = tuple(notes)
     for note in notes:
         logger.warning(note)
@@ -154,6 +164,7 @@ class TokenLogprobs(_Headless):
         super().__init__(lm, varlen=varlen)
         self.temperature = temperature
         self.chunk_bytes = chunk_bytes
+        self.blocks = _Blocks()
 
     def forward(
         self,
@@ -171,22 +182,51 @@ class TokenLogprobs(_Headless):
         self.check_layout(borders)
         hidden = hidden_at(self.lm, source, input_ids, position_ids, borders, longest)
         num_rows = max(self.chunk_bytes // (4 * self.lm.config.get_text_config().vocab_size), 1)
+        # Not as a module, which ZeRO-3 would gather anew for every block.
+        project = self.lm.get_output_embeddings().forward
+        found: tuple[Tensor, Tensor] = self.blocks(
+            hidden, targets, project=project, num_rows=num_rows, temperature=self.temperature
+        )
+        return found
+
+
+class _Blocks(nn.Module):
+    """From hidden states to logprobs, one block of rows at a time.
+
+    It is a module because ZeRO-3 gathers weights for one pass through a module, on all ranks together. The ranks have different
+    numbers of blocks, but each has one pass through this module for a micro-batch. So the output layer is gathered here
+    (`zero.gather_with`), once for all blocks.
+    """
+
+    def forward(
+        self,
+        hidden: Tensor,
+        targets: Tensor,
+        *,
+        project: Callable[[Tensor], Tensor],
+        num_rows: int,
+        temperature: float,
+    ) -> tuple[Tensor, Tensor]:
+        """(N,) logprobs and (N,) entropies of `targets` (N,) under the logits `project(hidden)`, hidden being (N, hidden)."""
         if len(targets) <= num_rows:
-            return self._from_hidden(hidden, targets)
+            return _from_hidden(hidden, targets, project, temperature)
         # Blocks are recomputed in the backward pass, since keeping all of them would use the memory that blocks save.
         blocks = [
-            checkpoint(self._from_hidden, h, t, use_reentrant=False)
+            checkpoint(_from_hidden, h, t, project, temperature, use_reentrant=False)
             if torch.is_grad_enabled()
-            else self._from_hidden(h, t)
+            else _from_hidden(h, t, project, temperature)
             for h, t in zip(torch.split(hidden, num_rows), torch.split(targets, num_rows), strict=True)
         ]
         return torch.cat([b[0] for b in blocks]), torch.cat([b[1] for b in blocks])
 
-    def _from_hidden(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        logits = self.lm.get_output_embeddings()(hidden).float()
-        if self.temperature != 1.0:
-            logits = logits / self.temperature
-        all_logprobs = F.log_softmax(logits, dim=-1)
-        with torch.no_grad():
-            entropies = -all_logprobs.exp().mul_(all_logprobs).sum(-1)
-        return all_logprobs.gather(-1, targets[:, None])[:, 0], entropies
+
+def _from_hidden(
+    hidden: Tensor, targets: Tensor, project: Callable[[Tensor], Tensor], temperature: float
+) -> tuple[Tensor, Tensor]:
+    logits = project(hidden).float()
+    if temperature != 1.0:
+        logits = logits / temperature
+    all_logprobs = F.log_softmax(logits, dim=-1)
+    with torch.no_grad():
+        entropies = -all_logprobs.exp().mul_(all_logprobs).sum(-1)
+    return all_logprobs.gather(-1, targets[:, None])[:, 0], entropies

@@ -48,15 +48,17 @@ class GuardedAdamW(torch.optim.AdamW):
         super().step()
 
 
+def gather_with(module: nn.Module, used: nn.Module) -> None:
+    """Have ZeRO-3 gather the own parameters of `used` for each pass through `module`, which calls `used.forward` instead of
+    `used`."""
+    deepspeed = _imported(next(used.parameters()).device)
+    for parameter in used.parameters(recurse=False):
+        deepspeed.zero.register_external_parameter(module, parameter)
+
+
 def wrap(model: nn.Module, config: LearnerConfig, device: torch.device, *, frozen: bool = False) -> Any:
     """DeepSpeed's engine around `model`. With `frozen` it only shards the model and has no optimizer. Collective."""
-    # These variables are read when DeepSpeed is imported. Every rank sees exactly one device.
-    os.environ.setdefault("DS_ACCELERATOR", device.type)
-    os.environ.setdefault("LOCAL_RANK", "0")
-    import deepspeed
-
-    # On CPU this op would be compiled (102 s, and it fails without a compiler); gloo does the same work.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed = _imported(device)
     bf16 = config.in_bfloat16
     guarded = config.zero_stage == 0 and not bf16
     num_elements = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())
@@ -106,3 +108,15 @@ def wrap(model: nn.Module, config: LearnerConfig, device: torch.device, *, froze
     )
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
     return engine
+
+
+def _imported(device: torch.device) -> Any:
+    """DeepSpeed, for this kind of device."""
+    # These variables are read when DeepSpeed is imported. Every rank sees exactly one device.
+    os.environ.setdefault("DS_ACCELERATOR", device.type)
+    os.environ.setdefault("LOCAL_RANK", "0")
+    import deepspeed
+
+    # On CPU this op would be compiled (102 s, and it fails without a compiler); gloo does the same work.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed

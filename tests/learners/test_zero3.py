@@ -1,0 +1,104 @@
+"""ZeRO-3 on two ranks whose parameters really come and go: they are larger than what DeepSpeed keeps whole (100,000)."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ranks import on_ranks
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from learners.batching import Sample
+from learners.config import LearnerConfig, LoraConfig, LossConfig
+from learners.engine import DeepSpeedEngine
+
+pytestmark = pytest.mark.slow
+
+VOCAB = 4096
+SHAPE: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": 64,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": False,
+    "pad_token_id": 0,
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("model")
+    Qwen3ForCausalLM(Qwen3Config(**SHAPE)).save_pretrained(path)
+    return path
+
+
+def sample(length: int, num_loss_tokens: int, seed: int) -> Sample:
+    """Its last tokens carry the loss."""
+    rng = np.random.default_rng(seed)
+    mask = np.zeros(length - 5, dtype=np.bool_)
+    mask[len(mask) - num_loss_tokens :] = True
+    return Sample(
+        ids=rng.integers(1, VOCAB, length).astype(np.int32),
+        prompt_len=5,
+        mask=mask,
+        behaviour_logprobs=np.where(mask, rng.normal(-8.3, 0.1, len(mask)), 0.0).astype(np.float32),
+        advantage=float(rng.normal()),
+    )
+
+
+def config(model: Path, **settings: Any) -> LearnerConfig:
+    defaults = {"lr": 1e-2, "eps": 1e-3, "micro_batch_tokens": 256, "zero_stage": 3, "logit_chunk_mib": 1}
+    return LearnerConfig(model=str(model), **(defaults | settings))
+
+
+UNEQUAL = [sample(200, 190, 1), sample(199, 10, 2)]  # each rank gets one: 3 blocks of at most 64 rows, and 1
+BATCHES = {
+    "unequal": UNEQUAL,
+    "one rank without a loss token": UNEQUAL[:1],
+    "several micro-batches": [sample(150 + i, n, i) for i, n in enumerate((140, 3, 70, 1, 30, 100))],
+    "a constant group": [*UNEQUAL, *(Sample(ids=s.ids, prompt_len=5, mask=s.mask) for s in UNEQUAL)],
+}
+
+
+LOSS = LossConfig(algorithm="grpo", is_max=1.5, kl_estimator="k3", kl_coef=0.1)
+
+
+def train(settings: list[LearnerConfig], batches: list[list[Sample]]) -> list[tuple[list[float], dict[str, Any]]]:
+    """For each settings, the losses of a step on each batch and the weights after the last."""
+    found = []
+    for each in settings:
+        engine = DeepSpeedEngine(each, LOSS)
+        losses = [engine.policy_step(batch)["loss"] for batch in batches]
+        found.append((losses, {name: tensor.clone() for name, tensor in engine.full_weights()}))
+    return found
+
+
+def test_ranks_with_unequal_numbers_of_logit_blocks_train_as_one_rank_does(model: Path, tmp_path: Path) -> None:
+    variants = [{}, {"gradient_checkpointing": True}, {"lora": LoraConfig(rank=4), "num_minibatches": 2}]
+    settings = [config(model, **variant) for variant in variants]
+    batches = [*BATCHES.values(), UNEQUAL]
+    (expected,) = on_ranks(1, tmp_path, train, settings, batches)
+    for found in on_ranks(2, tmp_path, train, settings, batches):
+        for (losses, weights), (losses_of_one, weights_of_one) in zip(found, expected, strict=True):
+            assert losses == pytest.approx(losses_of_one, abs=1e-6)
+            assert_same(weights, weights_of_one, atol=1e-6)
+
+
+def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], atol: float) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, atol=atol, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.usefixtures("single_rank")
+def test_an_adapter_of_the_output_layer_is_refused(model: Path) -> None:
+    lora = LoraConfig(targets=("q_proj", "lm_head"))
+    with pytest.raises(ValueError, match=r"lora.targets: the output layer .* zero_stage=3.* set zero_stage=2"):
+        DeepSpeedEngine(config(model, lora=lora))
+    DeepSpeedEngine(config(model, lora=lora, zero_stage=2))
