@@ -193,7 +193,7 @@ class TokenLogprobs(_Headless):
 class _Blocks(nn.Module):
     """From hidden states to logprobs, one block of rows at a time.
 
-    It is a module because ZeRO-3 gathers weights for one pass through a module, on all ranks together. The ranks have different
+    It is a module because ZeRO-3 gathers weights for a pass through a module, on all ranks together. Ranks have different
     numbers of blocks, but each has one pass through this module for a micro-batch. So the output layer is gathered here
     (`zero.gather_with`), once for all blocks.
     """
@@ -207,7 +207,7 @@ class _Blocks(nn.Module):
         num_rows: int,
         temperature: float,
     ) -> tuple[Tensor, Tensor]:
-        """(N,) logprobs and (N,) entropies of `targets` (N,) under the logits `project(hidden)`, hidden being (N, hidden)."""
+        """Logprobs of `targets` (N,) under the logits `project(hidden)`, and entropies, (N,) each. `hidden`: (N, hidden)."""
         if len(targets) <= num_rows:
             return _from_hidden(hidden, targets, project, temperature)
         # Blocks are recomputed in the backward pass, since keeping all of them would use the memory that blocks save.
