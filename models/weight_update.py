@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import uuid
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -24,6 +25,9 @@ class WeightUpdate:
     dtypes: tuple[str, ...]  # torch names without the prefix: "float32", "bfloat16"
     shapes: tuple[tuple[int, ...], ...]
     payload: Any = None
+    publication: str = field(default_factory=lambda: uuid.uuid4().hex)
+    """The same in all copies of this update, and in no other one: after a return to a checkpoint, versions come again with
+    other weights, and several runs may share a node."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

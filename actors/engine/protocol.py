@@ -32,6 +32,10 @@ class EngineTimeout(EngineError):
     kind = "engine_timeout"
 
 
+class NoRoom(EngineError):
+    """The engine's node has no space for new weights. The message says how much there is and how much they need."""
+
+
 class RequestFailed(EngineError):
     """The engine refused this one request, or it failed."""
 

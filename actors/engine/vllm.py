@@ -82,6 +82,8 @@ class VLLMEngine:
                 checkpoint.refuse_tied_embeddings(self._config.model)
             except ValueError as error:
                 raise ValueError(f"engine.model: {error}") from error
+        if self._config.weight_transfer == "host":
+            await asyncio.to_thread(host_weights.remove_unused)
         vllm_setup.set_environment(self._config)
         try:
             # In a thread: loading takes half a minute, and this actor must answer health checks meanwhile.
@@ -207,7 +209,7 @@ class VLLMEngine:
         checkpoint.check_update(update, self._expected, backend=self._config.weight_transfer)
         async with self._updating:
             started = time.monotonic()
-            async with _payload(update) as info:
+            async with _payload(update, self._config.update_timeout_s) as info:
                 written = time.monotonic()
                 num_kept = await self._swap(info, update.policy_version)
         finished = time.monotonic()
@@ -303,8 +305,8 @@ def _final_only() -> Any:
 
 
 @asynccontextmanager
-async def _payload(update: WeightUpdate) -> AsyncIterator[dict[str, Any]]:
-    """The update in the form that vLLM's engine for its backend takes."""
+async def _payload(update: WeightUpdate, timeout_s: float) -> AsyncIterator[dict[str, Any]]:
+    """The update in the form that vLLM's engine for its backend takes. Raises as `host_weights.share` does."""
     if update.backend == "nccl":
         yield {
             "names": list(update.names),
@@ -312,8 +314,8 @@ async def _payload(update: WeightUpdate) -> AsyncIterator[dict[str, Any]]:
             "shapes": [list(shape) for shape in update.shapes],
         }
         return
-    path = await asyncio.to_thread(host_weights.write, update.payload)
+    shared = await asyncio.to_thread(host_weights.share, update.publication, update.payload, timeout_s=timeout_s)
     try:
-        yield {"path": str(path)}
+        yield {"path": str(shared.path)}
     finally:
-        path.unlink()
+        shared.release()
