@@ -43,6 +43,9 @@ SHARED_MEMORY = Path("/dev/shm")
 POLL_S = 0.02
 """Time between two looks at a lock that another process has, seconds."""
 
+SETTLING_S = 2.0
+"""How long a lack of room is looked at again, seconds: a file that was removed keeps its space until all have closed it."""
+
 COMPLETE, PARTIAL = ".safetensors", ".partial"
 
 FORMAT_NAMES = {
@@ -74,16 +77,21 @@ def share(publication: str, payload: Payload, *, timeout_s: float) -> SharedWeig
         NoRoom: neither has room. Nothing was written.
         EngineTimeout: another process has been writing it, or files of other versions have been in the way, for `timeout_s`.
     """
-    deadline = time.monotonic() + timeout_s
+    started = time.monotonic()
     folders = _folders()
     while True:
         for folder in folders:
             if (held := _hold(folder / (publication + COMPLETE))) is not None:
                 return held
-        obstacle = _write(folders, publication, payload)
+        try:
+            obstacle = _write(folders, publication, payload)
+        except NoRoom:
+            if time.monotonic() > started + min(timeout_s, SETTLING_S):
+                raise
+            obstacle = "there was no room"
         if obstacle is None:
             continue
-        if time.monotonic() > deadline:
+        if time.monotonic() > started + timeout_s:
             raise EngineTimeout(f"the weights could not be taken within {timeout_s:g} s, because {obstacle}")
         time.sleep(POLL_S)
 

@@ -152,6 +152,23 @@ def test_a_version_waits_for_the_space_of_one_that_is_still_read(small_memory: P
     new.release()
 
 
+def test_the_space_of_a_removed_file_is_waited_for(small_memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_weights, "SETTLING_S", 60.0)
+    old = host_weights.share("step1", payload_of(16), timeout_s=0.0)
+    reader = old.path.open("rb")
+    old.release()
+    with pytest.raises(NoRoom):  # removed, but not closed by all
+        host_weights.share("step2", payload_of(16), timeout_s=0.0)
+    taken: queue.Queue[host_weights.SharedWeights] = queue.Queue()
+    thread = threading.Thread(target=lambda: taken.put(host_weights.share("step2", payload_of(16), timeout_s=60)))
+    thread.start()
+    with pytest.raises(queue.Empty):
+        taken.get(timeout=5 * host_weights.POLL_S)
+    reader.close()
+    taken.get(timeout=60).release()
+    thread.join()
+
+
 def test_weights_without_room_in_shared_memory_go_to_the_temporary_folder_with_a_warning(
     small_memory: Path, tmp_path_factory: pytest.TempPathFactory, caplog: pytest.LogCaptureFixture
 ) -> None:
