@@ -75,7 +75,10 @@ def checksum(tensor: Tensor, dtype: torch.dtype, piece: Piece | None = None) -> 
     for top in range(0, rows, high):
         for left in range(0, columns, wide):
             total += _block_sum(
-                matrix[top : top + high, left : left + wide].to(dtype), piece.row + top, piece.column + left, piece.width
+                matrix[top : top + high, left : left + wide].to(dtype),
+                piece.row + top,
+                piece.column + left,
+                piece.width,
             )
     return total
 
