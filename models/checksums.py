@@ -101,8 +101,8 @@ def _block_sum(block: Tensor, row: int, column: int, width: int) -> Tensor:
 
 
 def piece_of(whole: Sequence[int], part: Sequence[int], rank: int, size: int) -> Piece:
-    """Where the part of a whole tensor lies that `rank` of `size` ranks holds. If there are more ranks than parts, as for the
-    heads of keys and values, neighbours hold the same part.
+    """Where the part of a whole tensor lies that `rank` of `size` ranks holds. If there are more ranks than parts, as for
+    the heads of keys and values, neighbours hold the same part.
 
     Raises ValueError if the part is no even share of a row or column dimension."""
     width = math.prod(whole[1:] if len(whole) > 1 else whole)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from models.checksums import HeldSums
 from models.weight_update import WeightUpdate
 from trajectory.types import EpisodeError, Segment
 
@@ -100,6 +101,11 @@ class Engine(Protocol):
 
     async def score(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """log p(token_ids[i + 1] | token_ids[: i + 1]) under the current weights, (len − 1,)."""
+        ...
+
+    async def held_sums(self, names: Sequence[str]) -> HeldSums:
+        """The checksums (`models/checksums.py`) of the published tensors `names` as the engine holds them now. An engine
+        that can't compute one gives the reason instead: for all, `HeldSums.none(names, reason)`."""
         ...
 
     async def init_weight_transfer(self, init_info: dict[str, Any]) -> None:

@@ -26,6 +26,7 @@ from actors.engine.protocol import (
     Sampling,
     UpdateReport,
 )
+from models.checksums import HeldSums, merged
 from models.on_disk import tensor_shapes
 from models.weight_update import WeightUpdate
 from storage.objects import StorageError, fetch
@@ -101,6 +102,8 @@ class VLLMEngine:
         # The first request starts vLLM's output handler, which `_call` watches.
         await self._run_request([0], _sampling_params(Sampling(max_tokens=1)), "warm-up")
         await self._call(self._llm.update_weight_version(str(self._policy_version)), "take its first policy version")
+        shapes = {name: list(shape) for name, shape in self._expected.items()}
+        await self._call(self._llm.collective_rpc("locate_weights", args=(shapes,)), "locate its weights")
 
     def _load(self) -> None:
         # Assigned here and not returned: if a library keeps an import error, the error holds the frames of this call.
@@ -219,6 +222,16 @@ class VLLMEngine:
             paused_s=finished - written,
             num_kept=num_kept,
         )
+
+    async def held_sums(self, names: Sequence[str]) -> HeldSums:
+        """Checksums of what the workers hold of the checkpoint's tensors, computed there, between two steps of decoding."""
+        self._check_alive()
+        async with self._updating:
+            ranks = await self._call(self._llm.collective_rpc("held_sums", args=(list(names),)), "sum its weights")
+        pieces = [
+            {name: tuple(found) if isinstance(found, list) else found for name, found in rank.items()} for rank in ranks
+        ]
+        return merged(pieces, {name: self._expected.get(name, ()) for name in names})
 
     async def _swap(self, info: dict[str, Any], policy_version: int) -> int:
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest

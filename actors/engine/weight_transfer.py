@@ -11,10 +11,12 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from vllm.distributed import get_tensor_model_parallel_rank, get_tensor_model_parallel_world_size
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
     WeightTransferInitInfo,
@@ -24,6 +26,8 @@ from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 from actors.engine import host_weights
+from actors.engine.held_weights import HeldWeights
+from models.checksums import PieceSum
 
 
 @dataclass
@@ -72,7 +76,24 @@ def _have_experts_packed_anew(model: torch.nn.Module) -> None:
 
 
 class WorkerExtension:
-    """vLLM's arguments name this class so that its workers import this module. It adds no methods."""
+    """vLLM's arguments name this class so that its workers import this module. Its methods become the workers' own."""
+
+    model_runner: Any  # the worker's
+    held_weights: HeldWeights
+
+    def locate_weights(self, shapes: Mapping[str, Sequence[int]]) -> None:
+        """Find where this worker holds the tensors of its checkpoint, which are given by name and shape."""
+        self.held_weights = HeldWeights(
+            self.model_runner.get_model(),
+            shapes,
+            rank=get_tensor_model_parallel_rank(),
+            size=get_tensor_model_parallel_world_size(),
+            dtype=self.model_runner.model_config.dtype,
+        )
+
+    def held_sums(self, names: Sequence[str]) -> dict[str, PieceSum | str]:
+        """See `HeldWeights.sums`."""
+        return self.held_weights.sums(names)
 
 
 def _die_with_parent() -> None:
