@@ -144,7 +144,7 @@ class SimulatedLearners(LearnerGroup):
             token_ids=PROBE_IDS,
             logprobs=np.zeros(len(PROBE_IDS) - 1, dtype=np.float32),
         )
-        return StepResult(policy_version=self._version, metrics={}, seconds={}, update=ray.put(update), probe=probe)
+        return StepResult(policy_version=self._version, metrics={}, seconds={}, update=ray.put(update), probe=probe, checksums=None)
 
     def start_step(self, samples: Sequence[Sample]) -> Any:
         self._version += 1

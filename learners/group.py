@@ -37,6 +37,7 @@ from learners.batching import Pair, Sample, check_pairs, has_gradient
 from learners.config import LearnerConfig, LossConfig
 from learners.environment import process_environment
 from learners.errors import LearnerDied, LearnerError, LearnerOutOfMemory, LearnerTimeout, failed
+from models.checksums import Checksums, WeightsDtype
 from models.weight_update import LogprobProbe
 from storage.objects import Storage
 
@@ -73,6 +74,7 @@ class StepResult:
         ray.ObjectRef
     )  # of a WeightUpdate, or of None after a skipped step. The caller owns it, so it outlives the learners
     probe: LogprobProbe | None  # None if the group has no probe_ids, or the step was skipped
+    checksums: Checksums | None  # of `update`; None after a skipped step
 
     @property
     def applied(self) -> bool:
@@ -131,12 +133,20 @@ class LearnerGroup:
     """`num_learners` ranks on a placement group. Call `start` first; it needs `ray.init` to have been called."""
 
     def __init__(
-        self, config: LearnerConfig, loss: LossConfig | None = None, *, probe_ids: Sequence[int] | None = None
+        self,
+        config: LearnerConfig,
+        loss: LossConfig | None = None,
+        *,
+        probe_ids: Sequence[int] | None = None,
+        publish_as: WeightsDtype | None = None,
     ) -> None:
+        """`probe_ids`: a text for the engines' gate, or None if no engine will use the weights. `publish_as`: the dtype of
+        the engines, for which checksums are computed. None: that of the learner."""
         self.config = config
         self.loss_config = loss or LossConfig()
         config.check_loss(self.loss_config)
         self.probe_ids = None if probe_ids is None else tuple(probe_ids)
+        self.publish_as: WeightsDtype = publish_as or ("bfloat16" if config.in_bfloat16 else "float32")
         self.policy_version = 0
         self.notes: tuple[str, ...] = ()  # sentences that tell a user how this model is computed
         self._ranks: list[Any] = []
@@ -231,7 +241,7 @@ class LearnerGroup:
         """Does nothing, see `get_state`."""
 
     def get_ctor_args_and_kwargs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        return (self.config, self.loss_config), {"probe_ids": self.probe_ids}
+        return (self.config, self.loss_config), {"probe_ids": self.probe_ids, "publish_as": self.publish_as}
 
     def get_metadata(self) -> dict[str, Any]:
         return {"policy_version": self.policy_version}
@@ -309,7 +319,7 @@ class LearnerGroup:
         left = config.start_timeout_s - (time.monotonic() - start)
         address, port = self._rendezvous(left)
         left = config.start_timeout_s - (time.monotonic() - start)
-        refs = self._refs("start", address, port, self.probe_ids is not None)
+        refs = self._refs("start", address, port, None if self.probe_ids is None else self.publish_as)
         notes = Pending(self, "start", refs, left, lambda: (ray.get(refs[0]),)).result()[0]
         for note in notes:
             if note not in self.notes:  # after a restart, the new ranks report the same notes

@@ -19,7 +19,9 @@ from learners.batching import Pair, Sample
 from learners.checkpoint_format import META_FILE
 from learners.config import LearnerConfig, LossConfig
 from learners.engine import DeepSpeedEngine
+from learners.published_sums import PublishedSums
 from learners.weight_sync import HostMemory, NCCLBroadcast, host_update, nccl_update
+from models.checksums import WeightsDtype
 from models.weight_update import LogprobProbe, WeightUpdate
 from storage.locations import local_path
 from storage.objects import Storage, fetch, files_of, scratch
@@ -35,6 +37,7 @@ class Learner:
         self.engine: DeepSpeedEngine
         self.broadcast: NCCLBroadcast | None = None
         self._host_memory = HostMemory()
+        self._sums: PublishedSums  # made by `start` if engines will use the weights
 
     def __repr__(self) -> str:
         return f"Learner(rank={self.rank})"
@@ -45,8 +48,9 @@ class Learner:
             probe.bind(("", 0))
             return ray.util.get_node_ip_address(), probe.getsockname()[1]
 
-    def start(self, address: str, port: int, publishes: bool) -> tuple[str, ...]:
-        """Join the other ranks and load the model; returns the engine's notes. `publishes`: engines will use its weights.
+    def start(self, address: str, port: int, publish_as: WeightsDtype | None) -> tuple[str, ...]:
+        """Join the other ranks and load the model; returns the engine's notes. `publish_as`: the dtype of engines that will
+        use its weights, or None if there are none.
 
         Raises ValueError for a model that can't be trained with these settings."""
         on_gpu = self.config.num_gpus_per_learner > 0
@@ -65,8 +69,9 @@ class Learner:
         self.engine = DeepSpeedEngine(
             self.config.model_copy(update={"model": fetch(self.config.model)}), self.loss_config
         )
-        if publishes:
+        if publish_as is not None:
             self.engine.check_published()
+            self._sums = PublishedSums(publish_as)
         return self.engine.notes
 
     def train_step(
@@ -77,7 +82,7 @@ class Learner:
         through the controller."""
         metrics = self.engine.policy_step(samples)
         if not skipped_steps.was_applied(metrics):
-            report, update = {"policy_version": self.engine.policy_version, "probe": None}, None
+            report, update = {"policy_version": self.engine.policy_version, "probe": None, "checksums": None}, None
         else:
             with self.engine.clock("publish"):
                 report, update = self.publish(probe_ids)
@@ -92,11 +97,18 @@ class Learner:
             logprobs = self.engine.logprobs(probe_ids, temperature=1.0)
             probe = LogprobProbe(policy_version=version, token_ids=tuple(map(int, probe_ids)), logprobs=logprobs)
         update = (
-            host_update(self.engine, self._host_memory)
+            host_update(self.engine, self._host_memory, self._sums)
             if self.config.weight_sync == "host"
-            else nccl_update(self.engine)
+            else nccl_update(self.engine, self._sums)
         )
-        return {"policy_version": version, "probe": probe, "metrics": {}, "seconds": {}}, update
+        checksums = self._sums.finish(version) if self.rank == 0 else None
+        return {
+            "policy_version": version,
+            "probe": probe,
+            "checksums": checksums,
+            "metrics": {},
+            "seconds": {},
+        }, update
 
     def sft_step(self, samples: Sequence[Sample]) -> dict[str, float]:
         return self.engine.sft_step(samples)

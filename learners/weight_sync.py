@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from learners.engine import DeepSpeedEngine
+from learners.published_sums import PublishedSums
 from models.weight_update import WeightUpdate
 
 BLOCK_BYTES = 1 << 30
@@ -48,14 +49,21 @@ class HostMemory:
         return self._block[start : self._used].view(tensor.dtype).view(tensor.shape)
 
 
-def host_update(engine: DeepSpeedEngine, memory: HostMemory) -> WeightUpdate | None:
+def host_update(
+    engine: DeepSpeedEngine, memory: HostMemory, sums: PublishedSums | None = None
+) -> WeightUpdate | None:
     """The weights in `memory`, valid until its next use, on rank 0; None on the other ranks, which take part in gathering.
+    `sums` gets every tensor on its way.
 
     An actor that returns it has it copied into Ray's object store before its next method runs."""
     copies = {}
+    if sums is not None:
+        sums.begin(engine.to_publish)
     for name, tensor in engine.published_weights():
         if engine.rank == 0:
             copies[name] = memory.copy(name, tensor)
+            if sums is not None:
+                sums.add(name, tensor)
     if engine.rank != 0:
         return None
     if engine.device.type == "cuda":
@@ -70,9 +78,15 @@ def host_update(engine: DeepSpeedEngine, memory: HostMemory) -> WeightUpdate | N
     )
 
 
-def nccl_update(engine: DeepSpeedEngine) -> WeightUpdate:
-    """The names, shapes and types that engines must expect from the next `NCCLBroadcast.send`."""
+def nccl_update(engine: DeepSpeedEngine, sums: PublishedSums | None = None) -> WeightUpdate:
+    """The names, shapes and types that engines must expect from the next `NCCLBroadcast.send`. With `sums`, which gets
+    every tensor on rank 0, it is collective: with ZeRO-3 all ranks gather."""
     tensors = engine.to_publish
+    if sums is not None:
+        sums.begin(tensors)
+        for name, tensor in engine.published_weights():
+            if engine.rank == 0:
+                sums.add(name, tensor)
     return WeightUpdate(
         policy_version=engine.policy_version,
         backend="nccl",

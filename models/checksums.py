@@ -42,6 +42,7 @@ class Checksums:
     policy_version: int
     dtype: WeightsDtype  # to which the entries were rounded first: the engine's
     sums: Mapping[str, int]  # published name → checksum
+    changed_share: float | None = None  # of all entries, since the publication before; None: there was none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,8 @@
-"""The names and shapes of a checkpoint folder's weights, read from the headers of its files."""
+"""The names, shapes and type of a checkpoint folder's weights, read from its configuration and the headers of its files."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from safetensors import safe_open
@@ -16,3 +17,11 @@ def tensor_shapes(model: str) -> dict[str, tuple[int, ...]]:
     if not shapes:
         raise ValueError(f"engine.model: no *.safetensors files in {model}")
     return shapes
+
+
+def is_half_precision(model: str) -> bool:
+    """Whether the folder's config.json says that its weights are float16 (not bfloat16)."""
+    config = json.loads((Path(model) / "config.json").read_text())
+    text = config.get("text_config") or {}
+    found = (held.get("dtype", held.get("torch_dtype")) for held in (text, config))
+    return next((dtype for dtype in found if dtype), "") == "float16"

@@ -22,7 +22,8 @@ from models.checksums import Piece, PieceSum, as_matrix, checksum, piece_of
 HEADS = {"q": 0, "k": 1, "v": 2}
 """vLLM's names of the parts of `qkv_proj`. Parts of other parameters have numbers."""
 
-PACKED = "packed for the CPU, and not updated since"
+NOTHING: PieceSum = (0, 0, 0, 0)
+"""Of a weight that was packed for the CPU before anybody could take its checksum, and that no update replaced since."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ class HeldWeights:
             if name not in self._homes:
                 found[name] = self.unknown.get(name, "the engine's checkpoint has no such tensor")
             elif getattr(self._homes[name].module, self._homes[name].name).numel() == 0:
-                found[name] = self._when_packed.get(name, PACKED)
+                found[name] = self._when_packed.get(name, NOTHING)
             else:
                 pending.append((name, *self._start_sum(name)))
         if pending:
