@@ -38,6 +38,7 @@ from autotraj.runners.calls import managed
 from cluster.session import ray_session
 from learners.batching import Sample
 from learners.group import LearnerGroup, StepResult
+from models.checksums import Checksums, HeldSums
 from models.weight_update import LogprobProbe, WeightUpdate
 from trajectory.types import Group, Segment, Task, ToolCall, ToolResult, Trajectory, Turn
 
@@ -144,7 +145,14 @@ class SimulatedLearners(LearnerGroup):
             token_ids=PROBE_IDS,
             logprobs=np.zeros(len(PROBE_IDS) - 1, dtype=np.float32),
         )
-        return StepResult(policy_version=self._version, metrics={}, seconds={}, update=ray.put(update), probe=probe, checksums=None)
+        return StepResult(
+            policy_version=self._version,
+            metrics={},
+            seconds={},
+            update=ray.put(update),
+            probe=probe,
+            checksums=Checksums(policy_version=self._version, dtype="float32", sums={}),
+        )
 
     def start_step(self, samples: Sequence[Sample]) -> Any:
         self._version += 1

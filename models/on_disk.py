@@ -24,4 +24,4 @@ def is_half_precision(model: str) -> bool:
     config = json.loads((Path(model) / "config.json").read_text())
     text = config.get("text_config") or {}
     found = (held.get("dtype", held.get("torch_dtype")) for held in (text, config))
-    return next((dtype for dtype in found if dtype), "") == "float16"
+    return next((dtype for dtype in found if dtype), "") in ("float16", "torch.float16")

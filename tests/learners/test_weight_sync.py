@@ -1,4 +1,5 @@
-"""The NCCL path as far as it goes without a GPU: what we hand to vLLM's trainer engine is what it asks for."""
+"""What learners publish: its checksums, and the NCCL path as far as it goes without a GPU: what we hand to vLLM's trainer
+engine is what it asks for."""
 
 from pathlib import Path
 from typing import Any
@@ -6,9 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from learners.config import LearnerConfig
+from learners.batching import Sample
+from learners.config import LearnerConfig, LossConfig
 from learners.engine import DeepSpeedEngine
-from learners.weight_sync import NCCLBroadcast, _weight_source, engine_init_info, nccl_update
+from learners.published_sums import SAMPLED_ENTRIES, PublishedSums
+from learners.weight_sync import HostMemory, NCCLBroadcast, _weight_source, engine_init_info, host_update, nccl_update
+from models.checksums import WeightsDtype, checksum
+from models.weight_update import WeightUpdate
 
 pytestmark = pytest.mark.usefixtures("single_rank")
 
@@ -57,3 +62,50 @@ def test_ranks_other_than_the_sender_only_take_part_in_gathering(
     broadcast.send()
     broadcast.close()
     assert passes == [len(engine.plain_weights)] * 2
+
+
+def tensors_of(update: WeightUpdate | None) -> dict[str, torch.Tensor]:
+    assert update is not None
+    return {name: torch.from_numpy(array.copy()) for name, (array, _) in update.payload.items()}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_checksums_are_of_what_is_published_and_changes_are_counted(
+    tiny_model: Path, samples: list[Sample], dtype: WeightsDtype
+) -> None:
+    engine = DeepSpeedEngine(LearnerConfig(model=str(tiny_model), lr=1e-5), LossConfig())
+    memory, sums, announced = HostMemory(), PublishedSums(dtype), PublishedSums(dtype)
+    before = tensors_of(host_update(engine, memory, sums))
+    first = sums.finish(0)
+    assert (first.policy_version, first.dtype, first.changed_share) == (0, dtype, None)
+    engine.policy_step(samples)
+    after = tensors_of(host_update(engine, memory, sums))
+    second = sums.finish(1)
+    nccl_update(engine, announced)
+    assert announced.finish(1).sums == second.sums
+
+    rounded = getattr(torch, dtype)
+    assert first.sums == {name: int(checksum(tensor, rounded)) for name, tensor in before.items()}
+    assert second.sums == {name: int(checksum(tensor, rounded)) for name, tensor in after.items()}
+    changed = sum(int((before[name].to(rounded) != after[name].to(rounded)).sum()) for name in before)
+    entries = sum(tensor.numel() for tensor in before.values())
+    assert entries < SAMPLED_ENTRIES  # so that all are compared
+    assert second.changed_share == changed / entries
+    assert (second.changed_share > 0.9) == (dtype == "float32")  # most changes are lost in rounding
+
+    host_update(engine, memory, sums)
+    assert sums.finish(1).changed_share == 0.0
+
+
+def test_of_a_large_model_a_sample_is_compared(monkeypatch: pytest.MonkeyPatch, engine: DeepSpeedEngine) -> None:
+    monkeypatch.setattr("learners.published_sums.SAMPLED_ENTRIES", 1000)
+    sums = PublishedSums("float32")
+    half = {tensor.name: index % 2 for index, tensor in enumerate(engine.to_publish)}
+    for factor in (1.0, 2.0):
+        sums.begin(engine.to_publish)
+        for name, tensor in engine.published_weights():
+            sums.add(name, tensor * (factor if half[name] else 1.0) + 1.0)
+        found = sums.finish(0)
+    sizes = {tensor.name: torch.Size(tensor.shape).numel() for tensor in engine.to_publish}
+    share = sum(size for name, size in sizes.items() if half[name]) / sum(sizes.values())
+    assert found.changed_share == pytest.approx(share, abs=0.05)
