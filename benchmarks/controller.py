@@ -38,7 +38,7 @@ from autotraj.runners.calls import managed
 from cluster.session import ray_session
 from learners.batching import Sample
 from learners.group import LearnerGroup, StepResult
-from models.checksums import Checksums, HeldSums
+from models.checksums import Checksums
 from models.weight_update import LogprobProbe, WeightUpdate
 from trajectory.types import Group, Segment, Task, ToolCall, ToolResult, Trajectory, Turn
 

@@ -19,7 +19,7 @@ import uuid
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 import ray
@@ -138,15 +138,18 @@ class LearnerGroup:
         loss: LossConfig | None = None,
         *,
         probe_ids: Sequence[int] | None = None,
-        publish_as: WeightsDtype | None = None,
+        publish_as: WeightsDtype | Literal["auto"] | None = None,
     ) -> None:
-        """`probe_ids`: a text for the engines' gate, or None if no engine will use the weights. `publish_as`: the dtype of
-        the engines, for which checksums are computed. None: that of the learner."""
+        """`probe_ids`: a text for the engines' gate, or None if no engine will use the weights. `publish_as`: the dtype in
+        which engines hold them, for which checksums are computed. None: that of the learner. `auto`: what vLLM chooses on a
+        GPU, float16 for a checkpoint in it, else bfloat16."""
         self.config = config
         self.loss_config = loss or LossConfig()
         config.check_loss(self.loss_config)
         self.probe_ids = None if probe_ids is None else tuple(probe_ids)
-        self.publish_as: WeightsDtype = publish_as or ("bfloat16" if config.in_bfloat16 else "float32")
+        self.publish_as: WeightsDtype | Literal["auto"] = publish_as or (
+            "bfloat16" if config.in_bfloat16 else "float32"
+        )
         self.policy_version = 0
         self.notes: tuple[str, ...] = ()  # sentences that tell a user how this model is computed
         self._ranks: list[Any] = []

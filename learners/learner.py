@@ -6,7 +6,7 @@ import shutil
 import socket
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import ray
@@ -22,6 +22,7 @@ from learners.engine import DeepSpeedEngine
 from learners.published_sums import PublishedSums
 from learners.weight_sync import HostMemory, NCCLBroadcast, host_update, nccl_update
 from models.checksums import WeightsDtype
+from models.on_disk import is_half_precision
 from models.weight_update import LogprobProbe, WeightUpdate
 from storage.locations import local_path
 from storage.objects import Storage, fetch, files_of, scratch
@@ -48,9 +49,9 @@ class Learner:
             probe.bind(("", 0))
             return ray.util.get_node_ip_address(), probe.getsockname()[1]
 
-    def start(self, address: str, port: int, publish_as: WeightsDtype | None) -> tuple[str, ...]:
-        """Join the other ranks and load the model; returns the engine's notes. `publish_as`: the dtype of engines that will
-        use its weights, or None if there are none.
+    def start(self, address: str, port: int, publish_as: WeightsDtype | Literal["auto"] | None) -> tuple[str, ...]:
+        """Join the other ranks and load the model; returns the engine's notes. `publish_as`: see `LearnerGroup`, or None if no
+        engine will use its weights.
 
         Raises ValueError for a model that can't be trained with these settings."""
         on_gpu = self.config.num_gpus_per_learner > 0
@@ -71,6 +72,8 @@ class Learner:
         )
         if publish_as is not None:
             self.engine.check_published()
+            if publish_as == "auto":
+                publish_as = "float16" if is_half_precision(self.engine.config.model) else "bfloat16"
             self._sums = PublishedSums(publish_as)
         return self.engine.notes
 

@@ -49,9 +49,7 @@ class HostMemory:
         return self._block[start : self._used].view(tensor.dtype).view(tensor.shape)
 
 
-def host_update(
-    engine: DeepSpeedEngine, memory: HostMemory, sums: PublishedSums | None = None
-) -> WeightUpdate | None:
+def host_update(engine: DeepSpeedEngine, memory: HostMemory, sums: PublishedSums | None = None) -> WeightUpdate | None:
     """The weights in `memory`, valid until its next use, on rank 0; None on the other ranks, which take part in gathering.
     `sums` gets every tensor on its way.
 

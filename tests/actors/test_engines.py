@@ -15,6 +15,7 @@ from actors.engine.protocol import EngineDead, Generation, Sampling, UpdateRepor
 from actors.engine.registry import ENGINES, make_engine
 from actors.repair.actor import RepairActor
 from actors.rollout import RolloutActor
+from models.checksums import HeldSums
 from models.weight_update import WeightUpdate
 from trajectory.types import Segment, Task
 
@@ -53,6 +54,9 @@ class FixedEngine:
 
     async def score(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         return np.full(len(token_ids) - 1, -self.policy_version, np.float32)
+
+    async def held_sums(self, names: Sequence[str]) -> HeldSums:
+        return HeldSums.none(names, "the fixed engine has no weights")
 
     async def init_weight_transfer(self, init_info: dict[str, object]) -> None:
         self.joined.append(init_info)

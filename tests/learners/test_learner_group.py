@@ -21,6 +21,7 @@ from learners.config import LearnerConfig, LossConfig
 from learners.engine import DeepSpeedEngine
 from learners.errors import AllocationFailed, LearnerDied, LearnerError, LearnerFailed, LearnerTimeout, failed
 from learners.group import LearnerGroup
+from models.checksums import checksum
 from models.weight_update import WeightUpdate
 
 pytestmark = pytest.mark.ray
@@ -92,6 +93,14 @@ def test_two_ranks_train_save_resume_at_one_die_and_come_back(
     update = ray.get(results[-1].update, timeout=30)
     assert update.policy_version == 2
     assert_update_equals(update, reference, atol=1e-5)
+    checksums = results[-1].checksums
+    assert checksums is not None
+    assert checksums.sums == {
+        name: int(checksum(torch.from_numpy(array.copy()), torch.float32))
+        for name, (array, _) in update.payload.items()
+    }
+    assert checksums.changed_share is not None
+    assert checksums.changed_share > 0.9
 
     # What it exports is what the probe was taken from.
     learners.export_hf(tmp_path / "exported")

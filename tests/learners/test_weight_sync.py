@@ -13,6 +13,7 @@ from learners.engine import DeepSpeedEngine
 from learners.published_sums import SAMPLED_ENTRIES, PublishedSums
 from learners.weight_sync import HostMemory, NCCLBroadcast, _weight_source, engine_init_info, host_update, nccl_update
 from models.checksums import WeightsDtype, checksum
+from models.on_disk import is_half_precision
 from models.weight_update import WeightUpdate
 
 pytestmark = pytest.mark.usefixtures("single_rank")
@@ -109,3 +110,15 @@ def test_of_a_large_model_a_sample_is_compared(monkeypatch: pytest.MonkeyPatch, 
     sizes = {tensor.name: torch.Size(tensor.shape).numel() for tensor in engine.to_publish}
     share = sum(size for name, size in sizes.items() if half[name]) / sum(sizes.values())
     assert found.changed_share == pytest.approx(share, abs=0.05)
+
+
+def test_the_type_of_a_checkpoint_is_read_from_its_configuration(tmp_path: Path) -> None:
+    for config, expected in [
+        ('{"dtype": "float16"}', True),
+        ('{"torch_dtype": "float16"}', True),
+        ('{"text_config": {"dtype": "float16"}, "dtype": "float32"}', True),
+        ('{"dtype": "bfloat16"}', False),
+        ("{}", False),
+    ]:
+        (tmp_path / "config.json").write_text(config)
+        assert is_half_precision(str(tmp_path)) is expected, config
