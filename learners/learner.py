@@ -50,7 +50,7 @@ class Learner:
             return ray.util.get_node_ip_address(), probe.getsockname()[1]
 
     def start(self, address: str, port: int, publish_as: WeightsDtype | Literal["auto"] | None) -> tuple[str, ...]:
-        """Join the other ranks and load the model; returns the engine's notes. `publish_as`: see `LearnerGroup`, or None if no
+        """Join the other ranks and load the model; returns the engine's notes. `publish_as`: see `LearnerGroup`; None if no
         engine will use its weights.
 
         Raises ValueError for a model that can't be trained with these settings."""
