@@ -13,9 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 from transformers.core_model_loading import revert_weight_conversion
+from transformers.utils import logging as transformers_logging
 
-from learners.plain_weights import PlainWeight
+from learners.plain_weights import PlainWeight, plain_weights
 from models.on_disk import tensor_shapes
 
 
@@ -42,6 +44,14 @@ def as_in_checkpoint(lm: Any, tensors: Iterable[tuple[str, Tensor]]) -> Iterator
     requested."""
     for name, tensor in tensors:
         yield from _converted(lm, name, tensor)
+
+
+def check_folder(model: str) -> None:
+    """`check` before any weight is read, as transformers reads only headers for the meta device. Raises ValueError
+    as `check`, and ValueError or OSError for a checkpoint that can't be loaded."""
+    transformers_logging.disable_progress_bar()  # it would show how nothing is loaded
+    lm = AutoModelForCausalLM.from_pretrained(model, device_map="meta", attn_implementation="eager")
+    check(lm, plain_weights(lm, has_adapters=False), model)
 
 
 def check(lm: Any, weights: Iterable[PlainWeight], model: str) -> None:

@@ -69,8 +69,11 @@ def check(config: RunConfig, *, sandbox: bool = True) -> tuple[list[Task], list[
 
 
 def check_last(config: RunConfig, tasks: Mapping[str, Sequence[Task]] | None = None) -> None:
-    """Makes the checks that take seconds, as they import torch and transformers: of the memory, and `check_prompt`."""
+    """Makes the checks that take seconds, as they import torch and transformers: of the memory, of the weights' names, and
+    `check_prompt`."""
     _check_memory(config)
+    if "grpo" in config.stages:
+        _check_published(fetched_model(config.model))
     check_prompt(config, tasks)
 
 
@@ -277,6 +280,16 @@ def template_note(config: RunConfig) -> str:
             "itself), or in LLaMA-Factory with `template: empty`, but not on `messages`"
         )
     return ""
+
+
+def _check_published(model: str) -> None:
+    """Raises UserError if the engines, which load this checkpoint, couldn't take what GRPO makes of it."""
+    from learners import published
+
+    try:
+        published.check_folder(model)
+    except (ValueError, OSError) as error:
+        raise UserError(f"model: {error}") from error
 
 
 def _check_memory(config: RunConfig) -> None:

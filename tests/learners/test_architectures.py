@@ -29,6 +29,7 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
+from learners import published
 from learners.batching import Sample
 from learners.config import LearnerConfig
 from learners.engine import DeepSpeedEngine
@@ -163,8 +164,20 @@ def test_a_checkpoint_with_other_tensors_than_training_has_is_refused_with_their
     more = {f"mtp.layers.0.{name}.weight": torch.zeros(2) for name in ("a", "b", "c", "d")}
     save_file({**held, **more}, path / "model.safetensors", metadata={"format": "pt"})
     engine = DeepSpeedEngine(LearnerConfig(model=str(path), lr=1e-3))
-    with pytest.raises(ValueError, match=r"training doesn't have: mtp.layers.0.a.weight, .* and 1 more\)"):
-        engine.check_published()
+    for check in (engine.check_published, lambda: published.check_folder(str(path))):
+        with pytest.raises(ValueError, match=r"training doesn't have: mtp.layers.0.a.weight, .* and 1 more\)"):
+            check()
+
+
+@pytest.mark.parametrize("kind", MIXTURES | WINDOWED)
+def test_what_can_be_published_is_known_before_a_weight_is_read(tmp_path: Path, kind: str) -> None:
+    path = make(tmp_path / "model", (MIXTURES | WINDOWED)[kind]())
+    published.check_folder(str(path))
+    held = load_file(path / "model.safetensors")
+    del held["model.norm.weight"]
+    save_file(held, path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"training has tensors that the checkpoint lacks: model.norm.weight"):
+        published.check_folder(str(path))
 
 
 def test_quantized_weights_are_refused(tmp_path: Path) -> None:

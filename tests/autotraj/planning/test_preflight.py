@@ -13,7 +13,7 @@ import psutil
 import pytest
 from safetensors.numpy import save_file
 from tiny_run import ROOT, tiny
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3MoeConfig
 
 from autotraj.__main__ import main
 from autotraj.config.run import load
@@ -298,6 +298,22 @@ def test_too_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1 << 30))
     with pytest.raises(UserError, match=r"^memory: this run needs about (?s:.)*rollout\.num_actors"):
         preflight.check_last(tiny(tmp_path))
+
+
+def test_a_model_whose_weights_the_engines_could_not_take(tmp_path: Path) -> None:
+    """A mixture of experts with a layer that transformers doesn't load."""
+    shape = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    experts = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 32}
+    model = copy_of_base(tmp_path)
+    mixture = Qwen3MoeConfig(vocab_size=len(AutoTokenizer.from_pretrained(model)), head_dim=16, **shape, **experts)
+    AutoModelForCausalLM.from_config(mixture).save_pretrained(model)
+    preflight.check_last(tiny(tmp_path, f'model="{model}"'))
+    save_file({"mtp.fc.weight": np.zeros(2, np.float32)}, model / "model-mtp.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        UserError, match=r"^model: .*training doesn't have: mtp\.fc\.weight\). A copy without .* save_pretrained"
+    ):
+        preflight.check_last(tiny(tmp_path, f'model="{model}"'))
+    preflight.check_last(tiny(tmp_path, f'model="{model}"', 'stages=["synthesize", "sft"]'))  # publishes nothing
 
 
 def test_errors_are_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
