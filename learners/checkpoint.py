@@ -14,13 +14,15 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
-from learners import checkpoint_format
+from learners import adapters, checkpoint_format
 from learners.checkpoint_format import META_FILE
 from learners.config import LearnerConfig
 from storage.whole import replacing, write_whole
 
 TAG = "shards"
 UNIVERSAL_TAG = "universal"
+ADAPTER_FOLDER = "adapter"
+"""The folder of an exported model that holds the adapters by themselves."""
 SETTINGS = ("betas", "eps", "weight_decay")
 """The settings of AdamW's parameter groups. The learning rate isn't among them, as it is set before every step."""
 
@@ -86,8 +88,13 @@ def load(engine: Any, path: Path, config: LearnerConfig, *, leads: bool) -> dict
     return counters
 
 
-def write_hf(lm: Any, weights: Mapping[str, Tensor], *, source: str, path: Path) -> None:
-    """Write a Hugging Face directory with `weights`. It appears at `path` only when it is complete."""
+def write_hf(
+    lm: Any, weights: Mapping[str, Tensor], *, source: str, path: Path, trained_adapters: Mapping[str, Tensor]
+) -> None:
+    """Write a Hugging Face directory with `weights`. It appears at `path` only when it is complete.
+
+    The adapters, if there are any, go into a folder of their own inside: in the directory itself, transformers would load
+    them once more on top of the merged weights."""
     from transformers import AutoTokenizer
 
     with replacing(path) as partial:
@@ -97,6 +104,8 @@ def write_hf(lm: Any, weights: Mapping[str, Tensor], *, source: str, path: Path)
             or not Path(source).exists()
         ):
             AutoTokenizer.from_pretrained(source).save_pretrained(partial)
+        if trained_adapters:
+            adapters.save(lm, dict(trained_adapters), partial / ADAPTER_FOLDER, base=source)
 
 
 def _has_frozen(engine: Any) -> bool:

@@ -45,7 +45,7 @@ from learners.losses.policy import Metrics, policy_loss
 from learners.losses.supervised import bradley_terry, sft_loss
 from learners.model import SequenceScores, TokenLogprobs, load_model
 from learners.phases import PhaseClock
-from learners.plain_weights import PlainWeight, plain_weights, whole_tensors
+from learners.plain_weights import PlainWeight, adapter_weights, plain_weights, whole_tensors
 from learners.zero import wrap
 
 B = TypeVar("B")  # a kind of micro-batch
@@ -238,16 +238,30 @@ class DeepSpeedEngine:
         tensor is valid only until the next one is requested. The iterator must be exhausted on all ranks."""
         return whole_tensors(self.plain_weights, partitioned=self.config.zero_stage == 3)
 
+    def adapter_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """All that is trained with adapters, in float32, by the names of peft's files; nothing without adapters. The rules
+        of `full_weights` hold."""
+        trained = [] if self.config.lora is None else adapter_weights(self._module.lm)
+        return whole_tensors(trained, partitioned=self.config.zero_stage == 3)
+
     def export_hf(self, path: str | os.PathLike[str]) -> None:
         """Write a directory that plain `transformers` loads, with the tokenizer of the starting model: a causal language
-        model or, with a scalar head, an AutoModelForSequenceClassification. Adapters are merged."""
-        weights = {}
-        for name, tensor in self.full_weights():
-            if self.rank == 0:
-                weights[name] = tensor.cpu().clone()
+        model or, with a scalar head, an AutoModelForSequenceClassification. Adapters are merged, and also written by
+        themselves to the directory's `adapter`, which `peft` loads on top of the starting model."""
+        weights, trained = self._copies(self.full_weights()), self._copies(self.adapter_weights())
         if self.rank == 0:
-            checkpoint.write_hf(self._module.lm, weights, source=self.config.model, path=Path(path))
+            checkpoint.write_hf(
+                self._module.lm, weights, source=self.config.model, path=Path(path), trained_adapters=trained
+            )
         dist.barrier()
+
+    def _copies(self, tensors: Iterator[tuple[str, Tensor]]) -> dict[str, Tensor]:
+        """On rank 0, all tensors in host memory. Other ranks only take part in gathering them."""
+        copies = {}
+        for name, tensor in tensors:
+            if self.rank == 0:
+                copies[name] = tensor.cpu().clone()
+        return copies
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write weights, optimizer and counters below `path`. A resumed run may have another number of ranks."""

@@ -52,6 +52,18 @@ def plain_weights(lm: nn.Module, *, has_adapters: bool) -> list[PlainWeight]:
     return [*found, *buffers]
 
 
+def adapter_weights(lm: nn.Module) -> list[PlainWeight]:
+    """All that is trained with adapters: their matrices by peft's names, then the parameters of a scalar head."""
+    found = [
+        PlainWeight(adapters.peft_name(name, matrix), parameter)
+        for name, layer in adapters.layers(lm).items()
+        for matrix, parameter in zip(("lora_A", "lora_B"), adapters.lora_matrices(layer), strict=True)
+    ]
+    known = {id(weight.parameter) for weight in found}
+    rest = [(name, p) for name, p in lm.named_parameters() if p.requires_grad and id(p) not in known]
+    return [*found, *(PlainWeight(adapters.PREFIX + name, parameter) for name, parameter in rest)]
+
+
 def whole_tensors(weights: Sequence[PlainWeight], *, partitioned: bool) -> Iterator[tuple[str, Tensor]]:
     """Names and whole tensors. If `partitioned` (ZeRO-3), they are gathered block by block, which is collective. A tensor is
     valid only until the next one is requested. The iterator must be exhausted on all ranks."""

@@ -59,7 +59,8 @@ def gather_with(module: nn.Module, used: nn.Module) -> None:
 def wrap(model: nn.Module, config: LearnerConfig, device: torch.device, *, frozen: bool = False) -> Any:
     """DeepSpeed's engine around `model`. With `frozen` it only shards the model and has no optimizer. Collective."""
     deepspeed = _imported(device)
-    bf16 = config.in_bfloat16
+    # Adapters are float32 in a model of any type. All that is trained is float32 then, and nothing may be cast.
+    bf16 = config.in_bfloat16 and config.lora is None
     guarded = config.zero_stage == 0 and not bf16
     num_elements = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())
     settings = {

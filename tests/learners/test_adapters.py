@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from plain_reference import plain_logprobs, plain_scores, token_logprobs
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from learners import adapters
 from learners.batching import Pair, Sample
@@ -31,7 +32,6 @@ def weights(engine: DeepSpeedEngine) -> dict[str, torch.Tensor]:
 def plain_sft(model: Path, samples: list[Sample], settings: LearnerConfig, num_steps: int) -> dict[str, torch.Tensor]:
     """Peft's own wrapper and merge, with the adapters' values that the learner would draw."""
     import peft
-    from transformers import AutoModelForCausalLM
 
     lm = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     shape = peft.LoraConfig(r=4, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -188,3 +188,53 @@ def test_targets(tiny_model: Path) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             DeepSpeedEngine(config(tiny_model, lora=LoraConfig(targets=targets)))
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_a_step_far_below_bfloat16_s_resolution_stays_in_the_adapters(
+    tiny_model: Path, samples: list[Sample], zero_stage: int
+) -> None:
+    """A's entries are near 0.1, where bfloat16's numbers are 5e-4 apart. B is 0 at first, so A moves from step 2 on."""
+    engine = DeepSpeedEngine(config(tiny_model, dtype="bfloat16", zero_stage=zero_stage, lr=1e-6, eps=1e-12))
+    before = {name: tensor.clone() for name, tensor in engine.adapter_weights()}
+    assert {tensor.dtype for tensor in before.values()} == {torch.float32}
+    assert {tensor.dtype for tensor in weights(engine).values()} == {torch.bfloat16}, "the model keeps its type"
+    for _ in range(3):
+        engine.policy_step(samples)
+    after = {name: tensor.clone() for name, tensor in engine.adapter_weights()}
+    for matrix, least in (("lora_A", 1e-6), ("lora_B", 2e-6)):
+        moved = torch.cat([(after[name] - before[name]).abs().flatten() for name in before if matrix in name])
+        assert moved.mean() > least, f"{matrix}: Adam's step is up to lr = 1e-6 for each entry"
+    plain = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.bfloat16).state_dict()
+    published = weights(engine)
+    for name in adapters.layers(engine._module.lm):
+        a, b = (after[adapters.peft_name(name, matrix)].double() for matrix in ("lora_A", "lora_B"))
+        exact = plain[f"{name}.weight"].double() + LORA.alpha / LORA.rank * (b @ a)
+        error = (published[f"{name}.weight"].double() - exact).abs()
+        assert (error <= exact.abs() * 2**-8 * 1.001).all(), "rounded once, at the end: half a step of bfloat16"
+
+
+@pytest.mark.parametrize("zero_stage", [2, 3])
+@pytest.mark.parametrize("head", ["lm", "scalar"])
+def test_exported_adapters_load_in_peft_and_are_the_merged_model(
+    tiny_model: Path, samples: list[Sample], pairs: list[Pair], tmp_path: Path, head: str, zero_stage: int
+) -> None:
+    import peft
+
+    lora = LoraConfig(rank=4, alpha=10, targets=("q_proj", "down_proj"))
+    engine = DeepSpeedEngine(config(tiny_model, head=head, lora=lora, zero_stage=zero_stage))
+    for _ in range(3):
+        engine.sft_step(samples) if head == "lm" else engine.pair_step(pairs)
+    engine.export_hf(tmp_path / "exported")
+    kind = AutoModelForCausalLM if head == "lm" else AutoModelForSequenceClassification
+    labels = {} if head == "lm" else {"num_labels": 1}
+    base = kind.from_pretrained(tiny_model, dtype=torch.float32, **labels)
+    ids = torch.from_numpy(samples[0].ids.astype(np.int64))[None]
+    with torch.no_grad():
+        untrained = base(input_ids=ids).logits
+        adapted = peft.PeftModel.from_pretrained(base, tmp_path / "exported" / "adapter")(input_ids=ids).logits
+        merged = kind.from_pretrained(tmp_path / "exported", dtype=torch.float32, **labels)(input_ids=ids).logits
+    torch.testing.assert_close(adapted, merged, atol=1e-5, rtol=0)
+    assert (adapted - untrained).abs().max() > 1e-3
+    description = peft.PeftConfig.from_pretrained(tmp_path / "exported" / "adapter")
+    assert (description.base_model_name_or_path, description.inference_mode) == (str(tiny_model), True)
