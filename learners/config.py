@@ -141,6 +141,24 @@ class LoraConfig(Section):
         return self
 
 
+LEAST_ADAPTER_LR = 1e-5
+"""Below this learning rate, adapters in a bfloat16 model change too little.
+
+Measured on a weight of deviation 0.02 (2048 × 2048, rank 16, alpha 32, all of Adam's steps in one direction): the part of the
+change that is left when it is merged in bfloat16 is 0.3 % after one step of 1e-6 and 28 % after a hundred, but 99 % after a
+hundred of 1e-5, or ten of 1e-4."""
+
+
+def adapter_lr_fault(section: str, lora: LoraConfig | None, lr: float, *, in_bfloat16: bool) -> str | None:
+    """Why the learning rate `section`.lr is too small for adapters; None if it isn't, or there are none."""
+    if lora is None or not in_bfloat16 or lr >= LEAST_ADAPTER_LR:
+        return None
+    return (
+        f"{section}.lr = {lr:g} is too small for {section}.lora: merged into weights in bfloat16, most of such steps is lost to "
+        "rounding. Set 1e-5 to 1e-4"
+    )
+
+
 class LearnerConfig(Section):
     """The group of training processes and its optimizer."""
 
@@ -153,8 +171,8 @@ class LearnerConfig(Section):
     AutoModelForSequenceClassification with num_labels=1), with a new head if `model` is a language model."""
 
     lora: LoraConfig | None = None
-    """Train adapters, and the scalar head if there is one. Engines and exports get merged weights. None: train all
-    weights."""
+    """Train adapters in float32, and the scalar head if there is one. Engines get merged weights. Exports have the merged
+    model, and the adapters in peft's format in its folder `adapter`. None: train all weights."""
 
     num_learners: PositiveInt = 1
     """Number of data-parallel ranks, one process each."""
@@ -185,7 +203,7 @@ class LearnerConfig(Section):
     """Recompute activations in the backward pass. This needs less memory and about a third more time."""
 
     lr: PositiveFloat = 1e-6
-    """Peak learning rate."""
+    """Peak learning rate. Adapters need 1e-5 to 1e-4."""
 
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     """AdamW's betas."""

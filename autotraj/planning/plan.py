@@ -11,6 +11,7 @@ from actors.config import ScorerConfig
 from autotraj.config.run import RunConfig
 from autotraj.errors import UserError
 from autotraj.planning.model_size import ModelSize, model_size, num_adapter_parameters
+from learners.config import adapter_lr_fault
 
 GIB = 1 << 30
 PROCESS_GIB = 1.5
@@ -90,6 +91,7 @@ def plan(config: RunConfig, *, reward_model: ScorerConfig | None = None, gpu_gib
         problems.append(
             f"engine.max_model_len = {config.engine.max_model_len} exceeds the model's {size.max_positions} positions"
         )
+    problems.extend(_slow_adapters(config))
     if actors[0].memory["KV cache"] < longest * _kv_bytes(config, size):
         problems.append(f"rollout: the KV cache has no room for one trajectory of {longest} tokens")
     return Plan(
@@ -188,6 +190,13 @@ def render_plan(plan: Plan) -> str:
     ]
     lines += ["", *(f"problem      {problem}" for problem in plan.problems)] if plan.problems else []
     return "\n".join(lines)
+
+
+def _slow_adapters(config: RunConfig) -> list[str]:
+    sections = {"sft": config.sft, "reward_model": config.reward_model, "learner": config.learner}
+    bf16 = config.learner.in_bfloat16
+    found = [adapter_lr_fault(name, part.lora, part.lr, in_bfloat16=bf16) for name, part in sections.items()]
+    return [fault for fault in found if fault is not None]
 
 
 def _rollout(config: RunConfig, size: ModelSize, gpu_bytes: int) -> ActorPlan:

@@ -235,7 +235,7 @@ def test_a_configuration_that_cannot_be_built(text: str, said: str, tmp_path: Pa
 @pytest.mark.parametrize("name", [name for name in RECIPES if name != "qwen2.5-32b"])
 def test_recipes_have_the_papers_settings_and_fit_their_gpus(name: str) -> None:
     config = recipe(name)
-    assert (config.rollout.group_size, config.learner.lr, config.loss.kl_coef) == (4, 1e-6, 0.0)
+    assert (config.rollout.group_size, config.learner.lr, config.loss.kl_coef) == (4, 2e-5, 0.0)
     assert (config.episode.max_prompt_tokens, config.episode.max_response_tokens) == (768, 2048)
     assert (config.episode.max_tool_calls, config.episode.max_turns, config.reward.preset) == (3, 10, "paper")
     assert config.learner.lora is not None
@@ -320,6 +320,19 @@ def test_what_does_not_fit_is_said() -> None:
     assert "the KV cache has no room for one trajectory of 2816 tokens" in small.problems[2]
     narrow = plan(recipe("qwen3-8b", "engine.max_model_len=50000"))
     assert narrow.problems == ("engine.max_model_len = 50000 exceeds the model's 40960 positions",)
+
+
+def test_a_learning_rate_that_is_too_small_for_adapters_is_said() -> None:
+    slow = plan(recipe("qwen2.5-3b", "learner.lr=1e-6", "reward_model.lr=9e-6"))
+    assert [problem.split(" is too small")[0] for problem in slow.problems] == [
+        "reward_model.lr = 9e-06",
+        "learner.lr = 1e-06",
+    ]
+    assert "Set 1e-5 to 1e-4" in slow.problems[0]
+    assert plan(recipe("qwen2.5-3b", "learner.lr=1e-6", "learner.dtype=float32")).problems == (), "nothing is rounded"
+    config = recipe("qwen2.5-3b", "learner.lr=1e-6", "learner.zero_stage=3")
+    full = config.model_copy(update={"learner": config.learner.model_copy(update={"lora": None})})
+    assert not any("too small" in problem for problem in plan(full).problems), "all weights have their own master copies"
 
 
 def test_the_plan_of_a_run_on_cpus() -> None:
