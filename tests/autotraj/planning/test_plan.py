@@ -332,7 +332,9 @@ def test_a_learning_rate_that_is_too_small_for_adapters_is_said() -> None:
     assert plan(recipe("qwen2.5-3b", "learner.lr=1e-6", "learner.dtype=float32")).problems == (), "nothing is rounded"
     config = recipe("qwen2.5-3b", "learner.lr=1e-6", "learner.zero_stage=3")
     full = config.model_copy(update={"learner": config.learner.model_copy(update={"lora": None})})
-    assert not any("too small" in problem for problem in plan(full).problems), "all weights have their own master copies"
+    assert not any("too small" in problem for problem in plan(full).problems), (
+        "all weights have their own master copies"
+    )
 
 
 def test_the_plan_of_a_run_on_cpus() -> None:
