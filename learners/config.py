@@ -144,9 +144,9 @@ class LoraConfig(Section):
 LEAST_ADAPTER_LR = 1e-5
 """Below this learning rate, adapters in a bfloat16 model change too little.
 
-Measured on a weight of deviation 0.02 (2048 × 2048, rank 16, alpha 32, all of Adam's steps in one direction): the part of the
-change that is left when it is merged in bfloat16 is 0.3 % after one step of 1e-6 and 28 % after a hundred, but 99 % after a
-hundred of 1e-5, or ten of 1e-4."""
+Measured on a weight of deviation 0.02 (2048 × 2048, rank 16, alpha 32, all of Adam's steps in one direction), merged in
+bfloat16: 0.3 % of the change is left after one step of 1e-6 and 28 % after a hundred, but 99 % after a hundred of 1e-5, or
+ten of 1e-4."""
 
 
 def adapter_lr_fault(section: str, lora: LoraConfig | None, lr: float, *, in_bfloat16: bool) -> str | None:
@@ -154,8 +154,8 @@ def adapter_lr_fault(section: str, lora: LoraConfig | None, lr: float, *, in_bfl
     if lora is None or not in_bfloat16 or lr >= LEAST_ADAPTER_LR:
         return None
     return (
-        f"{section}.lr = {lr:g} is too small for {section}.lora: merged into weights in bfloat16, most of such steps is lost to "
-        "rounding. Set 1e-5 to 1e-4"
+        f"{section}.lr = {lr:g} is too small for {section}.lora: merged into weights in bfloat16, most of such a step "
+        "is lost to rounding. Set 1e-5 to 1e-4"
     )
 
 
