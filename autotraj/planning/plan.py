@@ -193,9 +193,15 @@ def render_plan(plan: Plan) -> str:
 
 
 def _slow_adapters(config: RunConfig) -> list[str]:
-    sections = {"sft": config.sft, "reward_model": config.reward_model, "learner": config.learner}
-    bf16 = config.learner.in_bfloat16
-    found = [adapter_lr_fault(name, part.lora, part.lr, in_bfloat16=bf16) for name, part in sections.items()]
+    sft, reward_model, learner = config.sft, config.reward_model, config.learner
+    found = [
+        adapter_lr_fault(name, lora, lr, in_bfloat16=learner.in_bfloat16)
+        for name, lora, lr in (
+            ("sft", sft.lora, sft.lr),
+            ("reward_model", reward_model.lora, reward_model.lr),
+            ("learner", learner.lora, learner.lr),
+        )
+    ]
     return [fault for fault in found if fault is not None]
 
 
