@@ -1,7 +1,7 @@
 """Finds what a user names by an import path, `module:attribute`, with an error that says what is wrong with it.
 
-The module is looked for as by any `import`: in the folder from which the program was started with `python -m`, in PYTHONPATH,
-and among the installed packages. Importing it runs it, with the user's own rights.
+The module is looked for as by any `import`: in the folder from which the program was started with `python -m`, in
+PYTHONPATH, and among the installed packages. Importing it runs it, with the user's own rights.
 """
 
 from __future__ import annotations
