@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.checksums import HeldSums
 from models.weight_update import WeightUpdate
 from trajectory.types import EpisodeError, Segment
+
+if TYPE_CHECKING:  # torch takes seconds, and configurations are checked without it
+    from models.checksums import HeldSums
 
 
 class EngineError(Exception):
