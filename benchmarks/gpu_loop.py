@@ -1,12 +1,12 @@
-"""Runs the whole GRPO loop on this machine's GPU with a model of real size: sampling with tools, training, weight sync.
+"""Runs the GRPO loop on this machine's GPU with a model of real size: sampling with tools, training, weight sync.
 
     python -m benchmarks.gpu_loop [--shape 0.6B|4B|8B] [--steps 6] [--full] [--set KEY=VALUE ...] [--out FILE.md]
 
-Run it after `benchmarks.gpu_first`, once `make setup EXTRA=cuda` has succeeded. It needs no download: the model has the sizes
-of a Qwen3 and computes what the embedded tiny model does (widened_model.py), so it really calls the tool and has something to
-learn. Its vocabulary is small, so its logits cost less than those of the real model. Engine and learner get the GPUs that
-`device = "auto"` gives them; on one GPU they share it. With adapters (the default) a sync sends only these; `--full` trains
-and sends all weights. `--set` takes further overrides, such as engine.gpu_memory_utilization=0.5.
+Run it after `benchmarks.gpu_first`, once `make setup EXTRA=cuda` has succeeded. It needs no download: the model has the
+sizes of a Qwen3 and computes what the embedded tiny model does (widened_model.py), so it really calls the tool and has
+something to learn. Its vocabulary is small, so its logits cost less than those of the real model. It needs two GPUs: one
+for the engine and one for the learner. `--full` trains all weights instead of adapters. `--set` takes further overrides,
+such as engine.gpu_memory_utilization=0.5.
 
 Without a GPU it runs with a model of 5M parameters, which shows that the script works and nothing about a GPU.
 """
@@ -48,6 +48,8 @@ def settings(model: Path, run_dir: Path, *, full: bool, on_gpu: bool) -> list[st
         f"learner.micro_batch_tokens={16384 if on_gpu else 4096}",
         f"grpo.groups_per_step={32 if on_gpu else 4}",
     ]
+    if on_gpu:
+        changes += ["engine.device=gpu", "learner.num_gpus_per_learner=1"]
     return [*changes, "learner.lr=1e-6"] if full else [*changes, "learner.lora.rank=16", "learner.lr=1e-4"]
 
 
@@ -129,7 +131,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="0.6B" if on_gpu else "5M")
     parser.add_argument("--steps", type=int, default=6)
-    parser.add_argument("--full", action="store_true", help="train and send all weights instead of adapters")
+    parser.add_argument("--full", action="store_true", help="train all weights instead of adapters")
     parser.add_argument(
         "--set", nargs="+", default=[], metavar="KEY=VALUE", help="further overrides of the configuration"
     )
