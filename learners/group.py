@@ -322,7 +322,7 @@ class LearnerGroup:
         left = config.start_timeout_s - (time.monotonic() - start)
         address, port = self._rendezvous(left)
         left = config.start_timeout_s - (time.monotonic() - start)
-        refs = self._refs("start", address, port, None if self.probe_ids is None else self.publish_as)
+        refs = self._refs("start", address, port, self.publish_as, self.probe_ids is not None)
         notes = Pending(self, "start", refs, left, lambda: (ray.get(refs[0]),)).result()[0]
         for note in notes:
             if note not in self.notes:  # after a restart, the new ranks report the same notes

@@ -38,7 +38,7 @@ class Learner:
         self.engine: DeepSpeedEngine
         self.broadcast: NCCLBroadcast | None = None
         self._host_memory = HostMemory()
-        self._sums: PublishedSums  # made by `start` if engines will use the weights
+        self._sums: PublishedSums  # made by `start`
 
     def __repr__(self) -> str:
         return f"Learner(rank={self.rank})"
@@ -49,9 +49,11 @@ class Learner:
             probe.bind(("", 0))
             return ray.util.get_node_ip_address(), probe.getsockname()[1]
 
-    def start(self, address: str, port: int, publish_as: WeightsDtype | Literal["auto"] | None) -> tuple[str, ...]:
-        """Join the other ranks and load the model; returns the engine's notes. `publish_as`: see `LearnerGroup`; None if no
-        engine will use its weights.
+    def start(
+        self, address: str, port: int, publish_as: WeightsDtype | Literal["auto"], for_engines: bool
+    ) -> tuple[str, ...]:
+        """Join the other ranks and load the model; returns the engine's notes. `publish_as`: see `LearnerGroup`.
+        `for_engines`: whether engines will use its weights, so that they must be able to.
 
         Raises ValueError for a model that can't be trained with these settings."""
         on_gpu = self.config.num_gpus_per_learner > 0
@@ -70,11 +72,11 @@ class Learner:
         self.engine = DeepSpeedEngine(
             self.config.model_copy(update={"model": fetch(self.config.model)}), self.loss_config
         )
-        if publish_as is not None:
+        if for_engines:
             self.engine.check_published()
-            if publish_as == "auto":
-                publish_as = "float16" if is_half_precision(self.engine.config.model) else "bfloat16"
-            self._sums = PublishedSums(publish_as)
+        if publish_as == "auto":
+            publish_as = "float16" if is_half_precision(self.engine.config.model) else "bfloat16"
+        self._sums = PublishedSums(publish_as)
         return self.engine.notes
 
     def train_step(
