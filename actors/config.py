@@ -11,6 +11,9 @@ from trajectory.chat import default_system_prompt
 from trajectory.paths import LocalPath
 from trajectory.section import Section
 
+ADAPTER_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""The ranks for which vLLM can reserve room (0.32). An adapter of another rank takes the room of the next one."""
+
 
 class EngineConfig(Section):
     """Settings of one inference engine."""
@@ -52,9 +55,13 @@ class EngineConfig(Section):
     enforce_eager: bool | None = None
     """Skip compilation and CUDA graphs: the start is faster, decoding slower. None: yes on CPU, no on GPU."""
 
-    weight_transfer: Literal["host", "nccl"] = "host"
-    """How new weights arrive: through the object store and shared memory, or by vLLM's NCCL broadcast. It must equal
-    `learner.weight_sync`."""
+    weight_transfer: Literal["host", "nccl", "adapter"] = "host"
+    """How new weights arrive. `adapter`: only the adapters, through the object store and shared memory. All weights, with
+    adapters merged in: by the same way with `host`, and by vLLM's NCCL broadcast with `nccl`. A run that trains adapters
+    and doesn't set it has `adapter`."""
+
+    adapter_rank: PositiveInt | None = None
+    """Highest rank of the adapters that come with weight_transfer = `adapter`. In a run it is `learner.lora.rank`."""
 
     start_timeout_s: PositiveFloat = 600.0
     """Longest wait for the engine to start, seconds."""
@@ -79,6 +86,16 @@ class EngineConfig(Section):
     def _no_contradictions(self) -> "EngineConfig":
         if self.device == "cpu" and self.weight_transfer == "nccl":
             raise ValueError("weight_transfer='nccl' needs device='gpu'")
+        if self.weight_transfer == "adapter":
+            if self.adapter_rank is None:
+                raise ValueError(
+                    "weight_transfer='adapter' needs adapters: set learner.lora, or weight_transfer='host'"
+                )
+            if self.adapter_rank > ADAPTER_RANKS[-1]:
+                raise ValueError(
+                    f"vLLM takes adapters up to rank {ADAPTER_RANKS[-1]}, not {self.adapter_rank}: lower learner.lora.rank, "
+                    "or set weight_transfer='host', which sends the merged weights"
+                )
         if self.device == "cpu" and self.tensor_parallel_size > 1:
             raise ValueError("tensor_parallel_size > 1 needs device='gpu'")
         if self.device == "cpu" and self.block_size % 32:

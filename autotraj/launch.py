@@ -203,6 +203,9 @@ def _settings(config: RunConfig, gateway: GatewayAccess, trajectory_log: str | N
 @contextmanager
 def engines(config: RunConfig, gateway: GatewayAccess) -> Iterator[RunnerPool]:
     """Rollout actors without a learner, started with the weights of `config.model`."""
+    # Nothing will be sent to them, so they needn't have room for an adapter, which takes time in every step.
+    engine = config.engine.model_copy(update={"weight_transfer": "host"})
+    config = config.model_copy(update={"engine": engine})
     settings = _settings(config, gateway)
     settings.freeze()
     group = EnvRunnerGroup(config=settings, local_env_runner=False)

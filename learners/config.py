@@ -171,8 +171,8 @@ class LearnerConfig(Section):
     AutoModelForSequenceClassification with num_labels=1), with a new head if `model` is a language model."""
 
     lora: LoraConfig | None = None
-    """Train adapters in float32, and the scalar head if there is one. Engines get merged weights. Exports have the merged
-    model, and the adapters in peft's format in its folder `adapter`. None: train all weights."""
+    """Train adapters in float32, and the scalar head if there is one. Exports have the merged model, and the adapters in
+    peft's format in its folder `adapter`. None: train all weights."""
 
     num_learners: PositiveInt = 1
     """Number of data-parallel ranks, one process each."""
@@ -242,8 +242,9 @@ class LearnerConfig(Section):
     seed: Seed = 0
     """Seed of torch and numpy on every rank."""
 
-    weight_sync: Literal["host", "nccl"] = "host"
-    """How engines get new weights: through the object store, or by vLLM's NCCL broadcast (GPUs only)."""
+    weight_sync: Literal["host", "nccl", "adapter"] = "host"
+    """How engines get new weights: all of them through the object store (`host`) or by vLLM's NCCL broadcast (`nccl`, GPUs
+    only), or only the adapters through the object store (`adapter`)."""
 
     start_timeout_s: PositiveFloat = Field(default=600.0)
     """Longest wait until all ranks have loaded the model, seconds."""
@@ -262,6 +263,8 @@ class LearnerConfig(Section):
         on_gpu = self.num_gpus_per_learner == 1
         if not on_gpu and self.weight_sync == "nccl":
             raise ValueError("weight_sync='nccl' needs num_gpus_per_learner=1")
+        if self.weight_sync == "adapter" and self.lora is None:
+            raise ValueError("weight_sync='adapter' needs lora: without adapters all weights change")
         if self.head == "scalar":
             for name in ("temperature", "num_minibatches", "weight_sync"):
                 if getattr(self, name) != type(self).model_fields[name].default:

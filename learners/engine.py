@@ -224,6 +224,16 @@ class DeepSpeedEngine:
         """`full_weights` with the names and forms of the checkpoint from which training started, as engines need them."""
         return published.as_in_checkpoint(self._module.lm, self.full_weights())
 
+    def adapter_to_publish(self, dtype: torch.dtype) -> list[published.Published]:
+        """Names and shapes of `published_adapter`, in that order."""
+        return published.published_adapter(adapter_weights(self._module.lm), dtype)
+
+    def published_adapter(self, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+        """`adapter_weights` as engines take them: in `dtype`, and with the scale alpha / rank in B."""
+        assert self.config.lora is not None, "the configuration has adapters"
+        scale = self.config.lora.alpha / self.config.lora.rank
+        return published.as_engines_take_it(self.adapter_weights(), scale, dtype)
+
     def check_published(self) -> None:
         """Raises ValueError if engines that loaded the same checkpoint could not take `published_weights`."""
         published.check(self._module.lm, self.plain_weights, self.config.model)

@@ -20,7 +20,7 @@ from learners.checkpoint_format import META_FILE
 from learners.config import LearnerConfig, LossConfig
 from learners.engine import DeepSpeedEngine
 from learners.published_sums import PublishedSums
-from learners.weight_sync import HostMemory, NCCLBroadcast, host_update, nccl_update
+from learners.weight_sync import HostMemory, NCCLBroadcast, adapter_update, host_update, nccl_update
 from models.checksums import WeightsDtype
 from models.on_disk import is_half_precision
 from models.weight_update import LogprobProbe, WeightUpdate
@@ -72,7 +72,7 @@ class Learner:
         self.engine = DeepSpeedEngine(
             self.config.model_copy(update={"model": fetch(self.config.model)}), self.loss_config
         )
-        if for_engines:
+        if for_engines and self.config.weight_sync != "adapter":  # with adapters engines keep the checkpoint's weights
             self.engine.check_published()
         if publish_as == "auto":
             publish_as = "float16" if is_half_precision(self.engine.config.model) else "bfloat16"
@@ -101,11 +101,12 @@ class Learner:
             # An inference engine scores a given text at temperature 1, whatever its sampling temperature is.
             logprobs = self.engine.logprobs(probe_ids, temperature=1.0)
             probe = LogprobProbe(policy_version=version, token_ids=tuple(map(int, probe_ids)), logprobs=logprobs)
-        update = (
-            host_update(self.engine, self._host_memory, self._sums)
-            if self.config.weight_sync == "host"
-            else nccl_update(self.engine, self._sums)
-        )
+        update: WeightUpdate | None
+        if self.config.weight_sync == "nccl":
+            update = nccl_update(self.engine, self._sums)
+        else:
+            copied = adapter_update if self.config.weight_sync == "adapter" else host_update
+            update = copied(self.engine, self._host_memory, self._sums)
         checksums = self._sums.finish(version) if self.rank == 0 else None
         return {
             "policy_version": version,

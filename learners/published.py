@@ -39,6 +39,20 @@ def published(lm: Any, weights: Iterable[PlainWeight]) -> list[Published]:
     ]
 
 
+def published_adapter(weights: Iterable[PlainWeight], dtype: torch.dtype) -> list[Published]:
+    """All tensors in the order of `as_engines_take_it`, without touching the weights."""
+    return [Published(weight.name, tuple(_shape_only(weight.parameter).shape), dtype) for weight in weights]
+
+
+def as_engines_take_it(
+    tensors: Iterable[tuple[str, Tensor]], scale: float, dtype: torch.dtype
+) -> Iterator[tuple[str, Tensor]]:
+    """An adapter's matrices with peft's names, in `dtype`. B is multiplied by `scale`, in float32, so that engines needn't
+    know it. Each tensor is valid only until the next one is requested."""
+    for name, tensor in tensors:
+        yield name, (tensor * scale if ".lora_B." in name else tensor).to(dtype)
+
+
 def as_in_checkpoint(lm: Any, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
     """Convert training's names and tensors to the checkpoint's. Each tensor is valid only until the next one is
     requested."""

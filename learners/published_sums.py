@@ -30,6 +30,11 @@ class PublishedSums:
         self._sample: dict[str, Tensor] = {}
         self._previous: dict[str, Tensor] = {}
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The engine's dtype."""
+        return self._dtype
+
     def begin(self, tensors: Sequence[Published]) -> None:
         """Start on a publication of these tensors."""
         self._previous, self._sample, self._sums = self._sample, {}, {}

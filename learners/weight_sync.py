@@ -1,13 +1,14 @@
 """The learner's side of weight sync: it publishes or broadcasts the weights after a step.
 
 `host`: rank 0 copies all weights to its host. They are passed as one Ray object, which engines on a node share.
+`adapter`: the same with only the adapters, which are a hundredth of the weights or less.
 `nccl`: rank 0 broadcasts to the engines' workers with vLLM's own trainer engine. Ray passes only names and shapes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -54,10 +55,26 @@ def host_update(engine: DeepSpeedEngine, memory: HostMemory, sums: PublishedSums
     `sums` gets every tensor on its way.
 
     An actor that returns it has it copied into Ray's object store before its next method runs."""
-    copies = {}
     if sums is not None:
         sums.begin(engine.to_publish)
-    for name, tensor in engine.published_weights():
+    return _update(engine, "host", engine.published_weights(), memory, sums)
+
+
+def adapter_update(engine: DeepSpeedEngine, memory: HostMemory, sums: PublishedSums) -> WeightUpdate | None:
+    """As `host_update`, with only the adapters, in the dtype of `sums`, which is the engine's."""
+    sums.begin(engine.adapter_to_publish(sums.dtype))
+    return _update(engine, "adapter", engine.published_adapter(sums.dtype), memory, sums)
+
+
+def _update(
+    engine: DeepSpeedEngine,
+    backend: Literal["host", "adapter"],
+    tensors: Iterator[tuple[str, Tensor]],
+    memory: HostMemory,
+    sums: PublishedSums | None,
+) -> WeightUpdate | None:
+    copies = {}
+    for name, tensor in tensors:
         if engine.rank == 0:
             copies[name] = memory.copy(name, tensor)
             if sums is not None:
@@ -68,7 +85,7 @@ def host_update(engine: DeepSpeedEngine, memory: HostMemory, sums: PublishedSums
         torch.cuda.synchronize(engine.device)
     return WeightUpdate(
         policy_version=engine.policy_version,
-        backend="host",
+        backend=backend,
         names=tuple(copies),
         dtypes=tuple(_dtype_name(copy.dtype) for copy in copies.values()),
         shapes=tuple(tuple(copy.shape) for copy in copies.values()),

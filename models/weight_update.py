@@ -16,11 +16,12 @@ class WeightUpdate:
 
     With `backend="host"`, `payload` is a mapping name → (numpy array, dtype name), where bf16 is stored as its uint16 bits.
     Actors pass it as a Ray object, so engines on one node share one copy. With `backend="nccl"` the tensors go through the
-    process group in the order of `names`, and `payload` is None.
+    process group in the order of `names`, and `payload` is None. `backend="adapter"` is as `host`, and the tensors are an
+    adapter's, with the names of peft's files: A (rank, in) and B (out, rank), the latter multiplied by alpha / rank.
     """
 
     policy_version: int
-    backend: Literal["host", "nccl"]
+    backend: Literal["host", "nccl", "adapter"]
     names: tuple[str, ...]
     dtypes: tuple[str, ...]  # torch names without the prefix: "float32", "bfloat16"
     shapes: tuple[tuple[int, ...], ...]

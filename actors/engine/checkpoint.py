@@ -31,10 +31,14 @@ def refuse_tied_embeddings(model: str) -> None:
         )
 
 
-def check_update(update: WeightUpdate, expected: dict[str, tuple[int, ...]], *, backend: str) -> None:
-    """Raises ValueError unless `update` has every tensor of the checkpoint, each with its shape, and uses `backend`."""
+def check_backend(update: WeightUpdate, backend: str) -> None:
+    """Raises ValueError unless `update` uses `backend`."""
     if update.backend != backend:
         raise ValueError(f"the engine takes weights by {backend!r} (engine.weight_transfer), not by {update.backend!r}")
+
+
+def check_update(update: WeightUpdate, expected: dict[str, tuple[int, ...]]) -> None:
+    """Raises ValueError unless `update` has every tensor of the checkpoint, each with its shape."""
     given = dict(zip(update.names, update.shapes, strict=True))
     if given.keys() != expected.keys():
         missing, unknown = sorted(expected.keys() - given.keys()), sorted(given.keys() - expected.keys())

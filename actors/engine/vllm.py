@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.config import EngineConfig
-from actors.engine import checkpoint, host_weights, vllm_setup
+from actors.engine import adapter, checkpoint, host_weights, vllm_setup
 from actors.engine.protocol import (
     EngineDead,
     EngineError,
@@ -45,7 +45,10 @@ class VLLMEngine:
         self._config = config
         self._seed = seed
         self._llm: Any = None
-        self._expected: dict[str, tuple[int, ...]] = {}
+        self._expected: dict[str, tuple[int, ...]] = {}  # the checkpoint's tensors
+        self._by_adapter = config.weight_transfer == "adapter"
+        self._holds_adapter = False
+        self._adapter: dict[str, tuple[int, ...]] = {}  # the tensors of the newest adapter
         self._policy_version = 0
         self._cause_of_death = ""
         self._in_flight: set[asyncio.Timeout] = set()
@@ -78,12 +81,12 @@ class VLLMEngine:
             raise ValueError(f"engine.model: {error}") from error
         self._config = self._config.model_copy(update={"model": model})
         self._expected = tensor_shapes(self._config.model)
-        if self._config.device == "cpu":
+        if self._config.device == "cpu" and not self._by_adapter:  # the checkpoint's weights stay as they are then
             try:
                 checkpoint.refuse_tied_embeddings(self._config.model)
             except ValueError as error:
                 raise ValueError(f"engine.model: {error}") from error
-        if self._config.weight_transfer == "host":
+        if self._config.weight_transfer in ("host", "adapter"):
             await asyncio.to_thread(host_weights.remove_unused)
         vllm_setup.set_environment(self._config)
         try:
@@ -102,6 +105,9 @@ class VLLMEngine:
         # The first request starts vLLM's output handler, which `_call` watches.
         await self._run_request([0], _sampling_params(Sampling(max_tokens=1)), "warm-up")
         await self._call(self._llm.update_weight_version(str(self._policy_version)), "take its first policy version")
+        if self._by_adapter:
+            await self._call(self._llm.collective_rpc("hold_zero_adapter"), "hold an adapter that changes nothing")
+            self._holds_adapter = True
         shapes = {name: list(shape) for name, shape in self._expected.items()}
         await self._call(self._llm.collective_rpc("locate_weights", args=(shapes,)), "locate its weights")
 
@@ -176,7 +182,9 @@ class VLLMEngine:
                 self._check_alive()
                 prompt = tokens_input(list(token_ids), cache_salt=f"policy-{self._policy_version}")
                 output = None
-                async for output in self._llm.generate(prompt, params, request_id):  # noqa: B007  # only the last one counts
+                policy = adapter.request() if self._holds_adapter else None
+                outputs = self._llm.generate(prompt, params, request_id, lora_request=policy)
+                async for output in outputs:  # noqa: B007  # only the last one counts
                     pass
         except TimeoutError:
             self._check_alive()  # `_die` ends deadlines early
@@ -209,12 +217,18 @@ class VLLMEngine:
         queue is empty, so the spans in `Generation.segments` are exact. The prefix cache is salted with the version, so no
         later request finds keys of older weights. Raises ValueError, and changes nothing, if `update` isn't for this model.
         """
-        checkpoint.check_update(update, self._expected, backend=self._config.weight_transfer)
+        checkpoint.check_backend(update, self._config.weight_transfer)
+        if self._by_adapter:
+            adapter.check(update, self._expected, max_rank=self._config.adapter_rank or 0)
+        else:
+            checkpoint.check_update(update, self._expected)
         async with self._updating:
             started = time.monotonic()
             async with _payload(update, self._config.update_timeout_s) as info:
                 written = time.monotonic()
                 num_kept = await self._swap(info, update.policy_version)
+                if self._by_adapter:
+                    self._adapter = dict(zip(update.names, update.shapes, strict=True))
         finished = time.monotonic()
         return UpdateReport(
             policy_version=update.policy_version,
@@ -227,11 +241,17 @@ class VLLMEngine:
         """Checksums of what the workers hold of the checkpoint's tensors, computed there, between two steps of decoding."""
         self._check_alive()
         async with self._updating:
-            ranks = await self._call(self._llm.collective_rpc("held_sums", args=(list(names),)), "sum its weights")
+            if self._by_adapter:
+                shapes = {name: self._adapter[name] for name in names if name in self._adapter}
+                call = self._llm.collective_rpc("held_adapter_sums", args=(shapes,))
+            else:
+                shapes = {name: self._expected.get(name, ()) for name in names}
+                call = self._llm.collective_rpc("held_sums", args=(list(names),))
+            ranks = await self._call(call, "sum its weights")
         pieces = [
             {name: tuple(found) if isinstance(found, list) else found for name, found in rank.items()} for rank in ranks
         ]
-        return merged(pieces, {name: self._expected.get(name, ()) for name in names})
+        return merged(pieces, {name: shapes.get(name, ()) for name in names})
 
     async def _swap(self, info: dict[str, Any], policy_version: int) -> int:
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
@@ -240,9 +260,13 @@ class VLLMEngine:
         try:
             await self._call(self._llm.pause_generation(mode="keep", clear_cache=False), "pause")
             num_kept = len(self._in_flight)
-            await self._call(self._llm.start_weight_update(), "begin a weight update")
-            await self._call(self._llm.update_weights(WeightTransferUpdateRequest(info)), "load new weights")
-            await self._call(self._llm.finish_weight_update(str(policy_version)), "finish a weight update")
+            if self._by_adapter:
+                await self._call(self._llm.add_lora(adapter.request(info["folder"])), "load a new adapter")
+                await self._call(self._llm.update_weight_version(str(policy_version)), "take a new policy version")
+            else:
+                await self._call(self._llm.start_weight_update(), "begin a weight update")
+                await self._call(self._llm.update_weights(WeightTransferUpdateRequest(info)), "load new weights")
+                await self._call(self._llm.finish_weight_update(str(policy_version)), "finish a weight update")
             self._policy_version = policy_version
             await self._call(self._llm.resume_generation(), "resume")
             return num_kept
@@ -329,6 +353,10 @@ async def _payload(update: WeightUpdate, timeout_s: float) -> AsyncIterator[dict
         return
     shared = await asyncio.to_thread(host_weights.share, update.publication, update.payload, timeout_s=timeout_s)
     try:
-        yield {"path": str(shared.path)}
+        if update.backend == "adapter":
+            with adapter.as_folder(update, shared.path) as folder:
+                yield {"folder": folder}
+        else:
+            yield {"path": str(shared.path)}
     finally:
         shared.release()

@@ -7,6 +7,7 @@ import warnings
 from typing import Any
 
 from actors.config import EngineConfig
+from actors.engine import adapter
 
 TORCH_NOISE = "`torch.distributed.reduce_op` is deprecated"
 """A warning that torch 2.13 prints whenever vllm 0.32 is imported."""
@@ -64,9 +65,17 @@ def start_engine(config: EngineConfig, seed: int) -> Any:
         # With one device, the core process does the work itself instead of starting one more process.
         distributed_executor_backend="uni" if config.tensor_parallel_size == 1 else "mp",
         logprobs_mode="processed_logprobs",  # those of the distribution that is sampled from, temperature included
-        weight_transfer_config=WeightTransferConfig(backend=config.weight_transfer),
+        weight_transfer_config=WeightTransferConfig(backend="nccl" if config.weight_transfer == "nccl" else "host"),
+        **_adapters(config),
         worker_extension_cls="actors.engine.weight_transfer.WorkerExtension",
         disable_log_stats=True,
         use_tqdm_on_load=False,
     )
     return AsyncLLM.from_engine_args(arguments)
+
+
+def _adapters(config: EngineConfig) -> dict[str, Any]:
+    if config.weight_transfer != "adapter":
+        return {}
+    assert config.adapter_rank is not None, "checked by the configuration"
+    return {"enable_lora": True, "max_loras": 1, "max_lora_rank": adapter.smallest_rank(config.adapter_rank)}

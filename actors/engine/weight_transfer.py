@@ -25,7 +25,7 @@ from vllm.distributed.weight_transfer.base import (
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
-from actors.engine import host_weights
+from actors.engine import adapter, host_weights
 from actors.engine.held_weights import HeldWeights
 from models.checksums import PieceSum
 
@@ -94,6 +94,20 @@ class WorkerExtension:
     def held_sums(self, names: Sequence[str]) -> dict[str, PieceSum | str]:
         """See `HeldWeights.sums`."""
         return self.held_weights.sums(names)
+
+    def hold_zero_adapter(self) -> None:
+        """See `adapter.hold_zero_adapter`."""
+        adapter.hold_zero_adapter(self.model_runner.lora_manager)
+
+    def held_adapter_sums(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, PieceSum | str]:
+        """See `adapter.held_sums`."""
+        return adapter.held_sums(
+            self.model_runner.get_model(),
+            shapes,
+            rank=get_tensor_model_parallel_rank(),
+            size=get_tensor_model_parallel_world_size(),
+            dtype=self.model_runner.model_config.dtype,
+        )
 
 
 def _die_with_parent() -> None:

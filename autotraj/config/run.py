@@ -20,7 +20,7 @@ from autotraj.config.stage_registry import STAGES
 from autotraj.config.stages import OnlineRepairConfig, RewardModelConfig, SFTConfig, SynthesisConfig
 from autotraj.errors import UserError
 from cluster.config import ElasticConfig
-from learners.config import LearnerConfig, LossConfig
+from learners.config import LearnerConfig, LoraConfig, LossConfig
 from rewards.config import QualityConfig, RewardConfig
 from storage.locations import check_uri, is_uri, local_path
 from tasks.config import TaskConfig
@@ -30,6 +30,7 @@ from trajectory.section import Section, Seed
 
 SHARED: dict[tuple[str, str], tuple[str, ...]] = {
     ("engine", "model"): ("model",),
+    ("engine", "adapter_rank"): ("learner", "lora", "rank"),
     ("learner", "model"): ("model",),
     ("learner", "temperature"): ("episode", "temperature"),
     ("learner", "weight_sync"): ("engine", "weight_transfer"),
@@ -186,7 +187,7 @@ class RunConfig(Section):
     @classmethod
     def _hand_out_shared_values(cls, data: Any) -> Any:
         """Fill settings that two rooms need from the one key that a user sets."""
-        filled = dict(data)
+        filled = _with_adapters(data)
         if "model" not in filled:  # otherwise the sections that share it would be reported as missing, too
             raise ValueError("model: required; set it in the file or as model=VALUE")
         for (section, key), source in SHARED.items():
@@ -241,6 +242,18 @@ class RunConfig(Section):
         if self.learner.head != "lm":
             raise ValueError("learner.head: the policy's is 'lm'; the reward model's stage sets its own")
         return self
+
+
+def _with_adapters(data: Mapping[str, Any]) -> dict[str, Any]:
+    """`data` with what follows from `learner.lora`: its rank, which engines must know, and that only adapters are sent if
+    nothing else is set."""
+    filled = dict(data)
+    learner, engine = filled.get("learner", {}), filled.get("engine", {})
+    lora = learner.get("lora") if isinstance(learner, dict) else None
+    if isinstance(learner, dict) and isinstance(lora, dict) and isinstance(engine, dict):
+        filled["learner"] = learner | {"lora": {"rank": LoraConfig().rank} | lora}
+        filled["engine"] = {"weight_transfer": "adapter"} | engine
+    return filled
 
 
 def load(path: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig:

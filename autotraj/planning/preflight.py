@@ -72,7 +72,7 @@ def check_last(config: RunConfig, tasks: Mapping[str, Sequence[Task]] | None = N
     """Makes the checks that take seconds, as they import torch and transformers: of the memory, of the weights' names, and
     `check_prompt`."""
     _check_memory(config)
-    if "grpo" in config.stages:
+    if "grpo" in config.stages and config.engine.weight_transfer != "adapter":
         _check_published(fetched_model(config.model))
     check_prompt(config, tasks)
 

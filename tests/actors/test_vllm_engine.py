@@ -20,7 +20,7 @@ from transformers import Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from actors.config import EngineConfig
 from actors.engine import host_weights
-from actors.engine.checkpoint import check_update, refuse_tied_embeddings
+from actors.engine.checkpoint import check_backend, check_update, refuse_tied_embeddings
 from actors.engine.protocol import EngineDead, Generation, Sampling
 from actors.engine.vllm import VLLMEngine
 from models.on_disk import tensor_shapes
@@ -243,8 +243,9 @@ async def test_asked_before_it_started() -> None:
 def test_updates_are_checked_against_the_checkpoint(model_path: Path) -> None:
     expected = tensor_shapes(str(model_path))
     assert expected["lm_head.weight"] == (VOCAB_SIZE, 64)
-    check_update(update_of(NEW, 1), expected, backend="host")
+    check_update(update_of(NEW, 1), expected)
+    check_backend(update_of(NEW, 1), "host")
     with pytest.raises(ValueError, match="takes weights by 'nccl'"):
-        check_update(update_of(NEW, 1), expected, backend="nccl")
+        check_backend(update_of(NEW, 1), "nccl")
     with pytest.raises(ValueError, match=r"missing \['bias'\], unknown \[\]"):
-        check_update(update_of(NEW, 1), expected | {"bias": (1,)}, backend="host")
+        check_update(update_of(NEW, 1), expected | {"bias": (1,)})

@@ -13,7 +13,9 @@ from learners import adapters
 from learners.batching import Pair, Sample
 from learners.config import LearnerConfig, LoraConfig, LossConfig
 from learners.engine import DeepSpeedEngine
-from learners.weight_sync import HostMemory, host_update, nccl_update
+from learners.published_sums import PublishedSums
+from learners.weight_sync import HostMemory, adapter_update, host_update, nccl_update
+from models.checksums import checksum
 
 pytestmark = [pytest.mark.usefixtures("single_rank"), pytest.mark.slow]
 
@@ -238,3 +240,26 @@ def test_exported_adapters_load_in_peft_and_are_the_merged_model(
     assert (adapted - untrained).abs().max() > 1e-3
     description = peft.PeftConfig.from_pretrained(tmp_path / "exported" / "adapter")
     assert (description.base_model_name_or_path, description.inference_mode) == (str(tiny_model), True)
+
+
+@pytest.mark.parametrize("zero_stage", [2, 3])
+def test_adapters_are_published_by_themselves(tiny_model: Path, samples: list[Sample], zero_stage: int) -> None:
+    """With the scale in B: what is published alone gives the weights that are published merged."""
+    lora = LoraConfig(rank=4, alpha=10)
+    engine = DeepSpeedEngine(config(tiny_model, lora=lora, zero_stage=zero_stage, weight_sync="adapter"))
+    engine.policy_step(samples)
+    sums = PublishedSums("float32")
+    update = adapter_update(engine, HostMemory(), sums)
+    assert update is not None
+    assert (update.backend, update.policy_version) == ("adapter", 1)
+    tensors = {name: torch.from_numpy(array.copy()) for name, (array, _) in update.payload.items()}
+    assert [tuple(tensor.shape) for tensor in tensors.values()] == list(update.shapes)
+    assert sums.finish(1).sums == {name: int(checksum(tensor, torch.float32)) for name, tensor in tensors.items()}
+    plain = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).state_dict()
+    merged = weights(engine)
+    for name in adapters.layers(engine._module.lm):
+        a, b = (tensors[adapters.peft_name(name, matrix)] for matrix in ("lora_A", "lora_B"))
+        torch.testing.assert_close(plain[f"{name}.weight"] + b @ a, merged[f"{name}.weight"], atol=1e-6, rtol=0)
+    half = adapter_update(engine, HostMemory(), PublishedSums("bfloat16"))
+    assert half is not None
+    assert set(half.dtypes) == {"bfloat16"}, "in the engine's type: half the bytes"

@@ -1,5 +1,6 @@
 """Loading a configuration: everything wrong is found here, with the key's name."""
 
+import tomllib
 import types
 import typing
 from collections.abc import Iterator
@@ -368,3 +369,22 @@ def test_a_schedule_that_ends_before_the_run() -> None:
     load(None, [*short, "grpo.num_steps=30"])
     load(None, [*short, "learner.schedule=constant"])
     load(None, [*short, 'stages=["synthesize", "sft"]'])
+
+
+def test_adapters_are_sent_by_themselves_unless_something_else_is_set() -> None:
+    full = load(None, ["model=a"])
+    assert (full.engine.weight_transfer, full.learner.weight_sync, full.engine.adapter_rank) == ("host", "host", None)
+    for overrides, rank in (([], 16), (["learner.lora.rank=300"], 300)):
+        config = load(None, ["model=a", "learner.lora.alpha=8", *overrides])
+        assert (config.engine.weight_transfer, config.learner.weight_sync) == ("adapter", "adapter")
+        assert config.engine.adapter_rank == rank
+        assert parse(tomllib.loads(to_toml(config))) == config
+    merged = load(None, ["model=a", "learner.lora.rank=600", "engine.weight_transfer=host"])
+    assert (merged.engine.weight_transfer, merged.learner.weight_sync) == ("host", "host")
+    for overrides, message in (
+        (["learner.lora.rank=600"], r"up to rank 512, not 600: lower learner.lora.rank, or set weight_transfer='host'"),
+        (["engine.weight_transfer=adapter"], "needs adapters: set learner.lora, or weight_transfer='host'"),
+        (["learner.lora.rank=8", "engine.adapter_rank=8"], "engine.adapter_rank: set `learner.lora.rank` instead"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            load(None, ["model=a", *overrides])

@@ -117,6 +117,43 @@ def test_train_die_checkpoint_resume(gateway: GatewayAccess, tmp_path: Path) -> 
         resumed.stop()
 
 
+def test_adapters_are_sent_by_themselves_and_again_to_an_engine_that_comes_back(
+    gateway: GatewayAccess, tmp_path: Path
+) -> None:
+    """Two steps, with the engine killed after the first; then a resume from the checkpoint, and an evaluation."""
+    overrides = ["learner.lora.rank=4", "learner.lora.alpha=10", "learner.lr=1e-2", "grpo.num_steps=2"]
+    config = tiny(tmp_path, *overrides)
+    assert config.engine.weight_transfer == "adapter"
+    with RunFolder.create(config) as folder:
+        algo = build_algorithm(config, gateway)
+        try:
+            seen: list[dict[str, float]] = []
+
+            def on_step(step: int, metrics: object) -> None:
+                seen.append(dict(metrics))  # type: ignore[call-overload]
+                if step == 1:
+                    os.kill(runner_pids()[0], signal.SIGKILL)
+
+            assert train(algo, folder, num_steps=2, on_step=on_step)
+            assert_nothing_lost(algo)
+            assert algo.runners.num_restarts == 1
+            assert all(metrics["gate_max_delta"] <= 1e-4 for metrics in seen)
+        finally:
+            algo.stop()
+    checkpoint = latest_checkpoint(Path(config.run_dir))
+    assert checkpoint is not None
+    resumed = build_algorithm(config, gateway)
+    try:
+        resumed.restore_from_path(str(checkpoint))
+        resumed.runners.wait_ready()
+        assert (resumed.policy_version, resumed.runners.policy_version) == (2, 2)
+        assert resumed.runners.gate_max_delta <= 1e-4
+        result = evaluate_engines("after", resumed, config, load_tasks(config.eval.data))
+        assert (result.num_problems, result.num_failed) == (16, 0)
+    finally:
+        resumed.stop()
+
+
 def test_a_policy_that_is_not_finite_is_no_checkpoint(gateway: GatewayAccess, tmp_path: Path) -> None:
     """One step at an absurd learning rate: the gradient was finite, and what came of it is no policy."""
     config = tiny(tmp_path, "learner.lr=1e30", "grpo.checkpoint_every=1")
