@@ -78,7 +78,7 @@ class EngineConfig(Section):
         return self.tensor_parallel_size if self.device == "gpu" else 0
 
     @property
-    def weights_dtype(self) -> str:
+    def weights_dtype(self) -> Literal["auto", "float32", "bfloat16", "float16"]:
         """The dtype that `dtype` means; with "auto" that of the checkpoint."""
         return "float32" if self.device == "cpu" and self.dtype == "auto" else self.dtype
 

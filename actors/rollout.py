@@ -12,15 +12,13 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import ray
-from numpy.typing import NDArray
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.env.env_runner import EnvRunner
 
 from actors.config import RolloutSettings
 from actors.engine.follow import EngineFollower
-from actors.engine.protocol import UpdateReport
+from actors.engine.protocol import GateAnswer, UpdateReport
 from actors.engine.registry import make_engine
 from actors.metrics import EngineMetrics
 from actors.repair.attempts import on_engine, repair_all
@@ -131,10 +129,16 @@ class RolloutActor(EnvRunner):
         self._running()
         await self._engine.init_weight_transfer(init_info)
 
-    async def score_probe(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
-        """log p(token_ids[i + 1] | token_ids[: i + 1]) under the current weights, (len − 1,)."""
+    async def answer_gate(self, token_ids: Sequence[int], names: Sequence[str]) -> GateAnswer:
+        """The logprobs of a text under the current weights, and the checksums of the weights of these names."""
         self._running()
-        return await self._engine.score(token_ids)
+        try:
+            logprobs = await self._engine.score(token_ids)
+            begun = time.monotonic()
+            held = await self._engine.held_sums(names)
+            return GateAnswer(logprobs=logprobs, held=held, sums_s=time.monotonic() - begun)
+        finally:
+            self._follower.look()
 
     async def stats(self) -> dict[str, float]:
         """Counters since the start, and the numbers of running episodes and requests."""

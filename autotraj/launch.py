@@ -214,7 +214,6 @@ def engines(config: RunConfig, gateway: GatewayAccess) -> Iterator[RunnerPool]:
             managed(group),
             start_timeout_s=config.grpo.start_timeout_s,
             sync_timeout_s=config.grpo.sync_timeout_s,
-            gate_tolerance=settings.gate_tolerance,
         )
         board = watch_pool(pool, config.folder, f"engines of {config.model}")
         with closing(board):

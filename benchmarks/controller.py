@@ -27,10 +27,9 @@ from typing import Any
 
 import numpy as np
 import ray
-from numpy.typing import NDArray
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
-from actors.engine.protocol import UpdateReport
+from actors.engine.protocol import GateAnswer, UpdateReport
 from actors.rollout import RolloutActor
 from autotraj.config.run import RunConfig, load
 from autotraj.loop.grpo import GRPOConfig
@@ -38,7 +37,7 @@ from autotraj.runners.calls import managed
 from cluster.session import ray_session
 from learners.batching import Sample
 from learners.group import LearnerGroup, StepResult
-from models.checksums import Checksums
+from models.checksums import Checksums, HeldSums
 from models.weight_update import LogprobProbe, WeightUpdate
 from trajectory.types import Group, Segment, Task, ToolCall, ToolResult, Trajectory, Turn
 
@@ -106,8 +105,9 @@ class SimulatedRunner(RolloutActor):
         self._version = weights.policy_version
         return UpdateReport(policy_version=self._version, write_s=0.0, paused_s=0.0, num_kept=0)
 
-    async def score_probe(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
-        return np.zeros(len(token_ids) - 1, dtype=np.float32)
+    async def answer_gate(self, token_ids: Sequence[int], names: Sequence[str]) -> GateAnswer:
+        logprobs = np.zeros(len(token_ids) - 1, dtype=np.float32)
+        return GateAnswer(logprobs=logprobs, held=HeldSums.none(names, "simulated"), sums_s=0.0)
 
     async def shutdown(self) -> None:
         pass

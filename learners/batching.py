@@ -32,15 +32,19 @@ class Sample:
     mask: NDArray[np.bool_]  # (R,)
     behaviour_logprobs: NDArray[np.float32] | None = None  # (R,)
     advantage: float = 0.0
+    on_policy: bool = False  # whether the policy before this batch's update sampled all of it
 
     @classmethod
-    def from_trajectory(cls, trajectory: Trajectory, advantage: float) -> Self:
+    def from_trajectory(cls, trajectory: Trajectory, advantage: float, policy_version: int) -> Self:
+        """`policy_version`: that of the learner."""
         return cls(
             ids=np.concatenate([trajectory.prompt_ids, trajectory.response_ids]),
             prompt_len=len(trajectory.prompt_ids),
             mask=trajectory.loss_mask,
             behaviour_logprobs=trajectory.logprobs,
             advantage=advantage,
+            # A token after a change of weights would not do: it was sampled with keys and values of the older ones.
+            on_policy={segment.policy_version for segment in trajectory.segments} == {policy_version},
         )
 
     def __len__(self) -> int:
@@ -144,6 +148,7 @@ class Batch:
     mask: Tensor  # (B, T)
     behaviour_logprobs: Tensor  # (B, T)
     advantages: Tensor  # (B,)
+    on_policy: Tensor  # (B,) bool
 
 
 def collate(samples: MicroBatch, *, padded: bool, device: torch.device | str = "cpu") -> Batch:
@@ -172,6 +177,7 @@ def collate(samples: MicroBatch, *, padded: bool, device: torch.device | str = "
         mask=tensor(mask, torch.bool),
         behaviour_logprobs=tensor(behaviour, torch.float32),
         advantages=tensor(np.array([s.advantage for s in samples]), torch.float32),
+        on_policy=tensor(np.array([s.on_policy for s in samples]), torch.bool),
     )
 
 

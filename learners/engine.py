@@ -135,6 +135,7 @@ class DeepSpeedEngine:
                     num_tokens_passed=sum(s.num_loss_tokens for s in split.samples),
                     ref_logprobs=next(refs) if refs else None,
                     entropies=entropies,
+                    on_policy=batch.on_policy,
                 )
 
             found.append(self._optimize(batches, loss))

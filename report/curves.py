@@ -50,7 +50,10 @@ GRPO = (
     Curve("Staleness", ("staleness_mean",), hint="policy versions behind the learner"),
     Curve("Tokens a second", ("tokens_per_second",), hint="generated, while training goes on"),
     Curve("Tokens a trajectory", ("generated_tokens_mean",), hint="written by the model"),
-    Curve("Gate", ("gate_max_delta",), "log", "largest |Δ logprob|, engine against learner"),
+    Curve(
+        "Gate", ("sync/logprob_diff_mean", "gate_max_delta"), "log", "|Δ logprob| of engine and learner, nats a token"
+    ),
+    Curve("Weights that a step changes", ("sync/changed_share",), "share", "entries, in the engines' dtype"),
     Curve("KL to the reference", ("learner/kl_ref", "learner/kl"), hint="nats a token"),
     Curve("KL, learner to engine", ("learner/engine_kl",), hint="nats a token; 0 is on-policy"),
     Curve("Entropy", ("learner/entropy",), hint="nats a token"),

@@ -76,6 +76,15 @@ class UpdateReport:
     num_kept: int  # running requests that continued with the new weights
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateAnswer:
+    """What an actor tells of its engine after a weight update, for the gate."""
+
+    logprobs: NDArray[np.float32]  # (n − 1,) of the probe's n tokens
+    held: HeldSums
+    sums_s: float  # seconds that the checksums took
+
+
 class Engine(Protocol):
     """What actors use of an engine. It is made and used inside one event loop. Every method may raise `EngineError`."""
 

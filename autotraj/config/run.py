@@ -85,10 +85,6 @@ class GRPOSettings(Section):
     dynamic_sampling: bool = False
     """As in DAPO: replace groups whose rewards are all equal until the step is full. False: they count towards the step and
     make it smaller."""
-    gate_tolerance: float | None = Field(default=None, gt=0.0)
-    """Largest |Δ logprob| between engine and learner that is allowed on a token of the probe after a weight sync, or 1e-5 of
-    its logprob if that is more. If it is exceeded, the run stops. None: 1e-4 in float32, 0.3 in bfloat16, whose rounding
-    differs between kernels."""
     max_attempts: int = Field(default=3, ge=1)
     """How often a prompt is sampled after failures that it didn't cause, before it is dropped with the reason."""
     checkpoint_every: int = Field(default=50, ge=1)
@@ -105,6 +101,16 @@ class GRPOSettings(Section):
     """Longest wait for an engine to load new weights, seconds."""
     step_timeout_s: float = Field(default=3600.0, gt=0.0)
     """Longest time without a finished step, seconds. Then the run stops and says which part waits for what."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_tolerance(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "gate_tolerance" in data:
+            raise ValueError(
+                "gate_tolerance is no setting any more: engines' weights are compared with the learner's exactly, and the "
+                "limit for logprobs follows from the first weight sync. Delete the line"
+            )
+        return data
 
 
 class RunConfig(Section):

@@ -50,6 +50,7 @@ from autotraj.planning import preflight
 from autotraj.run_folder.folder import LEARNERS, Checkpoint
 from autotraj.runners.calls import CallResult, managed
 from autotraj.runners.elastic import ElasticRunners
+from autotraj.runners.gate import Gate, on_policy_difference
 from autotraj.runners.pool import RunnerPool
 from autotraj.runners.repairers import repairer_pool
 from autotraj.sampling.failures import FailuresInARow
@@ -88,8 +89,6 @@ PROBE = (
 
 OURS = ("run_config", "access", "trajectory_log", "changes", "working_directory")
 """The parts of a `GRPOConfig` that are passed to a trial. Everything else is derived from them."""
-
-GATE_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.3}
 
 
 def rollout_timeout_of(config: RunConfig) -> float:
@@ -257,12 +256,11 @@ class GRPOConfig(AlgorithmConfig):
         if not hasattr(self, "run_config"):
             raise ValueError("GRPOConfig has no run to build from: call run(run_config, sandbox_address=...) first")
 
-    @property
-    def gate_tolerance(self) -> float:
-        configured = self.run_config.grpo.gate_tolerance
-        if configured is not None:
-            return configured
-        return GATE_TOLERANCE["bfloat16" if self.run_config.learner.in_bfloat16 else "float32"]
+    def make_gate(self) -> Gate:
+        """A gate for the coarser of the learner's and the engines' dtypes."""
+        run = self.run_config
+        exact = run.engine.weights_dtype == "float32" and not run.learner.in_bfloat16
+        return Gate("float32" if exact else "bfloat16")
 
     @property
     def rollout_timeout_s(self) -> float:
@@ -278,7 +276,8 @@ class GRPOConfig(AlgorithmConfig):
             *render_prompt(tokenizer, PROBE[0], self.run_config.episode.system_prompt),
             *encode(tokenizer, PROBE[1]),
         ]
-        return LearnerGroup(self.run_config.learner, self.run_config.loss, probe_ids=probe)
+        run = self.run_config
+        return LearnerGroup(run.learner, run.loss, probe_ids=probe, publish_as=run.engine.weights_dtype)
 
 
 class GRPO(Algorithm):
@@ -325,11 +324,12 @@ class GRPO(Algorithm):
         self._log = TrajectoryLog(config.trajectory_log) if config.trajectory_log else None
         super().setup(config)  # creates the learner group but doesn't start it
         self.env_runner_group = EnvRunnerGroup(config=config, local_env_runner=False)
+        self._gate = config.make_gate()
         self.runners = RunnerPool(
             managed(self.env_runner_group),
             start_timeout_s=run.grpo.start_timeout_s,
             sync_timeout_s=run.grpo.sync_timeout_s,
-            gate_tolerance=config.gate_tolerance,
+            gate=self._gate,
         )
         if run.engine.weight_transfer == "nccl":
             self.runners.use_broadcast(
@@ -387,8 +387,9 @@ class GRPO(Algorithm):
         """Publish the learners' weights to the engines and wait until the first one has them."""
         current = self.learner_group.publish()
         assert current.probe is not None, "the learner group was made with a probe"
+        assert current.checksums is not None, "it was published just now"
         self.policy_version = current.policy_version
-        self.runners.push(current.update, current.probe)
+        self.runners.push(current.update, current.probe, current.checksums)
         self.runners.wait_ready(everyone=False)
         self.inspection.counts_from_here()
         self._last_step_at = time.monotonic()
@@ -474,7 +475,7 @@ class GRPO(Algorithm):
         if len(fresh) < run.grpo.groups_per_step:
             return
         taken, self.buffer = fresh[: run.grpo.groups_per_step], fresh[run.grpo.groups_per_step :]
-        batch = assemble(taken, run.loss)
+        batch = assemble(taken, run.loss, self.policy_version)
         if not batch.has_gradient:  # nothing to learn from, so there is no step, and admission replaces the groups
             for group in taken:
                 self.ledger.drop(group.lease_id, "no_variance")
@@ -493,7 +494,9 @@ class GRPO(Algorithm):
         self.policy_version = result.policy_version
         self.ledger.train([group.lease_id for group in batch.groups], step=self.policy_version)
         assert result.probe is not None, "the learner group was made with a probe"
-        self.runners.push(result.update, result.probe)
+        assert result.checksums is not None, "an applied step publishes"
+        self._gate.check_sampled(on_policy_difference(result.metrics))
+        self.runners.push(result.update, result.probe, result.checksums)
         if self._repair:
             self._repair.on_step(self.policy_version)
         if self._elastic:

@@ -84,10 +84,14 @@ class Inspection:
         return {
             "runners_serving": float(runners.num_serving),
             "runner_restarts": float(runners.num_restarts),
-            "gate_max_delta": runners.gate_max_delta,
+            **(runners.gate.metrics if runners.gate else {}),
             "sync_seconds": runners.sync_seconds,
             **describe_ledger(self._loop.ledger),
-            **{f"learner/{name}": float(value) for name, value in result.metrics.items()},
+            **{
+                f"learner/{name}": float(value)
+                for name, value in result.metrics.items()
+                if not name.startswith("on_policy_")  # sums, whose means are among the gate's metrics
+            },
             **{f"learner/seconds/{phase}": seconds for phase, seconds in result.seconds.items()},
             **self._loop.scoring_metrics(),
         }

@@ -23,8 +23,8 @@ class TrainingBatch:
     has_gradient: bool  # whether any sample has a gradient
 
 
-def assemble(groups: Sequence[Group], loss: LossConfig) -> TrainingBatch:
-    """Group-relative advantages, with one sample for each trajectory.
+def assemble(groups: Sequence[Group], loss: LossConfig, policy_version: int) -> TrainingBatch:
+    """Group-relative advantages, with one sample for each trajectory. `policy_version`: the learner's, before the step.
 
     Groups without variance are included: the loss is a mean over the whole step, to which they contribute zeros, and a KL
     penalty applies to them, too. The learners pass only samples with a gradient through the model.
@@ -32,7 +32,7 @@ def assemble(groups: Sequence[Group], loss: LossConfig) -> TrainingBatch:
     rewards = [np.array([r.total for r in group.rewards]) for group in groups]
     advantages = group_relative(rewards, scale=loss.reward_scale)
     samples = [
-        Sample.from_trajectory(trajectory, float(advantage))
+        Sample.from_trajectory(trajectory, float(advantage), policy_version)
         for group, group_advantages in zip(groups, advantages, strict=True)
         for trajectory, advantage in zip(group.trajectories, group_advantages, strict=True)
     ]

@@ -24,7 +24,6 @@ from ray.rllib.utils.actor_manager import FaultTolerantActorManager
 
 from autotraj.errors import OutOfMemory, RunError, Stalled, UserError
 from autotraj.memory import MemoryDeaths
-from autotraj.runners import gate
 from autotraj.runners.broadcast import BroadcastSync, LearnerSide
 from autotraj.runners.calls import (
     CallKind,
@@ -38,8 +37,10 @@ from autotraj.runners.calls import (
     reason,
     views,
 )
+from autotraj.runners.gate import Gate
 from autotraj.status.board import StatusBoard
 from autotraj.status.rows import RunnerView
+from models.checksums import Checksums
 from models.weight_update import LogprobProbe
 
 logger = logging.getLogger(__name__)
@@ -60,20 +61,20 @@ class RunnerPool:
         *,
         start_timeout_s: float,
         sync_timeout_s: float,
-        gate_tolerance: float,
+        gate: Gate | None = None,
         role: str = "rollout actor",
     ) -> None:
+        """`gate`: what engines must pass after a weight sync; None for a pool that gets no weights."""
         self._manager = manager
         self._start_timeout_s, self._sync_timeout_s = start_timeout_s, sync_timeout_s
-        self._gate_tolerance = gate_tolerance
+        self.gate = gate
         self._role = role
         self._came_up = False  # at least one runner did
         self._memory_deaths = MemoryDeaths()
         self._runners: dict[int, RunnerRecord] = {i: RunnerRecord(start_timeout_s) for i in self._manager.actor_ids()}
         self._calls: dict[ray.ObjectRef, PendingCall] = {}
         self._update: Any = None  # ObjectRef of the newest WeightUpdate; None while engines hold what they loaded
-        self._probe: LogprobProbe | None = None
-        self.policy_version, self.gate_max_delta = 0, 0.0
+        self.policy_version = 0
         self.num_restarts, self.sync_seconds = 0, 0.0
         self._sync_started: dict[int, float] = {}
         self._broadcast: BroadcastSync | None = None
@@ -178,9 +179,12 @@ class RunnerPool:
         ref = getattr(self._actor(runner_id), method).remote(**arguments)
         self._track(ref, PendingCall("work", runner_id, time.monotonic() + timeout_s, method=method, key=key))
 
-    def push(self, update: Any, probe: LogprobProbe) -> None:
-        """Publishes new weights (`update`: ObjectRef of a `WeightUpdate`). Runners finish the groups that they sample."""
-        self._update, self._probe, self.policy_version = update, probe, probe.policy_version
+    def push(self, update: Any, probe: LogprobProbe, checksums: Checksums) -> None:
+        """Publishes new weights (`update`: ObjectRef of a `WeightUpdate`). Runners finish the groups that they sample.
+        Raises GateError if the learner itself can't compute with them."""
+        assert self.gate is not None, "weights are pushed through a gate"
+        self.gate.begin(probe, checksums)
+        self._update, self.policy_version = update, probe.policy_version
         for runner_id, runner in self._runners.items():
             if runner.state == "ready":
                 self._sync(runner_id)
@@ -335,21 +339,19 @@ class RunnerPool:
         self._broadcast.answered(call.runner_id)
 
     def _on_synced(self, call: PendingCall, _: Any) -> None:
-        assert self._probe is not None
+        assert self.gate is not None
         if self._broadcast is not None:
             self._broadcast.answered(call.runner_id)
-        ref = self._actor(call.runner_id).score_probe.remote(list(self._probe.token_ids))
+        ref = self._actor(call.runner_id).answer_gate.remote(list(self.gate.probe.token_ids), self.gate.names)
         deadline = time.monotonic() + self._sync_timeout_s
         self._track(ref, PendingCall("probe", call.runner_id, deadline, policy_version=call.policy_version))
 
-    def _on_probed(self, call: PendingCall, logprobs: Any) -> None:
+    def _on_probed(self, call: PendingCall, answer: Any) -> None:
         if call.policy_version != self.policy_version:  # a newer push has come
             self._sync(call.runner_id)
             return
-        assert self._probe is not None
-        self.gate_max_delta = gate.check(
-            self._probe, logprobs, tolerance=self._gate_tolerance, who=self._name(call.runner_id)
-        )
+        assert self.gate is not None
+        self.gate.check(answer, who=self._name(call.runner_id))
         runner = self._runners[call.runner_id]
         runner.state, runner.policy_version = "ready", call.policy_version
         self.sync_seconds = time.monotonic() - self._sync_started.pop(call.runner_id, time.monotonic())

@@ -51,7 +51,6 @@ def repairer_pool(config: RunConfig, access: ToolAccess, runners: RunnerPool) ->
         manager,
         start_timeout_s=config.grpo.start_timeout_s,
         sync_timeout_s=config.grpo.sync_timeout_s,
-        gate_tolerance=1.0,  # no weights are pushed to them
         role="repair actor",
     )
     try:

@@ -18,7 +18,7 @@ GRPO_COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("tokens/s", "tokens_per_second", "{:.0f}"),
     ("sampling", "queue/leased", "{:.0f}"),
     ("scored", "queue/scored", "{:.0f}"),
-    ("gate", "gate_max_delta", "{:.0e}"),
+    ("gate", "sync/logprob_diff_mean", "{:.0e}"),
     ("s/step", "step_seconds", "{:.1f}"),
 )
 """Heading, metric, format."""

@@ -39,6 +39,7 @@ def policy_loss(
     num_tokens_passed: int | None = None,
     ref_logprobs: Tensor | None = None,
     entropies: Tensor | None = None,
+    on_policy: Tensor | None = None,
 ) -> tuple[Tensor, Metrics]:
     """One micro-batch's share of the batch's loss.
 
@@ -54,6 +55,9 @@ def policy_loss(
             same as `num_tokens_global`.
         ref_logprobs: (B, T) under the frozen reference; needed exactly if `config.kl_coef > 0`.
         entropies: (B, T), which are only reported.
+        on_policy: (B,), True for sequences that the engine sampled with the proximal policy's weights. On their tokens
+            engine and learner differ by rounding alone: metrics `on_policy_tokens`, their number, and `on_policy_diff` and
+            `on_policy_kl`, the sums of |Δ logprob| and of k3 over them.
 
     Returns:
         The loss, a scalar whose sum over micro-batches is the batch's loss, and detached metrics.
@@ -110,6 +114,13 @@ def policy_loss(
             ),  # k3 of KL(behaviour ‖ proximal)
             "logprob_diff_max": masked_max(drift.abs(), mask),
         }
+        if on_policy is not None:
+            same = mask & on_policy[:, None]
+            metrics |= {
+                "on_policy_tokens": same.sum().float(),
+                "on_policy_diff": (drift.abs() * same).sum(),
+                "on_policy_kl": ((torch.exp(drift.clamp(max=LOG_RATIO_LIMIT)) - 1 - drift) * same).sum(),
+            }
         if entropies is not None:
             metrics["entropy"] = mean(torch.where(mask, entropies, 0.0))
     return loss, metrics

@@ -108,7 +108,9 @@ async def test_a_rollout_actor_works_with_it(model_path: Path, made: list[FixedE
     assert (await actor.update_weights([update])).policy_version == 3
     (evaluated,) = await actor.evaluate([TASK], num_samples=2, temperature=0.0, seed=0)
     assert evaluated.min_policy_version == 3
-    assert (await actor.score_probe([1, 2, 3])).tolist() == [-3.0, -3.0]
+    answer = await actor.answer_gate([1, 2, 3], ["lm_head.weight"])
+    assert answer.logprobs.tolist() == [-3.0, -3.0]
+    assert answer.held.unknown == {"lm_head.weight": "the fixed engine has no weights"}
     await actor.init_weight_transfer({"rank_offset": 1})
     assert engine.joined == [{"rank_offset": 1}]
     stats = await actor.stats()

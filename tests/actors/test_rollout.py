@@ -18,6 +18,7 @@ from tiny_qwen3 import build_model, build_tokenizer
 from actors.config import EngineConfig, EpisodeConfig, RolloutConfig, RolloutSettings
 from actors.engine.protocol import EngineDead
 from actors.rollout import RolloutActor
+from models.checksums import checksum
 from models.weight_update import WeightUpdate
 from trajectory.types import Task
 
@@ -93,7 +94,10 @@ def test_groups_and_new_weights(group: EnvRunnerGroup) -> None:
     with torch.no_grad():
         logprobs = torch.log_softmax(model(torch.tensor([ids])).logits[0, :-1], -1)
     expected = logprobs.gather(1, torch.tensor(ids)[1:, None])[:, 0].numpy()
-    np.testing.assert_allclose(ray.get(actor.score_probe.remote(ids), timeout=60), expected, atol=1e-4)
+    answer = ray.get(actor.answer_gate.remote(ids, list(state)), timeout=60)
+    np.testing.assert_allclose(answer.logprobs, expected, atol=1e-4)
+    assert answer.held.sums == {name: int(checksum(tensor, torch.float32)) for name, tensor in state.items()}
+    assert answer.held.unknown == {}
 
     (evaluated,) = ray.get(actor.evaluate.remote([TASK], num_samples=2, temperature=0.0, seed=0), timeout=60)
     one, two = evaluated.trajectories

@@ -130,7 +130,7 @@ def test_a_whole_run_survives_a_lost_node_a_stop_and_a_resume(cluster: FakeClust
     assert metrics[done - 1]["runner_restarts"] >= 1
     # No prompt was lost; four groups that are all right leave a step nothing to learn from, and are counted.
     assert {name for name in metrics[-1] if name.startswith("dropped/")} <= {"dropped/no_variance"}
-    assert all(m["gate_max_delta"] <= 1e-4 for m in metrics)
+    assert all(m["sync/logprob_diff_max"] <= 1e-4 for m in metrics)
     # What `make demo` ends with.
     summary = json.loads((run_dir / "summary.json").read_text())
     assert [stage["name"] for stage in summary["stages"]] == ["base", "sft", "grpo"]

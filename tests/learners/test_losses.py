@@ -142,11 +142,23 @@ def test_kl_estimators_by_hand() -> None:
         assert grad.item() == pytest.approx(derivative), name
 
 
+def test_what_the_engine_sampled_with_the_same_weights_by_hand() -> None:
+    drift = torch.tensor(
+        [[0.5, -0.25, torch.nan], [3.0, 3.0, 3.0]], dtype=torch.float64
+    )  # the second row is of older weights
+    same = torch.tensor([True, False])
+    _, metrics = run(loss_config("dapo"), LOGPROBS, LOGPROBS, LOGPROBS - drift, on_policy=same)
+    assert metrics["on_policy_tokens"].item() == 2
+    assert metrics["on_policy_diff"].item() == pytest.approx(0.75)
+    assert metrics["on_policy_kl"].item() == pytest.approx((math.exp(0.5) - 1.5) + (math.exp(-0.25) - 0.75))
+
+
 def test_micro_batches_add_up() -> None:
     generator = torch.Generator().manual_seed(3)
     logprobs, old, behaviour = (-torch.rand(6, 4, generator=generator, dtype=torch.float64) for _ in range(3))
     advantages = torch.randn(6, generator=generator, dtype=torch.float64)
     mask = torch.rand(6, 4, generator=generator) > 0.4
+    on_policy = torch.tensor([True, False, True, True, False, True])
     for algorithm in BY_HAND:
         config = loss_config(algorithm)
 
@@ -160,6 +172,7 @@ def test_micro_batches_add_up() -> None:
                 config,
                 num_tokens_global=int(mask.sum()),
                 num_sequences_global=6,
+                on_policy=on_policy[rows],
             )
 
         whole, metrics = part(slice(0, 6))

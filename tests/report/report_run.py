@@ -189,7 +189,7 @@ def make_run(run: Path) -> Path:
                 "time": 1.0,
                 "reward_mean": s / 40,
                 "accuracy": s / 40,
-                "gate_max_delta": 1e-5,
+                "sync/logprob_diff_mean": 1e-5,
                 "learner/entropy": 0.1,
             }
             | {"tokens_per_second": 3000.0, "queue/leased": s % 3}

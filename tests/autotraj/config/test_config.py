@@ -107,12 +107,15 @@ def test_missing_and_broken_files(tmp_path: Path) -> None:
 
 
 def test_resolved_toml_reads_back_to_the_same_configuration(tmp_path: Path) -> None:
-    config = parse(
-        MINIMAL | {"episode": {"system_prompt": 'say "hi"\n\tto \\boxed{}'}, "grpo": {"gate_tolerance": 1e-5}}
-    )
+    config = parse(MINIMAL | {"episode": {"system_prompt": 'say "hi"\n\tto \\boxed{}'}, "grpo": {"num_steps": 7}})
     path = tmp_path / "config.toml"
     path.write_text(to_toml(config))
     assert load(path) == config
+
+
+def test_the_limit_of_older_runs_is_refused_with_the_remedy() -> None:
+    with pytest.raises(ConfigError, match=r"grpo: gate_tolerance is no setting any more: .* Delete the line"):
+        parse(MINIMAL | {"grpo": {"gate_tolerance": 0.3}})
 
 
 @settings(max_examples=200)

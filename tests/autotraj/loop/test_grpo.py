@@ -22,6 +22,7 @@ from autotraj.launch import build_algorithm, evaluate_engines, train
 from autotraj.loop.grpo import GRPO
 from autotraj.run_folder.folder import RunFolder, latest_checkpoint
 from autotraj.runners.calls import Finished
+from autotraj.runners.gate import MIN_TOKENS
 from autotraj.status.show import show
 from tasks.load import load_tasks
 from trajectory.log import read_log
@@ -89,7 +90,12 @@ def test_train_die_checkpoint_resume(gateway: GatewayAccess, tmp_path: Path) -> 
             assert seen[-1]["runner_restarts"] == 1
             assert [metrics["step"] for metrics in seen] == [1, 2, 3, 3, 4]
             assert_status_is_told(config.run_dir, gateway)
-            assert all(m["gate_max_delta"] <= 1e-4 for m in seen)
+            assert all(m["sync/logprob_diff_max"] <= 1e-4 for m in seen)
+            assert all(m["sync/tensors_unchecked"] == 0 for m in seen)  # of the engine that was last
+            assert all(m["sync/changed_share"] > 0.5 for m in seen)
+            sampled = [m for m in seen if m["sync/sampled_tokens"] >= MIN_TOKENS]
+            assert sampled[0]["step"] == 1  # all of it was sampled with the first weights
+            assert all(m["sync/sampled_logprob_diff_mean"] < 1e-5 for m in sampled)
             assert all(m["staleness_max"] <= config.grpo.max_staleness for m in seen)
             result = evaluate_engines("after", algo, config, load_tasks(config.eval.data))
             assert (result.num_problems, result.num_failed) == (16, 0)

@@ -74,28 +74,40 @@ def test_no_groups_is_no_metrics() -> None:
 
 def test_groups_without_variance_are_sent_with_no_advantage(groups: list[Group]) -> None:
     """So they count in the denominators, and are held to the reference of a KL penalty."""
-    batch = assemble(groups, LossConfig(advantage_scale="none"))
+    batch = assemble(groups, LossConfig(advantage_scale="none"), 3)
     assert batch.num_no_variance == 1
     assert batch.has_gradient
     assert [s.advantage for s in batch.samples] == [0.5, -0.5, 0.0, 0.0]
     assert [len(s) for s in batch.samples] == [2 + 4, 2 + 2, 2 + 3, 2 + 3]
+    assert [s.on_policy for s in batch.samples] == [True, False, True, True]
+
+
+def test_a_trajectory_of_two_policies_is_not_on_policy(groups: list[Group]) -> None:
+    """Its later tokens were sampled with keys and values of the older weights."""
+    both = (Segment(start=0, end=1, policy_version=2), Segment(start=1, end=4, policy_version=3))
+    first, second = groups[0].trajectories
+    mixed = replace(groups[0], trajectories=(replace(first, segments=both), second))
+    for version, expected in ((3, [False, False]), (2, [False, True])):
+        assert [s.on_policy for s in assemble([mixed], LossConfig(), version).samples] == expected
 
 
 def test_the_deviation_of_a_batch_is_that_of_all_its_rewards() -> None:
     rewards = {"a": [1.0] * 4, "b": [0.0] * 4, "c": [1.0, 1.0, 1.0, 0.98]}
     groups = [group(name, r, [trajectory(i, 2, version=0) for i in range(4)]) for name, r in rewards.items()]
-    batch = assemble(groups, LossConfig(advantage_scale="batch"))
+    batch = assemble(groups, LossConfig(advantage_scale="batch"), 0)
     assert [s.advantage for s in batch.samples] == pytest.approx([0.0] * 8 + [0.0102] * 3 + [-0.0305], abs=1e-4)
 
 
 def test_a_step_without_variance_has_a_gradient_only_by_its_kl(groups: list[Group]) -> None:
     alike = [g for g in groups if len({r.total for r in g.rewards}) == 1]
-    assert not assemble(alike, LossConfig()).has_gradient
-    assert assemble(alike, LossConfig(kl_estimator="k3", kl_coef=0.1)).has_gradient
+    assert not assemble(alike, LossConfig(), 3).has_gradient
+    assert assemble(alike, LossConfig(kl_estimator="k3", kl_coef=0.1), 3).has_gradient
 
 
 def test_a_trajectory_that_sampled_nothing_counts_as_a_sequence() -> None:
-    batch = assemble([group("a", [1.0, 0.0], [trajectory(0, 2, version=0), trajectory(1, 0, version=0)])], LossConfig())
+    batch = assemble(
+        [group("a", [1.0, 0.0], [trajectory(0, 2, version=0), trajectory(1, 0, version=0)])], LossConfig(), 0
+    )
     assert [s.num_loss_tokens for s in batch.samples] == [2, 0]
 
 

@@ -47,7 +47,7 @@ def test_an_engine_joins_works_and_leaves_and_nothing_is_lost(gateway: GatewayAc
             if len(workers) == 2:
                 break
         assert algo.runners.num_runners == algo.runners.num_serving == 2
-        assert metrics["gate_max_delta"] <= 1e-4
+        assert metrics["sync/logprob_diff_max"] <= 1e-4
         assert len(workers) == 2, algo.runners.describe()
         assert_nothing_lost(algo)
         algo._elastic = None  # it would ask for another at once

@@ -12,12 +12,16 @@ import ray
 from ray.rllib.utils.actor_manager import FaultTolerantActorManager
 from tiny_run import tiny
 
+from actors.engine.protocol import GateAnswer
 from autotraj.config.run import EvalConfig
-from autotraj.errors import GroupsFail, UserError
+from autotraj.errors import GateError, GroupsFail, UserError
 from autotraj.evaluation.evaluate import EvalResult, evaluate
 from autotraj.interrupt import Interrupt
+from autotraj.runners.gate import Gate
 from autotraj.runners.pool import RunnerPool
 from autotraj.stages.synthesize import SynthesisPass, read_journal
+from models.checksums import Checksums, HeldSums
+from models.weight_update import LogprobProbe
 from rewards.config import RewardConfig
 from trajectory.types import Group, Task, Trajectory
 
@@ -71,6 +75,15 @@ class Stand:
         )
         return Group(lease_id=lease_id, task=task, trajectories=(trajectory,))
 
+    async def update_weights(self, update: list[ray.ObjectRef]) -> None:
+        """Holds what it gets, unless the test left a file `drops`."""
+        if not (self._folder / "drops").exists():
+            self._held = await update[0]
+
+    async def answer_gate(self, token_ids: list[int], names: list[str]) -> GateAnswer:
+        held = HeldSums(sums={name: self._held[name] for name in names}, unknown={})
+        return GateAnswer(logprobs=np.zeros(len(token_ids) - 1, np.float32), held=held, sums_s=0.0)
+
     def ping(self) -> str:
         return "pong"
 
@@ -86,7 +99,7 @@ def ray_cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-def pool_of(folder: Path) -> RunnerPool:
+def pool_of(folder: Path, gate: Gate | None = None) -> RunnerPool:
     actors = [
         ray.remote(Stand).options(num_cpus=1, max_restarts=-1, max_concurrency=100).remote(str(folder))
         for _ in range(2)
@@ -95,7 +108,7 @@ def pool_of(folder: Path) -> RunnerPool:
         FaultTolerantActorManager(actors, max_remote_requests_in_flight_per_actor=1000),
         start_timeout_s=60.0,
         sync_timeout_s=60.0,
-        gate_tolerance=1.0,
+        gate=gate,
     )
 
 
@@ -133,6 +146,25 @@ def test_a_start_that_can_not_succeed_is_said_at_once(ray_cluster: None, tmp_pat
     with pytest.raises(UserError, match=r"^rollout actor \d failed in start: ValueError: engine.model: no such model$"):
         pool.wait_ready()
     assert len((tmp_path / "starts").read_text()) <= 2, "no actor was started twice"
+
+
+def test_an_engine_that_drops_an_update_ends_the_run_and_says_what_it_holds(ray_cluster: None, tmp_path: Path) -> None:
+    pool = pool_of(tmp_path, Gate("float32"))
+    pool.start()
+    for version, sums in enumerate(({"q": 1, "norm": 3}, {"q": 2, "norm": 3})):
+        probe = LogprobProbe(policy_version=version, token_ids=(1, 2), logprobs=np.zeros(1, np.float32))
+        pool.push(ray.put(sums), probe, Checksums(policy_version=version, dtype="float32", sums=sums))
+        pool.wait_ready()
+    assert pool.gate is not None
+    assert pool.gate.metrics["sync/tensors_unchecked"] == 0
+    (tmp_path / "drops").touch()
+    newest = {"q": 5, "norm": 3}
+    probe = LogprobProbe(policy_version=2, token_ids=(1, 2), logprobs=np.zeros(1, np.float32))
+    pool.push(ray.put(newest), probe, Checksums(policy_version=2, dtype="float32", sums=newest))
+    with pytest.raises(
+        GateError, match=r"rollout actor \d does not hold .* 1 of 2 tensors differ: q \(it holds q of version 1\)"
+    ):
+        pool.wait_ready()
 
 
 WHY = (

@@ -155,7 +155,9 @@ def test_grpo_scored_with_the_reward_model_and_refreshed_it(finished: tuple[RunC
     assert [step["step"] for step in metrics] == [1, 2], "the second step was asked for when the run was done"
     assert {path.name for path in (folder / "checkpoints").iterdir()} >= {"step-000001", "step-000002"}
     assert metrics[-1]["repair/groups_offered"] > 0
-    assert metrics[-1]["gate_max_delta"] <= 1e-4
+    assert metrics[-1]["sync/logprob_diff_max"] <= 1e-4
+    assert metrics[-1]["sync/tensors_unchecked"] == 0
+    assert 0 < metrics[-1]["sync/changed_share"] <= 1
 
 
 def test_the_reward_model_loads_in_plain_transformers(finished: tuple[RunConfig, set[str]]) -> None:
