@@ -44,9 +44,13 @@ def start_engine(config: EngineConfig, seed: int) -> Any:
     """An `AsyncLLM` with its core process started and the model loaded. Blocks for half a minute. Any thread may call it."""
     from vllm.config import WeightTransferConfig
     from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.usage.usage_lib import UsageContext
     from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
-    on_cpu = config.device == "cpu"
+    from actors.engine.processes import TensorParallelExecutor
+
+    on_cpu, alone = config.device == "cpu", config.tensor_parallel_size == 1
     arguments = AsyncEngineArgs(
         model=config.model,
         dtype=config.weights_dtype,
@@ -63,7 +67,7 @@ def start_engine(config: EngineConfig, seed: int) -> Any:
         enable_chunked_prefill=not on_cpu,
         max_num_batched_tokens=max(2048, config.max_model_len) if on_cpu else None,
         # With one device, the core process does the work itself instead of starting one more process.
-        distributed_executor_backend="uni" if config.tensor_parallel_size == 1 else "mp",
+        distributed_executor_backend="uni" if alone else "mp",
         logprobs_mode="processed_logprobs",  # those of the distribution that is sampled from, temperature included
         weight_transfer_config=WeightTransferConfig(backend="nccl" if config.weight_transfer == "nccl" else "host"),
         **_adapters(config),
@@ -71,7 +75,13 @@ def start_engine(config: EngineConfig, seed: int) -> Any:
         disable_log_stats=True,
         use_tqdm_on_load=False,
     )
-    return AsyncLLM.from_engine_args(arguments)
+    # Not `from_engine_args`: that takes no executor, and by the arguments' own backend vLLM decides more than its executor.
+    return AsyncLLM(
+        arguments.create_engine_config(UsageContext.ENGINE_CONTEXT),
+        UniProcExecutor if alone else TensorParallelExecutor,
+        log_stats=False,
+        log_requests=False,
+    )
 
 
 def _adapters(config: EngineConfig) -> dict[str, Any]:

@@ -7,10 +7,6 @@ it is enough to register the engine when this module is imported.
 
 from __future__ import annotations
 
-import multiprocessing
-import multiprocessing.connection
-import os
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +23,7 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 
 from actors.engine import adapter, host_weights
 from actors.engine.held_weights import HeldWeights
+from actors.engine.processes import end_with_parent
 from models.checksums import PieceSum
 
 
@@ -110,22 +107,5 @@ class WorkerExtension:
         )
 
 
-def _die_with_parent() -> None:
-    """End this process when the process that started it is gone.
-
-    vLLM's core notices that its client is dead only when it next sends to it. After a kill -9 of the actor it would keep its
-    memory and its GPU while Ray starts a new actor.
-    """
-    parent = multiprocessing.parent_process()
-    if parent is None:  # imported outside of a worker
-        return
-
-    def wait() -> None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=wait, name="die-with-parent", daemon=True).start()
-
-
 WeightTransferEngineFactory.register_engine("host", HostWeightTransferEngine)
-_die_with_parent()
+end_with_parent()

@@ -4,8 +4,12 @@ The tests run in order on one engine, as it takes half a minute to start; the la
 """
 
 import asyncio
+import os
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -249,3 +253,47 @@ def test_updates_are_checked_against_the_checkpoint(model_path: Path) -> None:
         check_backend(update_of(NEW, 1), "nccl")
     with pytest.raises(ValueError, match=r"missing \['bias'\], unknown \[\]"):
         check_update(update_of(NEW, 1), expected | {"bias": (1,)})
+
+
+OWNER = """
+import asyncio, sys
+from actors.config import EngineConfig
+from actors.engine.vllm import VLLMEngine
+
+async def own():
+    config = EngineConfig(model=sys.argv[1], max_model_len=1024, cpu_kv_cache_gib=1)
+    # Copied, as our configuration has no two workers on a CPU. vLLM has.
+    engine = VLLMEngine(config.model_copy(update={"tensor_parallel_size": 2}))
+    await engine.start()
+    print("up", flush=True)
+    await asyncio.sleep(600)
+
+if __name__ == "__main__":
+    asyncio.run(own())
+"""
+
+
+@pytest.mark.engine
+def test_no_process_of_an_engine_of_two_workers_outlives_its_killed_owner(model_path: Path) -> None:
+    """On a GPU each would keep its card. A raylet ends what a dead actor started; here is none, as if it had died, too."""
+    root = Path(__file__).resolve().parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    owner = subprocess.Popen(
+        [sys.executable, "-c", OWNER, str(model_path)], cwd=root, env=environment, stdout=subprocess.PIPE, text=True
+    )
+    processes: list[psutil.Process] = []
+    try:
+        assert owner.stdout is not None
+        assert "up\n" in owner.stdout, "it ended before the engine was up"
+        processes = psutil.Process(owner.pid).children(recursive=True)
+        titles = sorted(title for p in processes if (title := p.cmdline()[0]).startswith("VLLM"))
+        assert titles == ["VLLM::EngineCore", "VLLM::Worker_TP0", "VLLM::Worker_TP1"]
+        owner.kill()
+        _, left = psutil.wait_procs(processes, timeout=30)
+        assert left == []
+    finally:
+        for process in [owner, *processes]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        owner.wait()
+        owner.stdout.close()
