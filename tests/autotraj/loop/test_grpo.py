@@ -143,7 +143,7 @@ def test_adapters_are_sent_by_themselves_and_again_to_an_engine_that_comes_back(
             assert train(algo, folder, num_steps=2, on_step=on_step)
             assert_nothing_lost(algo)
             assert algo.runners.num_restarts == 1
-            assert all(metrics["gate_max_delta"] <= 1e-4 for metrics in seen)
+            assert all(metrics["sync/logprob_diff_max"] <= 1e-4 for metrics in seen)
         finally:
             algo.stop()
     checkpoint = latest_checkpoint(Path(config.run_dir))
@@ -153,7 +153,8 @@ def test_adapters_are_sent_by_themselves_and_again_to_an_engine_that_comes_back(
         resumed.restore_from_path(str(checkpoint))
         resumed.runners.wait_ready()
         assert (resumed.policy_version, resumed.runners.policy_version) == (2, 2)
-        assert resumed.runners.gate_max_delta <= 1e-4
+        assert resumed.runners.gate is not None
+        assert resumed.runners.gate.metrics["sync/logprob_diff_max"] <= 1e-4
         result = evaluate_engines("after", resumed, config, load_tasks(config.eval.data))
         assert (result.num_problems, result.num_failed) == (16, 0)
     finally:
