@@ -140,6 +140,11 @@ class LoraConfig(Section):
             raise ValueError("lora.targets=() leaves nothing to train; set lora=None to train all weights")
         return self
 
+    @property
+    def of_output_layer(self) -> bool:
+        """Whether the output layer gets an adapter."""
+        return self.targets != "all-linear" and any(name.rpartition(".")[2] == "lm_head" for name in self.targets)
+
 
 LEAST_ADAPTER_LR = 1e-5
 """Below this learning rate, adapters in a bfloat16 model change too little.
@@ -265,6 +270,11 @@ class LearnerConfig(Section):
             raise ValueError("weight_sync='nccl' needs num_gpus_per_learner=1")
         if self.weight_sync == "adapter" and self.lora is None:
             raise ValueError("weight_sync='adapter' needs lora: without adapters all weights change")
+        if self.weight_sync == "adapter" and self.lora is not None and self.lora.of_output_layer:
+            raise ValueError(
+                "lora.targets has the output layer, lm_head, for which engines take no adapter: leave it out, or set "
+                "engine.weight_transfer='host', which sends the merged weights"
+            )
         if self.head == "scalar":
             for name in ("temperature", "num_minibatches", "weight_sync"):
                 if getattr(self, name) != type(self).model_fields[name].default:

@@ -31,6 +31,8 @@ A, B = ".lora_A.weight", ".lora_B.weight"
 
 PREFIX = "base_model.model."
 
+OUTPUT_LAYER = "lm_head"
+
 
 def request(folder: Path | None = None) -> Any:
     """vLLM's request for the adapter: to load it anew from `folder`, or (None) to sample with the one that is loaded."""
@@ -81,6 +83,8 @@ def check(update: WeightUpdate, expected: Mapping[str, Sequence[int]], *, max_ra
     if rank > max_rank:
         raise ValueError(f"{what} has rank {rank}, and the engine was started for {max_rank} (engine.adapter_rank)")
     for layer in layers_of(update):
+        if layer.rpartition(".")[2] == OUTPUT_LAYER:
+            raise ValueError(f"{what} has one of the output layer, which engines don't take (learner.lora.targets)")
         a, b = shapes[f"{PREFIX}{layer}{A}"], shapes.get(f"{PREFIX}{layer}{B}", (0, 0))
         if (a[0], b[1]) != (rank, rank):
             raise ValueError(f"{what}: {layer} has matrices of {a} and {b}, which aren't both of rank {rank}")
@@ -92,8 +96,18 @@ def check(update: WeightUpdate, expected: Mapping[str, Sequence[int]], *, max_ra
 # --- inside a worker ------------------------------------------------------------------------------------------------------
 
 
-def hold_zero_adapter(manager: Any) -> None:
-    """Have `manager`, which vLLM's model runner has, hold an adapter that changes nothing."""
+def hold_zero_adapter(model: Any, manager: Any) -> None:
+    """Have `manager`, which vLLM's model runner has, hold an adapter that changes nothing.
+
+    The output layer gets none. vLLM's layer with one takes the adapter of each row of logits from the requests that sample,
+    but for the logprobs of a prompt there is a row for each of its tokens: beside other requests that ends the core process
+    (0.32)."""
+    from vllm.lora.layers import LogitsProcessorWithLoRA
+    from vllm.lora.utils import replace_submodule
+
+    for name, module in list(model.named_modules()):
+        if isinstance(module, LogitsProcessorWithLoRA):
+            replace_submodule(model, name, module.base_layer)
     manager.add_dummy_lora(request(), rank=1)
 
 

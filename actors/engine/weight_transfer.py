@@ -94,7 +94,7 @@ class WorkerExtension:
 
     def hold_zero_adapter(self) -> None:
         """See `adapter.hold_zero_adapter`."""
-        adapter.hold_zero_adapter(self.model_runner.lora_manager)
+        adapter.hold_zero_adapter(self.model_runner.get_model(), self.model_runner.lora_manager)
 
     def held_adapter_sums(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, PieceSum | str]:
         """See `adapter.held_sums`."""

@@ -129,6 +129,15 @@ class TestOneEngine:
             first_after.append(abs(generation.logprobs[after.start] - by_old[after.start]))
         assert np.median(first_after) > 0.1, "the boundary is exact: the first token after it isn't the old policy's"
 
+    async def test_a_text_is_scored_beside_requests_that_sample(self, engine: VLLMEngine) -> None:
+        """As at every weight sync. vLLM mixes up their rows where the output layer may have an adapter."""
+        flight = [engine.generate([*PROMPT[:30], i], Sampling(max_tokens=60), f"beside-{i}") for i in range(3)]
+        sampling = [asyncio.create_task(request) for request in flight]
+        scored = [await engine.score(PROMPT) for _ in range(3)]
+        for logprobs in scored:
+            np.testing.assert_allclose(logprobs, reference(FIRST, PROMPT), atol=1e-4)
+        await asyncio.gather(*sampling)
+
     async def test_the_engine_tells_what_it_holds(self, engine: VLLMEngine) -> None:
         published = sums_of(tensors_of(FIRST))
         held = await engine.held_sums([*published, "other"])
@@ -157,6 +166,7 @@ class TestOneEngine:
             ({"lm_head.weight": a}, "other tensors than pairs"),
             ({f"{name}.lora_A.weight": torch.zeros(9, 64)}, r"rank 9, .* started for 4 \(engine.adapter_rank\)"),
             ({f"{name}.lora_A.weight": a}, "which aren't both of rank 4"),
+            ({"base_model.model.lm_head.lora_A.weight": a}, "one of the output layer"),
             ({f"{name}.lora_A.weight": a[:, :32], f"{name}.lora_B.weight": b}, r"q_proj is \(64, 32\)"),
         ):
             with pytest.raises(ValueError, match=message):

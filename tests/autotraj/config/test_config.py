@@ -388,6 +388,10 @@ def test_adapters_are_sent_by_themselves_unless_something_else_is_set() -> None:
         (["learner.lora.rank=600"], r"up to rank 512, not 600: lower learner.lora.rank, or set weight_transfer='host'"),
         (["engine.weight_transfer=adapter"], "needs adapters: set learner.lora, or weight_transfer='host'"),
         (["learner.lora.rank=8", "engine.adapter_rank=8"], "engine.adapter_rank: set `learner.lora.rank` instead"),
+        (
+            ['learner.lora.targets=["q_proj", "lm_head"]'],
+            "has the output layer, lm_head, .* engine.weight_transfer='host'",
+        ),
     ):
         with pytest.raises(ConfigError, match=message):
             load(None, ["model=a", *overrides])
