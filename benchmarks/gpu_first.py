@@ -37,7 +37,7 @@ from autotraj.planning.plan import actor_plans
 from learners.batching import Sample, collate
 from learners.config import LearnerConfig, LoraConfig
 from learners.engine import DeepSpeedEngine
-from learners.model import TokenLogprobs, load_model
+from learners.model import TokenLogprobs, load_model, settle_layout
 from learners.weight_sync import HostMemory, host_update
 from models import attention
 
@@ -351,6 +351,7 @@ def _probe(
         num_gpus_per_learner=int(ON_GPU),  # type: ignore[arg-type]
     )
     model = load_model(folder, config, DEVICE)
+    settle_layout(model, config)
     assert isinstance(model, TokenLogprobs)
     tensors = collate(tuple(batch), padded=way == "sdpa", device=DEVICE)
     layout = tensors.layout

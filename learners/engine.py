@@ -43,7 +43,7 @@ from learners.batching import (
 from learners.config import LearnerConfig, LossConfig
 from learners.losses.policy import Metrics, policy_loss
 from learners.losses.supervised import bradley_terry, sft_loss
-from learners.model import SequenceScores, TokenLogprobs, load_model
+from learners.model import SequenceScores, TokenLogprobs, load_model, settle_layout
 from learners.phases import PhaseClock
 from learners.plain_weights import PlainWeight, adapter_weights, plain_weights, whole_tensors
 from learners.zero import wrap
@@ -78,16 +78,18 @@ class DeepSpeedEngine:
         torch.manual_seed(config.seed)
         np.random.seed(config.seed)
         model = load_model(config.model, config, self.device)
-        self._padded = not model.varlen
         if config.gradient_checkpointing:
             model.lm.gradient_checkpointing_enable({"use_reentrant": False})
         self._deepspeed = wrap(model, config, self.device)
+        settle_layout(model, config)
+        self._padded = not model.varlen
         # With adapters, the frozen reference is the same model without them.
         self._reference: Any = self._deepspeed if self.loss_config.kl_coef > 0 else None
         if self._reference is not None and config.lora is None:
             reference = load_model(config.model, config, self.device).eval().requires_grad_(False)
             sharded = config.zero_stage == 3
             self._reference = wrap(reference, config, self.device, frozen=True) if sharded else reference
+            settle_layout(reference, config)
 
     # -- steps ---------------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from transformers import AutoConfig
 
 from learners import adapters
 from learners.config import LearnerConfig
-from learners.zero import gather_with
+from learners.zero import gather_with, partitioned_load
 from models import attention, scalar, separation
 from models.forward import hidden_at
 from models.load import load
@@ -28,12 +28,12 @@ _LOGIT_TRANSFORMS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 def load_model(path: str, config: LearnerConfig, device: torch.device) -> TokenLogprobs | SequenceScores:
     """A model with `config.head` from a directory, in the training dtype, without dropout of its own.
 
-    New parts (a scalar head on a language model, adapters) are initialised from torch's global generator.
+    New parts (a scalar head on a language model, adapters) are initialised from torch's global generator. With ZeRO-3 each
+    rank gets its partition of each parameter. `settle_layout` must follow before the first batch.
 
     Raises:
         ValueError: the weights are quantized, the model post-processes its logits, it has no padding token (scalar head),
-            `config.attention` or `config.lora.targets` aren't available for it here, or it doesn't keep the sequences of a
-            batch separate.
+            `config.attention` or `config.lora.targets` aren't available for it here.
     """
     hf_config = AutoConfig.from_pretrained(path)
     if quantized := getattr(hf_config, "quantization_config", None):
@@ -51,7 +51,8 @@ def load_model(path: str, config: LearnerConfig, device: torch.device) -> TokenL
     attention.register()
     if config.head == "scalar":
         hf_config.num_labels = 1
-    loaded = load(path, head=config.head, dtype=_dtype(config), device=device, config=hf_config)
+    with partitioned_load(config, device):
+        loaded = load(path, head=config.head, dtype=_dtype(config), device=device, config=hf_config)
     lm = loaded.model
     notes = []
     if loaded.plain:
@@ -68,13 +69,6 @@ def load_model(path: str, config: LearnerConfig, device: torch.device) -> TokenL
         notes.append(
             f"{path}: sequences are padded, not packed, as this GPU has no such kernel for this model and dtype"
         )
-    elif varlen and (fault := _packing_fault(lm, path, config)):
-        varlen = False
-        notes.append(
-            f"{path}: sequences are padded, not packed, as {type(lm).__name__} doesn't keep them apart: {fault}"
-        )
-    if not varlen and (fault := separation.fault(lm, packed=False)):
-        raise ValueError(f"{path}: {type(lm).__name__} can't be trained on batches of padded sequences: {fault}")
     if config.lora is not None:
         adapters.inject(lm, config.lora)
     model: TokenLogprobs | SequenceScores
@@ -96,6 +90,24 @@ def load_model(path: str, config: LearnerConfig, device: torch.device) -> TokenL
         logger.warning(note)
     # Hugging Face returns models in evaluation mode, in which they ignore gradient checkpointing.
     return model.to(device).train()
+
+
+def settle_layout(model: TokenLogprobs | SequenceScores, config: LearnerConfig) -> None:
+    """Try on a few tokens whether `model` keeps packed or padded sequences separate; if not packed, have it take padded
+    ones. With ZeRO-3 this runs after `zero.wrap`, since before it no layer gathers its parameters. Collective.
+
+    Raises:
+        ValueError: it doesn't keep the sequences of a batch separate, or not those of a packed one, which
+            `config.attention` asks for.
+    """
+    lm, path = model.lm, config.model
+    if model.varlen and (fault := _packing_fault(lm, path, config)):
+        model.varlen = False
+        note = f"{path}: sequences are padded, not packed, as {type(lm).__name__} doesn't keep them apart: {fault}"
+        model.notes += (note,)
+        logger.warning(note)
+    if not model.varlen and (fault := separation.fault(lm, packed=False)):
+        raise ValueError(f"{path}: {type(lm).__name__} can't be trained on batches of padded sequences: {fault}")
 
 
 def _dtype(config: LearnerConfig) -> torch.dtype:

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
 from learners.config import LearnerConfig
 
@@ -56,19 +59,31 @@ def gather_with(module: nn.Module, used: nn.Module) -> None:
         deepspeed.zero.register_external_parameter(module, parameter)
 
 
-def wrap(model: nn.Module, config: LearnerConfig, device: torch.device, *, frozen: bool = False) -> Any:
-    """DeepSpeed's engine around `model`. With `frozen` it only shards the model and has no optimizer. Collective."""
-    deepspeed = _imported(device)
-    # Adapters are float32 in a model of any type. All that is trained is float32 then, and nothing may be cast.
-    bf16 = config.in_bfloat16 and config.lora is None
-    guarded = config.zero_stage == 0 and not bf16
-    num_elements = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())
-    settings = {
+@contextmanager
+def partitioned_load(config: LearnerConfig, device: torch.device) -> Iterator[None]:
+    """With ZeRO-3, `from_pretrained` inside this context gives every rank only its partition of each parameter: rank 0 reads
+    one layer after another and sends it to the others, so that the whole model is never on one device. Collective."""
+    if config.zero_stage != 3:
+        yield
+        return
+    _imported(device)
+    # transformers keeps a weak reference to it, and asks for it wherever it makes or fills parameters.
+    known = HfDeepSpeedConfig(_settings(config, BUCKET_ELEMENTS, bf16=config.in_bfloat16))
+    try:
+        yield
+    finally:
+        unset_hf_deepspeed_config()
+        del known
+
+
+def _settings(config: LearnerConfig, num_elements: int, *, bf16: bool) -> dict[str, Any]:
+    """DeepSpeed's own settings, for a model of this many elements. With `bf16`, DeepSpeed makes all of it bfloat16."""
+    settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
         # Accumulation is ours: one backward() for each micro-batch, however many there are, then one step().
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,
-        "gradient_clipping": 0.0 if guarded else config.max_grad_norm,
+        "gradient_clipping": 0.0 if _guarded(config, bf16) else config.max_grad_norm,
         "bf16": {"enabled": bf16, "check_grad_overflow": True},
         "zero_optimization": {
             "stage": config.zero_stage,
@@ -83,12 +98,27 @@ def wrap(model: nn.Module, config: LearnerConfig, device: torch.device, *, froze
     }
     if bf16 and config.zero_stage > 0:
         settings["data_types"] = {"grad_accum_dtype": "fp32"}
+    return settings
+
+
+def _guarded(config: LearnerConfig, bf16: bool) -> bool:
+    """Whether DeepSpeed leaves the step to torch's optimizer."""
+    return config.zero_stage == 0 and not bf16
+
+
+def wrap(model: nn.Module, config: LearnerConfig, device: torch.device, *, frozen: bool = False) -> Any:
+    """DeepSpeed's engine around `model`. With `frozen` it only shards the model and has no optimizer. Collective."""
+    deepspeed = _imported(device)
+    # Adapters are float32 in a model of any type. All that is trained is float32 then, and nothing may be cast.
+    bf16 = config.in_bfloat16 and config.lora is None
+    guarded = _guarded(config, bf16)
+    settings = _settings(config, sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters()), bf16=bf16)
     if frozen:
         engine, *_ = deepspeed.initialize(model=model, config=settings)
         return engine
     trained = [p for p in model.parameters() if p.requires_grad]
-    decayed = [p for p in trained if p.dim() >= 2]
-    plain = [p for p in trained if p.dim() < 2]  # norms and biases have no weight decay
+    decayed = [p for p in trained if _num_dimensions(p) >= 2]
+    plain = [p for p in trained if _num_dimensions(p) < 2]  # norms and biases have no weight decay
     groups = [
         {"params": group, "weight_decay": decay}
         for group, decay in ((decayed, config.weight_decay), (plain, 0.0))
@@ -109,6 +139,10 @@ def wrap(model: nn.Module, config: LearnerConfig, device: torch.device, *, froze
     )
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
     return engine
+
+
+def _num_dimensions(parameter: nn.Parameter) -> int:
+    return len(getattr(parameter, "ds_shape", parameter.shape))  # a partitioned one is empty
 
 
 def _imported(device: torch.device) -> Any:

@@ -1,5 +1,6 @@
 """ZeRO-3 on two ranks whose parameters really come and go: they are larger than what DeepSpeed keeps whole (100,000)."""
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 from ranks import on_ranks
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from learners.batching import Sample
 from learners.config import LearnerConfig, LoraConfig, LossConfig
 from learners.engine import DeepSpeedEngine
+from learners.model import load_model
 
 pytestmark = pytest.mark.slow
 
@@ -53,7 +55,7 @@ def sample(length: int, num_loss_tokens: int, seed: int) -> Sample:
 
 
 def config(model: Path, **settings: Any) -> LearnerConfig:
-    defaults = {"lr": 1e-2, "eps": 1e-3, "micro_batch_tokens": 256, "zero_stage": 3, "logit_chunk_mib": 1}
+    defaults = {"lr": 3e-3, "eps": 1e-3, "micro_batch_tokens": 256, "zero_stage": 3, "logit_chunk_mib": 1}
     return LearnerConfig(model=str(model), **(defaults | settings))
 
 
@@ -80,10 +82,22 @@ def train(settings: list[LearnerConfig], batches: list[list[Sample]]) -> list[tu
 
 
 def test_ranks_with_unequal_numbers_of_logit_blocks_train_as_one_rank_does(model: Path, tmp_path: Path) -> None:
-    variants = [{}, {"gradient_checkpointing": True}, {"lora": LoraConfig(rank=4), "num_minibatches": 2}]
-    settings = [config(model, **variant) for variant in variants]
+    """Against one rank without ZeRO, which shards nothing and loads in the plain way."""
+    torch.manual_seed(1)
+    tied, mixture = tmp_path / "tied", tmp_path / "mixture"
+    Qwen3ForCausalLM(Qwen3Config(**SHAPE | {"tie_word_embeddings": True})).save_pretrained(tied)
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 1024}
+    Qwen3MoeForCausalLM(Qwen3MoeConfig(**SHAPE, **experts)).save_pretrained(mixture)
+    settings = [
+        config(model),
+        config(model, gradient_checkpointing=True, weight_decay=0.1),
+        config(model, lora=LoraConfig(rank=4), num_minibatches=2),
+        config(tied, attention="varlen"),
+        config(mixture),
+    ]
     batches = [*BATCHES.values(), UNEQUAL]
-    (expected,) = on_ranks(1, tmp_path, train, settings, batches)
+    plain = [each.model_copy(update={"zero_stage": 0}) for each in settings]
+    (expected,) = on_ranks(1, tmp_path, train, plain, batches)
     for found in on_ranks(2, tmp_path, train, settings, batches):
         for (losses, weights), (losses_of_one, weights_of_one) in zip(found, expected, strict=True):
             assert losses == pytest.approx(losses_of_one, abs=1e-6)
@@ -102,3 +116,54 @@ def test_an_adapter_of_the_output_layer_is_refused(model: Path) -> None:
     with pytest.raises(ValueError, match=r"lora.targets: the output layer .* zero_stage=3.* set zero_stage=2"):
         DeepSpeedEngine(config(model, lora=lora))
     DeepSpeedEngine(config(model, lora=lora, zero_stage=2))
+
+
+def load(settings: LearnerConfig) -> tuple[float, dict[str, torch.Tensor]]:
+    """The most bytes that the load took at a time, mapped files left out, and the weights of the engine."""
+    settle = load_model(
+        settings.model, settings.model_copy(update={"zero_stage": 0}), torch.device("cpu")
+    )  # imports all
+    del settle
+    with AnonymousPeak() as peak:
+        load_model(settings.model, settings, torch.device("cpu"))
+    engine = DeepSpeedEngine(settings)
+    return peak.taken, {name: tensor.clone() for name, tensor in engine.full_weights()}
+
+
+class AnonymousPeak:
+    """How far this process's memory rose within the context, bytes, without mapped files."""
+
+    def __enter__(self) -> "AnonymousPeak":
+        self._before = self._highest = _anonymous()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self._ended.wait(0.002):
+            self._highest = max(self._highest, _anonymous())
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+        self.taken = self._highest - self._before
+
+
+def _anonymous() -> int:
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("RssAnon:")[1].split()[0]) << 10
+
+
+def test_no_rank_holds_the_whole_model_while_it_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint in bfloat16 of 50M parameters, which take 200 MB in float32."""
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "65536")  # what is freed goes back to the kernel
+    torch.manual_seed(0)
+    shape = SHAPE | {"hidden_size": 256, "intermediate_size": 8192, "num_hidden_layers": 8}
+    made = Qwen3ForCausalLM(Qwen3Config(**shape)).bfloat16()
+    made.save_pretrained(tmp_path / "model")
+    whole = 4 * made.num_parameters()
+    for stage, least, most in ((2, 0.95, 2.0), (3, 0.0, 0.7)):
+        for taken, weights in on_ranks(2, tmp_path, load, config(tmp_path / "model", zero_stage=stage)):
+            assert least < taken / whole < most, f"stage {stage}: {taken / whole:.2f} of the model"
+            assert_same(weights, {name: p.detach().float() for name, p in made.named_parameters()}, atol=0)
