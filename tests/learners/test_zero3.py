@@ -104,6 +104,21 @@ def test_ranks_with_unequal_numbers_of_logit_blocks_train_as_one_rank_does(model
             assert_same(weights, weights_of_one, atol=1e-6)
 
 
+def types(settings: LearnerConfig) -> tuple[set[torch.dtype], set[torch.dtype], float]:
+    """The types of what is frozen and of what is trained, as loaded, and the loss of a step."""
+    loaded = load_model(settings.model, settings, torch.device("cpu"))
+    frozen, trained = ({p.dtype for p in loaded.parameters() if p.requires_grad is way} for way in (False, True))
+    return frozen, trained, DeepSpeedEngine(settings).policy_step(UNEQUAL)["loss"]
+
+
+def test_a_model_in_bfloat16_stays_so_below_adapters(model: Path, tmp_path: Path) -> None:
+    settings = config(model, dtype="bfloat16", lora=LoraConfig(rank=4))
+    ((*_, expected),) = on_ranks(1, tmp_path, types, settings.model_copy(update={"zero_stage": 2}))
+    for frozen, trained, loss in on_ranks(2, tmp_path, types, settings):
+        assert (frozen, trained) == ({torch.bfloat16}, {torch.float32})
+        assert loss == pytest.approx(expected, abs=1e-2)
+
+
 def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], atol: float) -> None:
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
