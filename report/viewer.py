@@ -118,7 +118,7 @@ def trajectory_item(stage: str, group: Group, index: int) -> Item:
         ("tokens written", count(trajectory.num_generated_tokens)),
         ("took", seconds(trajectory.duration_s)),
     ]
-    if versions := sorted({segment.policy_version for segment in trajectory.segments}):
+    if versions := sorted({segment.policy_version for segment in trajectory.segments if segment.end > segment.start}):
         facts.append(("policy version", "–".join(map(str, dict.fromkeys((versions[0], versions[-1]))))))
     if reward:
         facts.append(("format", "well-formed" if reward.format_ok else "broken"))

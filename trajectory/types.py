@@ -87,7 +87,8 @@ class Turn:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
-    """Response tokens [start, end) in a row that were sampled by one policy version."""
+    """Response tokens [start, end) in a row that were sampled by one policy version. Empty if a request began under this
+    version, and its first token was sampled only by the next: what came before may then have keys and values of this one."""
 
     start: int
     end: int
@@ -137,7 +138,7 @@ class Trajectory:
     @property
     def min_policy_version(self) -> int | None:
         """The oldest policy version that wrote a part of this trajectory; None if nothing was sampled."""
-        return min((s.policy_version for s in self.segments), default=None)
+        return min((s.policy_version for s in self.segments if s.end > s.start), default=None)
 
 
 NoVerdict = Literal["too_long", "timeout", "died", "failed"]

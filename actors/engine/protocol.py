@@ -62,7 +62,9 @@ class Generation:
     logprobs: list[float]  # (n,) natural log under the distribution that was sampled from, temperature included
     text: str  # up to and including the stop string, without special tokens
     finish_reason: Literal["stop_string", "eos", "length"]
-    segments: tuple[Segment, ...]  # cover [0, n): which policy version sampled which tokens
+    segments: tuple[
+        Segment, ...
+    ]  # cover [0, n): which policy version sampled which tokens; see `Segment` for empty ones
     num_cached_tokens: int = 0  # prompt tokens that were found in the prefix cache
 
 

@@ -126,7 +126,7 @@ class VLLMEngine:
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling, request_id: str) -> Generation:
         """Continue `prompt_ids`. Cancelling this coroutine removes the request from the engine."""
-        output = await self._run_request(prompt_ids, _sampling_params(sampling), request_id)
+        output, began_with = await self._run_request(prompt_ids, _sampling_params(sampling), request_id)
         completion = output.outputs[0]
         if completion.finish_reason not in ("stop", "length"):
             raise RequestFailed(f"vLLM ended request {request_id} with {completion.finish_reason!r}")
@@ -140,11 +140,7 @@ class VLLMEngine:
             ),  # `FlatLogprobs`: for each token only the sampled token's logprob
             text=completion.text,
             finish_reason=finish_reason,
-            segments=tuple(
-                Segment(start=span.start, end=span.end, policy_version=int(span.version))
-                for span in completion.weight_versions
-                if span.end > span.start
-            ),
+            segments=_segments(completion.weight_versions, began_with),
             num_cached_tokens=output.num_cached_tokens or 0,
         )
 
@@ -163,11 +159,12 @@ class VLLMEngine:
             skip_reading_prefix_cache=True,
             output_kind=_final_only(),
         )
-        output = await self._run_request(token_ids, params, f"score-{self._num_scores}")
+        output, _ = await self._run_request(token_ids, params, f"score-{self._num_scores}")
         rows = output.prompt_logprobs[1:]
         return np.array([row[token].logprob for row, token in zip(rows, token_ids[1:], strict=True)], np.float32)
 
-    async def _run_request(self, token_ids: Sequence[int], params: Any, request_id: str) -> Any:
+    async def _run_request(self, token_ids: Sequence[int], params: Any, request_id: str) -> tuple[Any, int]:
+        """The final output, and the policy version under which the request began."""
         from vllm.inputs.engine import tokens_input
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
@@ -180,7 +177,8 @@ class VLLMEngine:
                 # A request during an update could fill the new version's cache with keys of the old weights.
                 await self._admitting.wait()
                 self._check_alive()
-                prompt = tokens_input(list(token_ids), cache_salt=f"policy-{self._policy_version}")
+                began_with = self._policy_version
+                prompt = tokens_input(list(token_ids), cache_salt=f"policy-{began_with}")
                 output = None
                 policy = adapter.request() if self._holds_adapter else None
                 outputs = self._llm.generate(prompt, params, request_id, lora_request=policy)
@@ -199,7 +197,7 @@ class VLLMEngine:
         finally:
             self._in_flight.discard(deadline)
         assert output is not None, "vLLM always yields a final output"
-        return output
+        return output, began_with
 
     # --- weights ------------------------------------------------------------------------------------------------------
 
@@ -215,7 +213,8 @@ class VLLMEngine:
 
         vLLM counts a request's tokens as they leave the core. There, weights change only while it is paused and its output
         queue is empty, so the spans in `Generation.segments` are exact. The prefix cache is salted with the version, so no
-        later request finds keys of older weights. Raises ValueError, and changes nothing, if `update` isn't for this model.
+        later request finds keys of older weights. One that began before, and waited, may: its first segment is empty.
+        Raises ValueError, and changes nothing, if `update` isn't for this model.
         """
         checkpoint.check_backend(update, self._config.weight_transfer)
         if self._by_adapter:
@@ -339,6 +338,19 @@ def _final_only() -> Any:
     from vllm.sampling_params import RequestOutputKind
 
     return RequestOutputKind.FINAL_ONLY  # intermediate outputs would wake this process for every token
+
+
+def _segments(spans: Sequence[Any], began_with: int) -> tuple[Segment, ...]:
+    """Of vLLM's spans. A request that waited, and got its first token after a change of weights, has the older prompt's keys
+    and values if these were in the cache or computed already; so it begins with an empty segment of the older version."""
+    found = [
+        Segment(start=span.start, end=span.end, policy_version=int(span.version))
+        for span in spans
+        if span.end > span.start
+    ]
+    if found and found[0].policy_version != began_with:
+        found.insert(0, Segment(start=0, end=0, policy_version=began_with))
+    return tuple(found)
 
 
 @asynccontextmanager

@@ -48,8 +48,8 @@ class Rounding:
 
 
 ROUNDING = {
-    # Of the tiny models 1e-6 to 1e-5 on average, on a probe of a hundred tokens
-    "float32": Rounding(first=1e-4, floor=1e-4, floor_kl=1e-6, warns=1e-3),
+    # Of the tiny models 1e-6 to 1e-5 on average, on a probe of a hundred tokens; on sampled ones once 5e-4, and k3 2.5e-6
+    "float32": Rounding(first=1e-4, floor=1e-3, floor_kl=1e-5, warns=1e-2),
     # Measured without a fault: means of 0.009 and 0.12 (random models), deviation 0.05 and largest 0.48 (vLLM and a trainer)
     "bfloat16": Rounding(first=0.2, floor=0.02, floor_kl=0.01, warns=1.0),
 }

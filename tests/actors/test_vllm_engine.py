@@ -244,6 +244,34 @@ async def test_asked_before_it_started() -> None:
         await VLLMEngine(EngineConfig(model="nowhere")).generate([1], Sampling(max_tokens=1), "early")
 
 
+@pytest.mark.engine
+@pytest.mark.asyncio
+async def test_a_request_that_waits_across_new_weights_does_not_pass_for_one_of_the_new_policy(
+    model_path: Path,
+) -> None:
+    """It finds the prompt's keys and values in the cache, where the old policy left them."""
+    settings = {"max_model_len": 1024, "cpu_kv_cache_gib": 1, "max_num_seqs": 1}
+    engine = VLLMEngine(EngineConfig(model=str(model_path), **settings))
+    await engine.start()
+    try:
+        first = asyncio.create_task(engine.generate(PROMPT, Sampling(max_tokens=400), "first"))
+        waits = asyncio.create_task(engine.generate(PROMPT, Sampling(max_tokens=20), "waits"))
+        await asyncio.sleep(0)  # both begin before the update does
+        assert engine.num_requests == 2
+        await engine.update_weights(update_of(NEW, 1))
+        await first
+        waited = await waits
+        assert waited.num_cached_tokens == 64
+        assert waited.segments == (
+            Segment(start=0, end=0, policy_version=0),
+            Segment(start=0, end=20, policy_version=1),
+        )
+        differences = np.abs(np.asarray(waited.logprobs) - sampled_reference(NEW, PROMPT, waited))
+        assert differences.max() > 1e-3, "the reason for which it may not be compared with the new policy"
+    finally:
+        await engine.shutdown()
+
+
 def test_updates_are_checked_against_the_checkpoint(model_path: Path) -> None:
     expected = tensor_shapes(str(model_path))
     assert expected["lm_head.weight"] == (VOCAB_SIZE, 64)

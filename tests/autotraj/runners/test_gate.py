@@ -141,7 +141,7 @@ def test_later_differences_may_be_five_times_those_of_the_first_sync() -> None:
             assert "0.16 nats on average (allowed: 0.15, from 0.03 at the first sync)" in refusal(gate, later)
 
 
-@pytest.mark.parametrize(("dtype", "passes", "fails"), [("float32", 9e-5, 1.1e-4), ("bfloat16", 0.019, 0.021)])
+@pytest.mark.parametrize(("dtype", "passes", "fails"), [("float32", 9e-4, 1.1e-3), ("bfloat16", 0.019, 0.021)])
 def test_if_the_first_sync_was_exact_a_floor_is_allowed(dtype: str, passes: float, fails: float) -> None:
     gate = passed(dtype=dtype)
     gate.check(answer(dict(NEW), (-1.0 - passes,) * N), who="rollout actor 2")
