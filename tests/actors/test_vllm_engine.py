@@ -254,6 +254,7 @@ async def test_a_request_that_waits_across_new_weights_does_not_pass_for_one_of_
     engine = VLLMEngine(EngineConfig(model=str(model_path), **settings))
     await engine.start()
     try:
+        await engine.generate(PROMPT, Sampling(max_tokens=1), "fills the cache")
         first = asyncio.create_task(engine.generate(PROMPT, Sampling(max_tokens=400), "first"))
         waits = asyncio.create_task(engine.generate(PROMPT, Sampling(max_tokens=20), "waits"))
         await asyncio.sleep(0)  # both begin before the update does
