@@ -58,7 +58,9 @@ def engine_of(pid: int) -> psutil.Process:
     """The engine's process below an actor whose start has returned. By parent's id: `children` compares start times, and
     those move with the clock of a virtual machine. vLLM's title of it isn't relied on: it was seen missing once."""
     below = {p: p.info["cmdline"] or [""] for p in psutil.process_iter(["ppid", "cmdline"]) if p.info["ppid"] == pid}
-    engines = [p for p, line in below.items() if line[0].startswith("VLLM") or any("spawn_main" in word for word in line)]
+    engines = [
+        p for p, line in below.items() if line[0].startswith("VLLM") or any("spawn_main" in word for word in line)
+    ]
     assert len(engines) == 1, f"not one engine below {pid}: {list(below.values())}"
     return engines[0]
 
