@@ -81,11 +81,6 @@ class VLLMEngine:
             raise ValueError(f"engine.model: {error}") from error
         self._config = self._config.model_copy(update={"model": model})
         self._expected = tensor_shapes(self._config.model)
-        if self._config.device == "cpu" and not self._by_adapter:  # the checkpoint's weights stay as they are then
-            try:
-                checkpoint.refuse_tied_embeddings(self._config.model)
-            except ValueError as error:
-                raise ValueError(f"engine.model: {error}") from error
         if self._config.weight_transfer in ("host", "adapter"):
             await asyncio.to_thread(host_weights.remove_unused)
         vllm_setup.set_environment(self._config)

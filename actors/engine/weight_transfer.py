@@ -7,6 +7,7 @@ it is enough to register the engine when this module is imported.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -57,6 +58,7 @@ class HostWeightTransferEngine(WeightTransferEngine[HostInitInfo, HostUpdateInfo
 
     def finish_weight_update(self) -> None:
         finalize_layerwise_reload(self.model, self.model_config)
+        _pack_tied_layers_anew(self.model)
 
     def shutdown(self) -> None:
         """Does nothing, as there is nothing to release."""
@@ -70,6 +72,21 @@ def _have_experts_packed_anew(model: torch.nn.Module) -> None:
         method: Any = getattr(layer, "quant_method", None)
         if getattr(method, "moe_kernel", None) is not None and next(layer.parameters()).device.type == "cpu":
             method.moe_kernel = None
+
+
+def _pack_tied_layers_anew(model: torch.nn.Module) -> None:
+    """On a CPU, vLLM packs a layer's weight again when the layer is loaded. A reload loads only the first of the layers that
+    share a weight: the input embedding, and not the output layer that is tied to it, whose kernel would go on with the old
+    weight (0.32)."""
+    sharing: dict[int, list[Any]] = defaultdict(list)
+    for layer in model.modules():
+        weight = getattr(layer, "weight", None)
+        if hasattr(layer, "quant_method") and weight is not None and weight.numel() and weight.device.type == "cpu":
+            sharing[weight.data_ptr()].append(layer)
+    for layers in sharing.values():
+        if len(layers) > 1:
+            for layer in layers:
+                layer.quant_method.process_weights_after_loading(layer)
 
 
 class WorkerExtension:

@@ -10,7 +10,6 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from actors.engine import checkpoint
 from autotraj.errors import UserError
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -18,7 +17,7 @@ HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 LFS_POINTER = b"version https://git-lfs"
 
 
-def check_policy(key: str, folder: Path, *, max_model_len: int, on_cpu: bool) -> None:
+def check_policy(key: str, folder: Path, *, max_model_len: int) -> None:
     """Raises UserError, which begins with the setting `key`, for a folder whose model can't be sampled from."""
     config = check_weights(key, folder)
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
@@ -39,11 +38,6 @@ def check_policy(key: str, folder: Path, *, max_model_len: int, on_cpu: bool) ->
         raise UserError(
             f"engine.max_model_len = {max_model_len} exceeds the model's max_position_embeddings = {positions}"
         )
-    if on_cpu:
-        try:
-            checkpoint.refuse_tied_embeddings(str(folder))
-        except ValueError as error:
-            raise UserError(f"{key}: {error}") from error
 
 
 def check_weights(key: str, folder: Path) -> dict[str, Any]:

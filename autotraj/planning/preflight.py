@@ -152,8 +152,7 @@ def _check_engines(config: RunConfig) -> None:
 
 
 def _check_models(config: RunConfig) -> None:
-    max_len, on_cpu = config.engine.max_model_len, config.engine.device == "cpu"
-    check_policy("model", Path(fetched_model(config.model)), max_model_len=max_len, on_cpu=on_cpu)
+    check_policy("model", Path(fetched_model(config.model)), max_model_len=config.engine.max_model_len)
     if config.only_measures:
         return
     if config.reward_model.path and not is_uri(
@@ -162,9 +161,7 @@ def _check_models(config: RunConfig) -> None:
         check_weights("reward_model.path", Path(config.reward_model.path))
     own = config.repair.engine if config.repair.repairer == "engine" else None
     if own is not None and not is_uri(own.model):
-        check_policy(
-            "repair.engine.model", Path(own.model), max_model_len=own.max_model_len, on_cpu=own.device == "cpu"
-        )
+        check_policy("repair.engine.model", Path(own.model), max_model_len=own.max_model_len)
 
 
 def check_writable(key: str, location: str | Path) -> None:

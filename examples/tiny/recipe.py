@@ -65,7 +65,7 @@ class Example:
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
-    """A Qwen3 of 0.9M parameters with untied embeddings: tied ones don't survive a weight reload in vLLM on CPU."""
+    """A Qwen3 of 0.9M parameters with untied embeddings."""
     return Qwen3ForCausalLM(
         Qwen3Config(
             vocab_size=len(tokenizer),  # no spare rows: a sampled padding id crashes vLLM's detokeniser

@@ -1,7 +1,6 @@
 """One real vLLM engine that takes only adapters, against peft: logprobs, adapters that change in flight, their checksums.
 
-The model has tied embeddings, which an engine on a CPU can't take anew, but needn't here. The tests run in order, on one
-engine.
+The model has tied embeddings. The tests run in order, on one engine.
 """
 
 import asyncio

@@ -24,7 +24,7 @@ from transformers import Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from actors.config import EngineConfig
 from actors.engine import host_weights
-from actors.engine.checkpoint import check_backend, check_update, refuse_tied_embeddings
+from actors.engine.checkpoint import check_backend, check_update
 from actors.engine.protocol import EngineDead, Generation, Sampling
 from actors.engine.vllm import VLLMEngine
 from models.on_disk import tensor_shapes
@@ -204,10 +204,11 @@ class TestOneEngine:
 
 @pytest.mark.engine
 async def test_a_mixture_of_experts_takes_new_weights_again_and_again(tmp_path: Path) -> None:
-    """In the form of its checkpoint, which has a tensor for each expert where transformers' modules have one a layer."""
+    """In the form of its checkpoint, which has a tensor for each expert where transformers' modules have one a layer, and
+    one for the embeddings of input and output, which are tied."""
     shape = dict.fromkeys(("hidden_size", "intermediate_size", "moe_intermediate_size"), 64)
     heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 32, "num_hidden_layers": 2}
-    experts = {"num_experts": 4, "num_experts_per_tok": 2, "initializer_range": 0.2, "tie_word_embeddings": False}
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "initializer_range": 0.2, "tie_word_embeddings": True}
     mixture = Qwen3MoeConfig(vocab_size=VOCAB_SIZE, eos_token_id=257, bos_token_id=None, **shape, **heads, **experts)
     mixtures, held = [], []
     for seed in range(2):
@@ -225,18 +226,6 @@ async def test_a_mixture_of_experts_takes_new_weights_again_and_again(tmp_path: 
             np.testing.assert_allclose(await engine.score(PROMPT), reference(mixtures[which], PROMPT), atol=1e-4)
     finally:
         await engine.shutdown()
-
-
-def test_tied_embeddings_are_refused_with_the_remedy(tmp_path: Path) -> None:
-    build_model(VOCAB_SIZE, seed=0, tied=True).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="tie_word_embeddings = False"):
-        refuse_tied_embeddings(str(tmp_path))
-
-
-async def test_an_engine_does_not_start_on_tied_embeddings(tmp_path: Path) -> None:
-    build_model(VOCAB_SIZE, seed=0, tied=True).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="ties lm_head"):
-        await VLLMEngine(EngineConfig(model=str(tmp_path))).start()
 
 
 async def test_asked_before_it_started() -> None:

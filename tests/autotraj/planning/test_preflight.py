@@ -67,24 +67,6 @@ def test_a_model_without_chat_template(tmp_path: Path) -> None:
     preflight.check(tiny(tmp_path, f'model="{model}"'))
 
 
-@pytest.mark.parametrize("named", ["top", "text_config", "nowhere"])
-def test_tied_embeddings_on_cpu(tmp_path: Path, named: str) -> None:
-    """`nowhere`: config.json leaves it to the architecture's default, and the weights have no output layer."""
-    model = copy_of_base(tmp_path)
-    config = json.loads((model / "config.json").read_text())
-    config.pop("tie_word_embeddings", None)
-    if named == "top":
-        config["tie_word_embeddings"] = True
-    elif named == "text_config":
-        config["text_config"] = {"tie_word_embeddings": True}
-    else:
-        save_file({"model.embed_tokens.weight": np.zeros((4, 4), np.float32)}, model / "model.safetensors")
-    (model / "config.json").write_text(json.dumps(config))
-    message = fails(tmp_path, f'model="{model}"')
-    assert message.startswith(f"model: {model} ties lm_head")
-    assert "save_pretrained to another folder" in message
-
-
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
