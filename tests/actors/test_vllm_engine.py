@@ -67,13 +67,17 @@ def core_processes() -> list[psutil.Process]:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def engine(model_path: Path) -> AsyncIterator[VLLMEngine]:
+async def engine(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[VLLMEngine]:
+    compiled = tmp_path_factory.mktemp("compiled")
     engine = VLLMEngine(EngineConfig(model=str(model_path), max_model_len=1024, cpu_kv_cache_gib=1))
-    await engine.start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(compiled))
+        await engine.start()
     yield engine
     await engine.shutdown()
     _, left = psutil.wait_procs(core_processes(), timeout=15)
     assert left == []
+    assert list(compiled.iterdir()) == []  # an eager engine compiles nothing
 
 
 on_one_engine = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module")]
