@@ -16,6 +16,7 @@ from torch import Tensor
 
 from models.forward import Layout, lay_out, score_positions
 from models.packing import assign
+from models.sequence_parallel import WHOLE, Part, Share
 from trajectory.types import Trajectory
 
 
@@ -140,24 +141,27 @@ def pack(
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Batch:
-    """A micro-batch as tensors. B sequences, T = longest response, N = True entries of `mask`."""
+    """A micro-batch as tensors. B sequences, T = longest response, N = True entries of `mask`, of which n are in this rank's
+    part: all, unless ranks share micro-batches."""
 
     layout: Layout
-    source: Tensor  # (N,) positions in the flattened hidden states, each of which predicts one loss token
-    targets: Tensor  # (N,) the loss tokens, in `mask`'s row-major order
+    source: Tensor  # (n,) positions in this part's flattened hidden states, each of which predicts one loss token
+    targets: Tensor  # (n,) the loss tokens, in `mask`'s row-major order
+    share: Share  # which of the N these are
     mask: Tensor  # (B, T)
     behaviour_logprobs: Tensor  # (B, T)
     advantages: Tensor  # (B,)
     on_policy: Tensor  # (B,) bool
 
 
-def collate(samples: MicroBatch, *, padded: bool, device: torch.device | str = "cpu") -> Batch:
-    """Arrange a micro-batch. `source` lists only positions that carry loss, so only those need logits."""
+def collate(samples: MicroBatch, *, padded: bool, device: torch.device | str = "cpu", part: Part = WHOLE) -> Batch:
+    """Arrange a micro-batch. `source` lists only positions that carry loss, so only those need logits. A loss token may be
+    in another part than the position that predicts it."""
     num_cols = max(len(s.mask) for s in samples)
     mask = np.zeros((len(samples), num_cols), dtype=np.bool_)
     behaviour = np.zeros((len(samples), num_cols), dtype=np.float32)
     source, targets = [], []
-    layout = lay_out([s.ids for s in samples], padded=padded, device=device)
+    layout = lay_out([s.ids for s in samples], padded=padded, device=device, part=part)
     for row, (sample, start) in enumerate(zip(samples, layout.starts, strict=True)):
         assert 1 <= sample.prompt_len <= len(sample) == sample.prompt_len + len(sample.mask)
         (where,) = np.nonzero(sample.mask)
@@ -167,13 +171,18 @@ def collate(samples: MicroBatch, *, padded: bool, device: torch.device | str = "
         source.append(start + sample.prompt_len + where - 1)
         targets.append(sample.ids[sample.prompt_len + where])
 
+    positions = np.concatenate(source)
+    share = layout.share_of(positions)
+    mine = slice(share.first, share.end)
+
     def tensor(array: NDArray[np.generic], dtype: torch.dtype) -> Tensor:
         return torch.from_numpy(array).to(device=device, dtype=dtype)
 
     return Batch(
         layout=layout,
-        source=tensor(np.concatenate(source), torch.int64),
-        targets=tensor(np.concatenate(targets), torch.int64),
+        source=tensor(positions[mine] - layout.first, torch.int64),
+        targets=tensor(np.concatenate(targets)[mine], torch.int64),
+        share=share,
         mask=tensor(mask, torch.bool),
         behaviour_logprobs=tensor(behaviour, torch.float32),
         advantages=tensor(np.array([s.advantage for s in samples]), torch.float32),
@@ -189,7 +198,8 @@ class ScoreBatch:
     """
 
     layout: Layout
-    source: Tensor  # (B,) positions in the flattened hidden states at which the scores are read
+    source: Tensor  # (B,), or those in this part: positions in its flattened hidden states at which scores are read
+    share: Share  # which of the B these are
     items: tuple[int, ...]  # indices of the sequences or pairs; empty for a filler
     margins: Tensor | None = None  # (P,) for pairs, with all chosen sides first and then the rejected ones; else None
 
@@ -203,6 +213,7 @@ def collate_pairs(
     pad_token_id: int,
     padded: bool,
     device: torch.device | str = "cpu",
+    part: Part = WHOLE,
 ) -> list[ScoreBatch]:
     """This rank's micro-batches, as `assign` makes them. Both sides of a pair are in the same one."""
     sizes = [len(p) if padded else len(p.chosen) + len(p.rejected) for p in pairs]
@@ -212,7 +223,8 @@ def collate_pairs(
         together = [pairs[i] for i in items or (filler,)]
         sides = [p.chosen for p in together] + [p.rejected for p in together]
         margins = torch.tensor([p.margin for p in together][: len(items)], dtype=torch.float32, device=device)
-        made.append(_score_batch(sides, items, margins, pad_token_id=pad_token_id, padded=padded, device=device))
+        layout = lay_out(sides, padded=padded, device=device, part=part)
+        made.append(_score_batch(layout, sides, items, margins, pad_token_id=pad_token_id))
     return made
 
 
@@ -225,34 +237,30 @@ def collate_sequences(
     pad_token_id: int,
     padded: bool,
     device: torch.device | str = "cpu",
+    part: Part = WHOLE,
 ) -> list[ScoreBatch]:
     """Like `collate_pairs`, for single sequences of token ids, (L,) each, at least one."""
     sizes = [len(ids) for ids in sequences]
     if 0 in sizes:
         raise ValueError(f"sequence {sizes.index(0)} is empty: it has no last token to read a score at")
     filler = sizes.index(min(sizes)) if sizes else 0
-    return [
-        _score_batch(
-            [sequences[i] for i in items or (filler,)],
-            items,
-            None,
-            pad_token_id=pad_token_id,
-            padded=padded,
-            device=device,
-        )
-        for items in assign(sizes, token_budget, world_size, padded=padded)[rank]
-    ]
+    made = []
+    for items in assign(sizes, token_budget, world_size, padded=padded)[rank]:
+        together = [sequences[i] for i in items or (filler,)]
+        layout = lay_out(together, padded=padded, device=device, part=part)
+        made.append(_score_batch(layout, together, items, None, pad_token_id=pad_token_id))
+    return made
 
 
 def _score_batch(
+    layout: Layout,
     sequences: Sequence[NDArray[np.int32]],
     items: tuple[int, ...],
     margins: Tensor | None,
     *,
     pad_token_id: int,
-    padded: bool,
-    device: torch.device | str,
 ) -> ScoreBatch:
-    layout = lay_out(sequences, padded=padded, device=device)
-    source = score_positions(layout, sequences, pad_token_id)
-    return ScoreBatch(layout=layout, source=source, items=items, margins=margins)
+    positions = score_positions(layout, sequences, pad_token_id)
+    share = layout.share_of(positions.cpu().numpy())
+    source = positions[share.first : share.end] - layout.first
+    return ScoreBatch(layout=layout, source=source, share=share, items=items, margins=margins)

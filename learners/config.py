@@ -180,7 +180,12 @@ class LearnerConfig(Section):
     peft's format in its folder `adapter`. None: train all weights."""
 
     num_learners: PositiveInt = 1
-    """Number of data-parallel ranks, one process each."""
+    """Number of ranks, one process each."""
+
+    sequence_parallel_size: PositiveInt = 1
+    """Ranks that share every micro-batch, each with a part of its tokens, for samples that are too long for one rank
+    (DeepSpeed-Ulysses, arXiv 2309.14509). It divides `num_learners` and the model's attention heads. 1: each rank has
+    micro-batches of its own."""
 
     num_cpus_per_learner: PositiveInt = 1
     """Ray CPUs of each rank, which is also its number of OpenMP threads."""
@@ -202,7 +207,8 @@ class LearnerConfig(Section):
 
     attention: Literal["auto", "sdpa", "varlen"] = "auto"
     """`varlen` trains on concatenated sequences without padding, `sdpa` on rectangles that are padded on the right. `auto`:
-    varlen where the GPU has PyTorch's variable-length kernel for this model, else sdpa."""
+    varlen with `sequence_parallel_size` above 1 and where the GPU has PyTorch's variable-length kernel for this model, else
+    sdpa."""
 
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass. This needs less memory and about a third more time."""
@@ -232,7 +238,8 @@ class LearnerConfig(Section):
     """Training steps of the whole run; for GRPO it is `grpo.num_steps`. `cosine` needs it."""
 
     micro_batch_tokens: PositiveInt = 16384
-    """Tokens, including padding, of one forward and backward pass on one rank. At least as many as the longest sample."""
+    """Tokens, including padding, of one forward and backward pass on one rank. Times `sequence_parallel_size`, at least as
+    many as the longest sample."""
 
     num_minibatches: PositiveInt = 1
     """Optimizer steps for each batch; fewer if fewer samples have a gradient. 1: on-policy except for staleness. More: the
@@ -265,6 +272,16 @@ class LearnerConfig(Section):
             raise ValueError(f"warmup_steps={self.warmup_steps} must be less than total_steps={self.total_steps}")
         if self.num_gpus_per_learner > 1:
             raise ValueError("a rank drives one GPU: raise num_learners instead of num_gpus_per_learner")
+        if self.num_learners % self.sequence_parallel_size:
+            raise ValueError(
+                f"sequence_parallel_size={self.sequence_parallel_size} doesn't divide num_learners={self.num_learners}: set "
+                "num_learners to a multiple of it"
+            )
+        if self.sequence_parallel_size > 1 and self.attention == "sdpa":
+            raise ValueError(
+                f"sequence_parallel_size={self.sequence_parallel_size} needs packed sequences, which attention='sdpa' "
+                "doesn't have: set attention to 'auto' or 'varlen'"
+            )
         on_gpu = self.num_gpus_per_learner == 1
         if not on_gpu and self.weight_sync == "nccl":
             raise ValueError("weight_sync='nccl' needs num_gpus_per_learner=1")
@@ -285,6 +302,24 @@ class LearnerConfig(Section):
     def in_bfloat16(self) -> bool:
         """Whether training is in bfloat16, with `auto` resolved."""
         return self.dtype == "bfloat16" or (self.dtype == "auto" and self.num_gpus_per_learner > 0)
+
+    @property
+    def micro_batch_capacity(self) -> int:
+        """Tokens of one micro-batch, over all ranks that share it, and so of the longest sample."""
+        return self.micro_batch_tokens * self.sequence_parallel_size
+
+    def check_heads(self, num_heads: int, num_kv_heads: int) -> None:
+        """Raise ValueError if a model with so many heads, and so many of keys and values, can't be divided among the ranks
+        that share a micro-batch. Fewer of keys and values than ranks are repeated."""
+        size = self.sequence_parallel_size
+        fitting = [
+            n for n in range(1, num_heads + 1) if not num_heads % n and (not num_kv_heads % n or not n % num_kv_heads)
+        ]
+        if size not in fitting:
+            raise ValueError(
+                f"sequence_parallel_size={size}: so many ranks can't divide the model's {num_heads} attention heads and "
+                f"{num_kv_heads} heads of keys and values; set one of {', '.join(map(str, fitting))}"
+            )
 
     def check_loss(self, loss: LossConfig) -> None:
         """Raise ValueError for a policy objective that contradicts these settings."""

@@ -7,7 +7,9 @@ Without Ray, in a single process (like the script that makes the tiny base):
         metrics = engine.sft_step(samples)        # {"loss": …, "num_tokens": …, "grad_norm": …, "lr": …}
     engine.export_hf("path/to/result")
 
-With several ranks, every process makes the same calls with the same samples. Each packs all and trains on its own share.
+With several ranks, every process makes the same calls with the same samples. Each packs all and trains on its own share. Or
+groups of ranks do (`sequence_parallel_size`): a group then has a share, and each rank a part of the tokens of all its
+micro-batches.
 """
 
 from __future__ import annotations
@@ -47,12 +49,13 @@ from learners.model import SequenceScores, TokenLogprobs, load_model, settle_lay
 from learners.phases import PhaseClock
 from learners.plain_weights import PlainWeight, adapter_weights, plain_weights, whole_tensors
 from learners.zero import wrap
+from models.sequence_parallel import WHOLE, Part, joined
 
 B = TypeVar("B")  # a kind of micro-batch
 
 
 class DeepSpeedEngine:
-    """One rank of data-parallel training.
+    """One rank of training.
 
     It joins the default process group if there is one, else it makes a group of one. Collective: all public methods
     except the properties must be called on every rank, in the same order.
@@ -72,12 +75,13 @@ class DeepSpeedEngine:
                 timeout=timedelta(seconds=config.step_timeout_s),
             )
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self._part = _part(config)
         self.clock = PhaseClock(self.device)
         self.num_steps = 0  # batches trained on, which the learning rate's schedule counts
         self.policy_version = 0  # batches trained on by policy_step
         torch.manual_seed(config.seed)
         np.random.seed(config.seed)
-        model = load_model(config.model, config, self.device)
+        model = load_model(config.model, config, self.device, self._part)
         if config.gradient_checkpointing:
             model.lm.gradient_checkpointing_enable({"use_reentrant": False})
         self._deepspeed = wrap(model, config, self.device)
@@ -86,7 +90,7 @@ class DeepSpeedEngine:
         # With adapters, the frozen reference is the same model without them.
         self._reference: Any = self._deepspeed if self.loss_config.kl_coef > 0 else None
         if self._reference is not None and config.lora is None:
-            reference = load_model(config.model, config, self.device).eval().requires_grad_(False)
+            reference = load_model(config.model, config, self.device, self._part).eval().requires_grad_(False)
             sharded = config.zero_stage == 3
             self._reference = wrap(reference, config, self.device, frozen=True) if sharded else reference
             settle_layout(reference, config)
@@ -175,8 +179,7 @@ class DeepSpeedEngine:
             real = len(batch.items)  # 0 for a filler, which has one pair
             return bradley_terry(chosen[:real], rejected[:real], batch.margins, num_pairs_global=len(pairs))
 
-        budget = self.config.micro_batch_tokens
-        return self._supervised(collate_pairs(pairs, budget, self.rank, self.world_size, **self._score_layout), loss)
+        return self._supervised(collate_pairs(pairs, *self._budget, **self._score_layout), loss)
 
     # -- reading -------------------------------------------------------------------------------------------------
 
@@ -189,11 +192,10 @@ class DeepSpeedEngine:
         """
         self.config.check_call("scores")
         found = torch.zeros(len(sequences), dtype=torch.float32, device=self.device)
-        budget = self.config.micro_batch_tokens
         with self._scoring():
-            for batch in collate_sequences(sequences, budget, self.rank, self.world_size, **self._score_layout):
+            for batch in collate_sequences(sequences, *self._budget, **self._score_layout):
                 found[list(batch.items)] = self._scores(batch)[: len(batch.items)]
-        dist.all_reduce(found)  # each score is 0 on all ranks except one
+        self._sum(found)  # each score is 0 in all shares except one
         return np.asarray(found.cpu().numpy(), dtype=np.float32)
 
     def logprobs(self, token_ids: Sequence[int], *, temperature: float | None = None) -> NDArray[np.float32]:
@@ -201,7 +203,7 @@ class DeepSpeedEngine:
         self.config.check_call("logprobs")
         ids = np.asarray(token_ids, dtype=np.int32)
         sample = Sample(ids=ids, prompt_len=1, mask=np.ones(len(ids) - 1, dtype=np.bool_))
-        batch = collate((sample,), padded=self._padded, device=self.device)
+        batch = collate((sample,), padded=self._padded, device=self.device, part=self._part)
         model = self._deepspeed.module
         if temperature is not None:
             model.temperature = temperature
@@ -298,7 +300,13 @@ class DeepSpeedEngine:
     @property
     def _score_layout(self) -> dict[str, Any]:
         pad_token_id = self._module.lm.config.get_text_config().pad_token_id
-        return {"pad_token_id": pad_token_id, "padded": self._padded, "device": self.device}
+        return {"pad_token_id": pad_token_id, "padded": self._padded, "device": self.device, "part": self._part}
+
+    @property
+    def _budget(self) -> tuple[int, int, int]:
+        """Tokens of a micro-batch, and which share of them this rank works on, of how many."""
+        sharing = self._part.count
+        return self.config.micro_batch_capacity, self.rank // sharing, self.world_size // sharing
 
     @contextmanager
     def _scoring(self) -> Iterator[None]:
@@ -310,17 +318,19 @@ class DeepSpeedEngine:
             self._deepspeed.train()
 
     def _pack(self, samples: Sequence[Sample]) -> list[Batch]:
-        shares = pack(samples, self.config.micro_batch_tokens, self.world_size, padded=self._padded)
-        return [collate(micro_batch, padded=self._padded, device=self.device) for micro_batch in shares[self.rank]]
+        budget, share, num_shares = self._budget
+        micro_batches = pack(samples, budget, num_shares, padded=self._padded)[share]
+        return [collate(each, padded=self._padded, device=self.device, part=self._part) for each in micro_batches]
 
     def _forward(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         """(B, T) logprobs and entropies of one micro-batch; 0 where the mask is False."""
         layout = batch.layout
-        logprobs, entropies = model(
+        found = model(
             batch.source, batch.targets, layout.input_ids, layout.position_ids, layout.borders, layout.longest
         )
+        logprobs, entropies = joined(torch.stack(found), batch.share, self._part.group)
         blank = torch.zeros_like(batch.mask, dtype=torch.float32)
-        return blank.masked_scatter(batch.mask, logprobs), blank.masked_scatter(batch.mask, entropies)
+        return blank.masked_scatter(batch.mask, logprobs), blank.masked_scatter(batch.mask, entropies.detach())
 
     @torch.no_grad()
     def _logprobs(self, batch: Batch, *, reference: bool = False) -> Tensor:
@@ -334,7 +344,7 @@ class DeepSpeedEngine:
         scores: Tensor = self._deepspeed(
             batch.source, layout.input_ids, layout.position_ids, layout.borders, layout.longest
         )
-        return scores
+        return joined(scores, batch.share, self._part.group)
 
     def _supervised(self, batches: Sequence[B], batch_loss: Callable[[B], tuple[Tensor, Metrics]]) -> dict[str, float]:
         metrics = self._optimize(batches, batch_loss)
@@ -357,6 +367,7 @@ class DeepSpeedEngine:
                 # NaN if a loss isn't finite, since gradients may still be finite then. The norm tells all ranks.
                 poison = 1 + 0 * loss.detach()
                 # Losses are divided by global counts, so gradients must add up over ranks, but DeepSpeed averages them.
+                # Ranks that share a micro-batch have the same loss, each with the gradient of its own tokens (see `joined`).
                 self._deepspeed.backward(loss * (self.world_size * poison))
                 for name, value in metrics.items():
                     old = sums.get(name)
@@ -371,6 +382,12 @@ class DeepSpeedEngine:
         norm = self._deepspeed.get_global_grad_norm()
         return found | {"lr": lr} | ({} if norm is None else {"grad_norm": float(norm)})
 
+    def _sum(self, values: Tensor) -> None:
+        """Add `values` up over all ranks, in place, but once for ranks that share micro-batches, which have the same."""
+        if self._part.index:
+            values.zero_()
+        dist.all_reduce(values)
+
     def _reduce(self, metrics: Metrics) -> dict[str, float]:
         result: dict[str, float] = {}
         for op, chosen in (
@@ -379,9 +396,21 @@ class DeepSpeedEngine:
         ):
             if chosen:
                 values = torch.stack([metrics[n].float() for n in chosen])
-                dist.all_reduce(values, op=op)
+                if op == dist.ReduceOp.SUM:
+                    self._sum(values)
+                else:
+                    dist.all_reduce(values, op=op)
                 result |= dict(zip(chosen, values.tolist(), strict=True))
         return result
+
+
+def _part(config: LearnerConfig) -> Part:
+    """What this rank has of each packed row. Neighbours in rank share one. Collective."""
+    if config.sequence_parallel_size == 1:
+        return WHOLE
+    timeout = timedelta(seconds=config.step_timeout_s)
+    group, _ = dist.new_subgroups(config.sequence_parallel_size, timeout=timeout)  # type: ignore[no-untyped-call]
+    return Part(index=group.rank(), count=group.size(), group=group)
 
 
 def _on_gpu(config: LearnerConfig) -> bool:

@@ -18,6 +18,7 @@ from learners.zero import gather_with, partitioned_load
 from models import attention, scalar, separation
 from models.forward import hidden_at
 from models.load import load
+from models.sequence_parallel import WHOLE, Part
 
 logger = logging.getLogger(__name__)
 
@@ -25,15 +26,18 @@ logger = logging.getLogger(__name__)
 _LOGIT_TRANSFORMS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 
 
-def load_model(path: str, config: LearnerConfig, device: torch.device) -> TokenLogprobs | SequenceScores:
+def load_model(
+    path: str, config: LearnerConfig, device: torch.device, part: Part = WHOLE
+) -> TokenLogprobs | SequenceScores:
     """A model with `config.head` from a directory, in the training dtype, without dropout of its own.
 
     New parts (a scalar head on a language model, adapters) are initialised from torch's global generator. With ZeRO-3 each
-    rank gets its partition of each parameter. `settle_layout` must follow before the first batch.
+    rank gets its partition of each parameter. `settle_layout` must follow before the first batch. `part`: what this rank has
+    of each packed row.
 
     Raises:
         ValueError: the weights are quantized, the model post-processes its logits, it has no padding token (scalar head),
-            `config.attention` or `config.lora.targets` aren't available for it here.
+            `config.attention`, `config.sequence_parallel_size` or `config.lora.targets` aren't available for it here.
     """
     hf_config = AutoConfig.from_pretrained(path)
     if quantized := getattr(hf_config, "quantization_config", None):
@@ -48,6 +52,7 @@ def load_model(path: str, config: LearnerConfig, device: torch.device) -> TokenL
         if isinstance(value, float) and ("dropout" in name or "pdrop" in name):
             setattr(hf_config, name, 0.0)  # learner and engine must compute logprobs of the same function
     varlen = _use_varlen(config, hf_config.get_text_config(), device)
+    config.check_heads(*_heads(hf_config.get_text_config()))
     attention.register()
     if config.head == "scalar":
         hf_config.num_labels = 1
@@ -60,6 +65,7 @@ def load_model(path: str, config: LearnerConfig, device: torch.device) -> TokenL
             raise ValueError(
                 f"{path}: attention={config.attention!r} isn't available for {type(lm).__name__}: {loaded.plain}; set 'auto'"
             )
+        _check_sharing(config, f"{type(lm).__name__} isn't packed: {loaded.plain}")
         varlen = False
         notes.append(
             f"{path}: attention is computed by transformers' own code, which takes time and memory for each pair of tokens, "
@@ -73,10 +79,10 @@ def load_model(path: str, config: LearnerConfig, device: torch.device) -> TokenL
         adapters.inject(lm, config.lora)
     model: TokenLogprobs | SequenceScores
     if config.head == "scalar":
-        model = SequenceScores(lm, varlen=varlen)
+        model = SequenceScores(lm, varlen=varlen, part=part)
     else:
         chunk_bytes = config.logit_chunk_mib << 20
-        model = TokenLogprobs(lm, varlen=varlen, temperature=config.temperature, chunk_bytes=chunk_bytes)
+        model = TokenLogprobs(lm, varlen=varlen, part=part, temperature=config.temperature, chunk_bytes=chunk_bytes)
         if config.zero_stage == 3:
             output = lm.get_output_embeddings()
             if any(output.children()):
@@ -98,16 +104,34 @@ def settle_layout(model: TokenLogprobs | SequenceScores, config: LearnerConfig) 
 
     Raises:
         ValueError: it doesn't keep the sequences of a batch separate, or not those of a packed one, which
-            `config.attention` asks for.
+            `config.attention` asks for, or ranks can't share its rows, for which `config.sequence_parallel_size` asks.
     """
     lm, path = model.lm, config.model
     if model.varlen and (fault := _packing_fault(lm, path, config)):
+        _check_sharing(config, f"{type(lm).__name__} can't be packed: {fault}")
         model.varlen = False
         note = f"{path}: sequences are padded, not packed, as {type(lm).__name__} doesn't keep them apart: {fault}"
         model.notes += (note,)
         logger.warning(note)
     if not model.varlen and (fault := separation.fault(lm, packed=False)):
         raise ValueError(f"{path}: {type(lm).__name__} can't be trained on batches of padded sequences: {fault}")
+    if model.part.count > 1 and (fault := separation.sharing_fault(lm, model.part)):
+        _check_sharing(config, f"several ranks can't share a row of {type(lm).__name__}: {fault}")
+
+
+def _check_sharing(config: LearnerConfig, fault: str) -> None:
+    """Raise ValueError for `fault` if micro-batches are shared by several ranks."""
+    if config.sequence_parallel_size > 1:
+        raise ValueError(
+            f"sequence_parallel_size={config.sequence_parallel_size} must be 1 for {config.model}: {fault}"
+        )
+
+
+def _heads(hf_config: Any) -> tuple[int, int]:
+    """Numbers of attention heads, and of those of keys and values."""
+    return hf_config.num_attention_heads, getattr(
+        hf_config, "num_key_value_heads", None
+    ) or hf_config.num_attention_heads
 
 
 def _dtype(config: LearnerConfig) -> torch.dtype:
@@ -115,21 +139,25 @@ def _dtype(config: LearnerConfig) -> torch.dtype:
 
 
 def _use_varlen(config: LearnerConfig, hf_config: Any, device: torch.device) -> bool:
-    """Whether `config.attention` means the variable-length kernel here; `auto` means it where the hardware has it."""
+    """Whether `config.attention` means the variable-length kernel here; `auto` means it where the hardware has it, or where
+    ranks share micro-batches."""
     if config.attention == "sdpa":
         return False
     if device.type == "cpu":
-        return config.attention == "varlen"
+        return config.attention == "varlen" or config.sequence_parallel_size > 1
+    num_heads, num_kv_heads = _heads(hf_config)
     available = attention.is_available(
         device,
         _dtype(config),
-        num_heads=hf_config.num_attention_heads,
-        num_kv_heads=getattr(hf_config, "num_key_value_heads", None) or hf_config.num_attention_heads,
-        head_dim=getattr(hf_config, "head_dim", None) or hf_config.hidden_size // hf_config.num_attention_heads,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=getattr(hf_config, "head_dim", None) or hf_config.hidden_size // num_heads,
         windows={None, getattr(hf_config, "sliding_window", None)},
     )
     if config.attention == "varlen" and not available:
         raise ValueError("attention='varlen': this GPU has no such kernel for this model and dtype; set 'auto'")
+    if not available:
+        _check_sharing(config, "this GPU has no kernel for packed sequences of this model and dtype")
     return available
 
 
@@ -144,13 +172,14 @@ def _packing_fault(lm: Any, path: str, config: LearnerConfig) -> str | None:
 
 
 class _Headless(nn.Module):
-    """The body of a Hugging Face model; subclasses add a head. `varlen`: batches must be packed, otherwise padded. `notes`:
-    what a user should know about how the model is computed."""
+    """The body of a Hugging Face model; subclasses add a head. `varlen`: batches must be packed, otherwise padded. `part`:
+    what this rank has of each packed row. `notes`: what a user should know about how the model is computed."""
 
     notes: tuple[str, ...] = ()
 
-    def __init__(self, lm: nn.Module, *, varlen: bool) -> None:
+    def __init__(self, lm: nn.Module, *, varlen: bool, part: Part) -> None:
         super().__init__()
+        self.part = part
         self.lm: Any = lm
         self.varlen = varlen
 
@@ -166,14 +195,14 @@ class SequenceScores(_Headless):
     ) -> Tensor:
         """(B,) float32 scores. Arguments are those of `batching.ScoreBatch` and its layout."""
         self.check_layout(borders)
-        return scalar.scores(self.lm, source, input_ids, position_ids, borders, longest)
+        return scalar.scores(self.lm, source, input_ids, position_ids, borders, longest, self.part.group)
 
 
 class TokenLogprobs(_Headless):
     """Wraps a causal language model so that logits are computed only where they are needed, one block at a time."""
 
-    def __init__(self, lm: nn.Module, *, varlen: bool, temperature: float, chunk_bytes: int) -> None:
-        super().__init__(lm, varlen=varlen)
+    def __init__(self, lm: nn.Module, *, varlen: bool, part: Part, temperature: float, chunk_bytes: int) -> None:
+        super().__init__(lm, varlen=varlen, part=part)
         self.temperature = temperature
         self.chunk_bytes = chunk_bytes
         self.blocks = _Blocks()
@@ -192,7 +221,7 @@ class TokenLogprobs(_Headless):
         Both are (N,) float32; the entropy carries no gradient. Arguments are those of `batching.Batch` and its layout.
         """
         self.check_layout(borders)
-        hidden = hidden_at(self.lm, source, input_ids, position_ids, borders, longest)
+        hidden = hidden_at(self.lm, source, input_ids, position_ids, borders, longest, self.part.group)
         num_rows = max(self.chunk_bytes // (4 * self.lm.config.get_text_config().vocab_size), 1)
         # Not as a module, which ZeRO-3 would gather anew for every block.
         project = self.lm.get_output_embeddings().forward

@@ -10,8 +10,11 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
+
+from models.sequence_parallel import by_heads, by_tokens
 
 NAME = "autotraj_varlen"
 
@@ -81,17 +84,24 @@ def _attention(
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
+    sequence_group: dist.ProcessGroup | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Hugging Face's attention interface: (1, heads, ΣL, head_dim) each → (1, ΣL, heads, head_dim).
 
-    `sliding_window`: the number of tokens that a token sees, itself included; None: all before it."""
+    `sliding_window`: the number of tokens that a token sees, itself included; None: all before it. `sequence_group`: the
+    ranks that each have a part of the row, in their order, while `cu_seq_lens_q` are the borders of the whole row."""
     assert attention_mask is None
     if softcap is not None or s_aux is not None:
         raise ValueError("attention over packed sequences knows no soft caps and no sinks")
     attend = _fused if query.is_cuda else _by_sequence
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-    return attend(q, k, v, cu_seq_lens_q, max_length_q, scaling, sliding_window)[None], None
+    if sequence_group is not None:
+        q, k, v = (by_heads(x, sequence_group) for x in (q, k, v))
+    out = attend(q, k, v, cu_seq_lens_q, max_length_q, scaling, sliding_window)
+    if sequence_group is not None:
+        out = by_tokens(out, sequence_group)
+    return out[None], None
 
 
 def _fused(

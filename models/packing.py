@@ -28,7 +28,8 @@ def assign(
         raise ValueError("no samples to pack")
     if max(sizes) > token_budget:
         raise ValueError(
-            f"a sample of {max(sizes)} tokens exceeds micro_batch_tokens={token_budget}; raise that setting"
+            f"a sample of {max(sizes)} tokens exceeds a micro-batch of {token_budget}; raise micro_batch_tokens or "
+            "sequence_parallel_size"
         )
     shares: list[list[int]] = [[] for _ in range(world_size)]
     loads = [0] * world_size

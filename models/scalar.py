@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoTokenizer
@@ -21,10 +22,16 @@ HEAD = "score"
 
 
 def scores(
-    lm: Any, source: Tensor, input_ids: Tensor, position_ids: Tensor, borders: Tensor | None, longest: int
+    lm: Any,
+    source: Tensor,
+    input_ids: Tensor,
+    position_ids: Tensor,
+    borders: Tensor | None,
+    longest: int,
+    group: dist.ProcessGroup | None = None,
 ) -> Tensor:
     """(B,) float32 scores, read at the positions `source` (see `forward.score_positions`). Arguments as for `hidden_at`."""
-    found: Tensor = lm.score(hidden_at(lm, source, input_ids, position_ids, borders, longest))
+    found: Tensor = lm.score(hidden_at(lm, source, input_ids, position_ids, borders, longest, group))
     return found[:, 0]
 
 

@@ -1,4 +1,5 @@
-"""Tests on random tokens, before any training, whether a loaded model keeps the sequences of one batch separate."""
+"""Tests on random tokens, before any training, whether a loaded model keeps the sequences of one batch separate, and whether
+several ranks can share a row."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from models import attention
 from models.forward import hidden_at, lay_out
+from models.sequence_parallel import WHOLE, Part, joined
 
 LENGTHS = (11, 13)
 FIRST = 4
@@ -31,6 +33,11 @@ FROM_OTHER = {torch.float32: 3e-5, torch.bfloat16: 2e-3}
 
 The same kernels compute both runs. In bfloat16 the models above that keep sequences separate differ by 0, and the others by
 0.0033 to 1.5; in float32 the former by at most 3e-7, and the latter by 6e-4 to 1.5."""
+
+
+TOKENWISE = {"full_attention", "sliding_attention"}
+"""Types of layers that, except for attention, treat each token by itself. Others carry a state along the row. Of such a
+layer the first rank's states are right, only its gradients are not."""
 
 
 def fault(lm: Any, *, packed: bool) -> str | None:
@@ -75,6 +82,34 @@ def _second(lm: Any, sequences: list[NDArray[np.int32]], *, packed: bool) -> Ten
     layout = lay_out(sequences, padded=not packed, device=lm.device)
     source = torch.arange(FIRST, device=lm.device) + int(layout.starts[-1])
     return hidden_at(lm, source, layout.input_ids, layout.position_ids, layout.borders, layout.longest).float()
+
+
+def sharing_fault(lm: Any, part: Part) -> str | None:
+    """Why the ranks of `part.group` can't share the rows of `lm`, which has `attention.NAME`; None: their hidden states are
+    those of one rank that has the whole row. Collective; all ranks find the same."""
+    text = lm.config.get_text_config()
+    if others := set(getattr(text, "layer_types", None) or ()) - TOKENWISE:
+        return f"it has layers of the type {', '.join(sorted(others))}, which need the tokens of other ranks"
+    if any(kind in repr(getattr(text, "rope_parameters", None)) for kind in ("dynamic", "longrope")):
+        return "its rotary positions depend on the largest position, which differs among the ranks"
+    generator = np.random.default_rng(0)
+    sequences = [generator.integers(0, text.vocab_size, n).astype(np.int32) for n in LENGTHS]
+    training = lm.training
+    lm.eval()
+    whole, shared = (_states(lm, sequences, each) for each in (WHOLE, part))
+    lm.train(training)
+    return _too_different(_difference(shared, whole), FROM_ALONE[lm.dtype], "from those of one rank")
+
+
+@torch.no_grad()
+def _states(lm: Any, sequences: list[NDArray[np.int32]], part: Part) -> Tensor:
+    """(ΣL, hidden): the states of all tokens, on every rank."""
+    layout = lay_out(sequences, padded=False, device=lm.device, part=part)
+    share = layout.share_of(np.arange(sum(LENGTHS)))
+    source = torch.arange(share.end - share.first, device=lm.device)
+    ids, positions = layout.input_ids, layout.position_ids
+    found = hidden_at(lm, source, ids, positions, layout.borders, layout.longest, part.group).float()
+    return joined(found.T, share, part.group).T
 
 
 def _difference(found: Tensor, expected: Tensor) -> float:

@@ -221,11 +221,13 @@ class RunConfig(Section):
             except ValueError as error:
                 raise ValueError(f"learner.{error}") from error
             longest = self.episode.max_prompt_tokens + self.episode.max_response_tokens
-            if self.learner.micro_batch_tokens < longest:
+            if self.learner.micro_batch_capacity < longest:
+                sharing = self.learner.sequence_parallel_size
+                shared = f" · learner.sequence_parallel_size = {sharing}" if sharing > 1 else ""
                 raise ValueError(
-                    f"learner.micro_batch_tokens = {self.learner.micro_batch_tokens} is less than the longest trajectory, "
-                    f"episode.max_prompt_tokens + episode.max_response_tokens = {longest}, which a pass of the learner has "
-                    "to hold: raise it, or shorten the episode"
+                    f"learner.micro_batch_tokens = {self.learner.micro_batch_tokens}{shared} is less than the longest "
+                    f"trajectory, episode.max_prompt_tokens + episode.max_response_tokens = {longest}, which a pass of the "
+                    "learner has to hold: raise it, raise learner.sequence_parallel_size, or shorten the episode"
                 )
             total, steps = self.learner.total_steps, self.grpo.num_steps
             if self.learner.schedule == "cosine" and total is not None and total < steps:

@@ -135,7 +135,7 @@ class OnlineRepair:
             rejected=reward_input(request.trajectory, mask_results=mask_results),
             margin=self._config.reward_model.margin,
         )
-        if np.array_equal(pair.chosen, pair.rejected) or len(pair) > self._config.learner.micro_batch_tokens:
+        if np.array_equal(pair.chosen, pair.rejected) or len(pair) > self._config.learner.micro_batch_capacity:
             self._counts["pairs_unusable"] += 1
             return
         self._pairs.append(pair)

@@ -11,6 +11,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from autotraj.errors import UserError
+from learners.config import LearnerConfig
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 """`owner/name`."""
@@ -38,6 +39,19 @@ def check_policy(key: str, folder: Path, *, max_model_len: int) -> None:
         raise UserError(
             f"engine.max_model_len = {max_model_len} exceeds the model's max_position_embeddings = {positions}"
         )
+
+
+def check_heads(folder: Path, learner: LearnerConfig) -> None:
+    """Raises UserError if the ranks of `learner.sequence_parallel_size` can't share the attention heads of this model."""
+    config = _read("model", folder / "config.json")
+    config = config.get("text_config") or config  # for a model that also reads images
+    num_heads = config.get("num_attention_heads")
+    if num_heads is None:  # under another name, which transformers knows, when the learner loads it
+        return
+    try:
+        learner.check_heads(num_heads, config.get("num_key_value_heads") or num_heads)
+    except ValueError as error:
+        raise UserError(f"learner.{error}") from error
 
 
 def check_weights(key: str, folder: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import psutil
 from actors.engine.registry import check_kind
 from autotraj.config.run import RunConfig
 from autotraj.errors import UserError
-from autotraj.planning.model_files import check_policy, check_weights
+from autotraj.planning.model_files import check_heads, check_policy, check_weights
 from autotraj.planning.plan import GIB, host_bytes, memory_by_part
 from cluster.roles import LEARNER, ROLLOUT, SANDBOX, Ask, role
 from storage.locations import is_uri
@@ -152,9 +152,11 @@ def _check_engines(config: RunConfig) -> None:
 
 
 def _check_models(config: RunConfig) -> None:
-    check_policy("model", Path(fetched_model(config.model)), max_model_len=config.engine.max_model_len)
+    folder = Path(fetched_model(config.model))
+    check_policy("model", folder, max_model_len=config.engine.max_model_len)
     if config.only_measures:
         return
+    check_heads(folder, config.learner)
     if config.reward_model.path and not is_uri(
         config.reward_model.path
     ):  # of a URI's only the node that serves it has a copy

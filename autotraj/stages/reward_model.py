@@ -90,7 +90,7 @@ def train_reward_model(
         margin=settings.margin,
         mask_results=config.scorer.mask_results,
         held_out=settings.held_out,
-        max_tokens=config.learner.micro_batch_tokens,
+        max_tokens=config.learner.micro_batch_capacity,
     )
     if not pairs.train or not pairs.held_out:
         raise UserError(

@@ -64,12 +64,12 @@ def sft(
         raise UserError(str(error)) from error
     if not samples:
         raise UserError(f"{source} holds no trajectory to learn from; synthesise with more questions or candidates")
-    limit = config.learner.micro_batch_tokens
+    limit = config.learner.micro_batch_capacity
     fitting = [sample for sample in samples if len(sample.ids) <= limit]
     if not fitting:
         raise UserError(
-            f"{source}: all {len(samples)} trajectories are longer than learner.micro_batch_tokens = {limit}, the "
-            f"shortest has {min(len(sample.ids) for sample in samples)} tokens; raise it"
+            f"{source}: all {len(samples)} trajectories are longer than a micro-batch of the learner, {limit} tokens; the "
+            f"shortest has {min(len(sample.ids) for sample in samples)} tokens: raise learner.micro_batch_tokens"
         )
     total = supervised.num_steps(len(fitting), settings.batch_size, settings.epochs)
     learner = supervised.learner_config(

@@ -32,6 +32,8 @@ def test_contradicting_loss_settings_are_errors(settings: dict[str, Any], messag
         ({"warmup_steps": 10, "total_steps": 10}, "must be less than total_steps=10"),
         ({"num_gpus_per_learner": 2}, "raise num_learners"),
         ({"weight_sync": "nccl"}, "needs num_gpus_per_learner=1"),
+        ({"num_learners": 3, "sequence_parallel_size": 2}, "=2 doesn't divide num_learners=3: set num_learners"),
+        ({"num_learners": 2, "sequence_parallel_size": 2, "attention": "sdpa"}, "set attention to 'auto' or 'varlen'"),
         ({"head": "scalar", "temperature": 0.7}, "temperature=0.7 has no effect with head='scalar'"),
         ({"head": "scalar", "num_minibatches": 2}, "num_minibatches=2 has no effect with head='scalar'"),
         ({"lora": {"targets": ()}}, "leaves nothing to train"),

@@ -135,7 +135,7 @@ def test_what_a_scalar_head_cannot_do_is_refused(tiny_model: Path, pairs: list[P
         engine.logprobs([1, 2])
     with pytest.raises(ValueError, match="pair 7: both sides are the same"):
         engine.pair_step([*pairs, Pair(chosen=pairs[0].chosen, rejected=pairs[0].chosen.copy())])
-    with pytest.raises(ValueError, match="exceeds micro_batch_tokens=150"):
+    with pytest.raises(ValueError, match="exceeds a micro-batch of 150; raise micro_batch_tokens"):
         engine.scores([np.zeros(151, np.int32)])
     language_model = DeepSpeedEngine(config(tiny_model, head="lm"))
     with pytest.raises(ValueError, match="pair_step needs head='scalar'"):

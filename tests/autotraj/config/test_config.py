@@ -70,6 +70,12 @@ def test_a_pass_of_the_learner_holds_the_longest_trajectory() -> None:
     ):
         parse(MINIMAL | sections | {"learner": {"micro_batch_tokens": 1791}})
     assert parse(MINIMAL | sections | {"learner": {"micro_batch_tokens": 1792}}).learner.micro_batch_tokens == 1792
+    shared = {"num_learners": 2, "sequence_parallel_size": 2}
+    with pytest.raises(
+        ConfigError, match=r"tokens = 895 · learner\.sequence_parallel_size = 2 is less than the longest"
+    ):
+        parse(MINIMAL | sections | {"learner": shared | {"micro_batch_tokens": 895}})
+    parse(MINIMAL | sections | {"learner": shared | {"micro_batch_tokens": 896}})
     supervised = {"stages": ["synthesize", "sft"], "learner": {"micro_batch_tokens": 1791}}
     assert parse(MINIMAL | sections | supervised).stages == ("synthesize", "sft")  # leaves out what is longer, counted
 

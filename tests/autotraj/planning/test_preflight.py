@@ -148,6 +148,13 @@ def test_context_longer_than_the_model_has_positions(tmp_path: Path) -> None:
     assert "engine.max_model_len = 1000000 exceeds" in fails(tmp_path, "engine.max_model_len=1000000")
 
 
+def test_attention_heads_that_ranks_cannot_share(tmp_path: Path) -> None:
+    message = fails(tmp_path, "learner.num_learners=3", "learner.sequence_parallel_size=3")
+    assert message.startswith(
+        "learner.sequence_parallel_size=3: so many ranks can't divide the model's 4 attention heads"
+    )
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -88,7 +88,7 @@ def test_trajectories_that_are_all_too_long_are_told_before_any_learner_starts(t
     path.parent.mkdir(parents=True)
     write_jsonl(path, [record, record])
     with pytest.raises(
-        UserError, match=r"all 2 trajectories are longer than learner\.micro_batch_tokens = 20, the shortest"
+        UserError, match=r"all 2 trajectories are longer than a micro-batch of the learner, 20 tokens; the shortest"
     ):
         sft.sft(config, interrupt=Interrupt(), on_step=lambda step, num_steps, metrics: None)
     assert not (config.folder / SFT.folder).exists()
