@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import PAD, VOCAB
 from ranks import on_ranks
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
@@ -19,6 +18,8 @@ from models.separation import sharing_fault
 from models.sequence_parallel import WHOLE
 
 pytestmark = [pytest.mark.usefixtures("single_rank"), pytest.mark.slow]
+
+VOCAB = 330  # of the tiny model, too
 
 LOSS = LossConfig(algorithm="gspo", is_max=1.5, kl_estimator="k3", kl_coef=0.1)
 """It needs all tokens of a sequence at once, and logprobs of the reference."""
@@ -61,7 +62,7 @@ def mqa(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama whose four heads share one of keys and values."""
     torch.manual_seed(0)
     shape = {"vocab_size": VOCAB, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 1, "max_position_embeddings": 512, "pad_token_id": PAD}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 1, "max_position_embeddings": 512, "pad_token_id": 0}
     path = tmp_path_factory.mktemp("mqa")
     LlamaForCausalLM(LlamaConfig(**shape, **heads)).save_pretrained(path)
     return path
