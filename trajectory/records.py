@@ -14,6 +14,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,10 @@ from numpy.typing import NDArray
 from storage.whole import replacing
 from trajectory import markup
 from trajectory.chat import Tokenizer, encode, prompt_messages, prompt_opening, render_messages, without_opening
+from trajectory.tools import TOOLS
 
 Message = dict[str, str]
 
-_CALL_WITH_RESULT = re.compile(r"</(?:code|search)>(\s*<result>)")
 _END_OF_RESULT = "</result>"
 
 
@@ -107,7 +108,8 @@ def split_response(text: str) -> Iterator[tuple[str, bool]]:
     the white space before it and one line end after it. Its output is escaped, so the first `</result>` ends it.
     """
     end = 0
-    while (opened := _CALL_WITH_RESULT.search(text, end)) is not None:
+    call_with_result = _call_with_result(tuple(TOOLS))
+    while (opened := call_with_result.search(text, end)) is not None:
         closed = text.find(_END_OF_RESULT, opened.end())
         if closed < 0:
             break
@@ -118,6 +120,12 @@ def split_response(text: str) -> Iterator[tuple[str, bool]]:
         end = stop
     if end < len(text):
         yield text[end:], True
+
+
+@cache
+def _call_with_result(tools: tuple[str, ...]) -> re.Pattern[str]:
+    """Matches the end of a call of one of these tools and the beginning of its result."""
+    return re.compile(rf"</(?:{'|'.join(tools)})>(\s*<result>)")
 
 
 def check_results(text: str) -> None:
