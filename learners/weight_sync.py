@@ -21,6 +21,11 @@ BLOCK_BYTES = 1 << 30
 ALIGNMENT = 64
 """Alignment of each tensor in a block, bytes."""
 
+PACKED_BUFFER_BYTES = 256 << 20
+"""vLLM packs tensors into two buffers for NCCL, on the learner's GPU and on the engines', which no plan of memory counts.
+vLLM's own size is 1 GiB. A buffer takes whole tensors until it is full, so each has this size and that of one tensor at
+most."""
+
 
 class HostMemory:
     """Where the weights are copied to on the host. It is taken at the first copy and overwritten by each later one.
@@ -124,7 +129,11 @@ class NCCLBroadcast:
 
         self._trainer = WeightTransferTrainerFactory.trainer_init(
             NCCLTrainerInitInfo(
-                master_address=address, master_port=port, world_size=1 + num_engine_workers, rank=engine.rank
+                master_address=address,
+                master_port=port,
+                world_size=1 + num_engine_workers,
+                rank=engine.rank,
+                packed_buffer_size_bytes=PACKED_BUFFER_BYTES,
             ),
             client=_ControllerDrivesEngines(),
             source=_weight_source(engine),
@@ -140,10 +149,7 @@ class NCCLBroadcast:
 
 def engine_init_info(address: str, port: int, num_engine_workers: int) -> dict[str, Any]:
     """The arguments with which each engine's `init_weight_transfer_engine` joins the group that `NCCLBroadcast` opens."""
-    from vllm.distributed.weight_transfer.packed_tensor import (
-        DEFAULT_PACKED_BUFFER_SIZE_BYTES,
-        DEFAULT_PACKED_NUM_BUFFERS,
-    )
+    from vllm.distributed.weight_transfer.packed_tensor import DEFAULT_PACKED_NUM_BUFFERS
 
     return {
         "master_address": address,
@@ -151,7 +157,7 @@ def engine_init_info(address: str, port: int, num_engine_workers: int) -> dict[s
         "rank_offset": 1,  # rank 0 is the only sender
         "world_size": 1 + num_engine_workers,
         "packed": True,
-        "packed_buffer_size_bytes": DEFAULT_PACKED_BUFFER_SIZE_BYTES,
+        "packed_buffer_size_bytes": PACKED_BUFFER_BYTES,
         "packed_num_buffers": DEFAULT_PACKED_NUM_BUFFERS,
     }
 

@@ -200,6 +200,8 @@ class VLLMEngine:
         """Join the learner's NCCL group; `init_info` is vLLM's `NCCLWeightTransferInitInfo`. The learner must join, too."""
         from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
 
+        # vLLM would forget the communicator of an earlier group without releasing its memory.
+        await self._call(self._llm.shutdown_weight_transfer_engine(), "release the earlier weight-transfer group")
         request = WeightTransferInitRequest(init_info=init_info)
         await self._call(self._llm.init_weight_transfer_engine(request), "join the weight-transfer group")
 

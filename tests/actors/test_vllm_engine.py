@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -102,6 +103,20 @@ class TestOneEngine:
         others = await busy
         assert among.token_ids == alone.token_ids
         assert len({tuple(other.token_ids) for other in others}) == 40
+
+    async def test_the_earlier_group_is_released_before_another_is_joined(
+        self, engine: VLLMEngine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked: list[str] = []
+        real = engine._llm.collective_rpc
+
+        async def noted(method: str, *args: Any, **kwargs: Any) -> Any:
+            asked.append(method)
+            return await real(method, *args, **kwargs)
+
+        monkeypatch.setattr(engine._llm, "collective_rpc", noted)
+        await engine.init_weight_transfer({})  # of a host engine, whose workers agree on nothing
+        assert asked == ["shutdown_weight_transfer_engine", "init_weight_transfer_engine"]
 
     async def test_a_stop_string_cuts_the_text_and_leaves_the_tokens(self, engine: VLLMEngine) -> None:
         """`</co` ends inside the token `</code>`."""

@@ -46,6 +46,21 @@ def test_declared_weights_are_those_that_are_sent(engine: DeepSpeedEngine) -> No
     assert (info.world_size, info.rank_offset, info.packed) == (4, 1, True)
 
 
+def test_both_sides_pack_into_buffers_of_one_size_smaller_than_vllm_would(
+    engine: DeepSpeedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
+
+    asked: list[NCCLTrainerInitInfo] = []
+    factory = "vllm.distributed.weight_transfer.factory.WeightTransferTrainerFactory.trainer_init"
+    monkeypatch.setattr(factory, lambda info, **_: asked.append(info))
+    NCCLBroadcast(engine, "10.0.0.1", 1234, num_engine_workers=3)
+    (trainers,) = asked
+    engines = engine_init_info("10.0.0.1", 1234, num_engine_workers=3)
+    assert trainers.packed_buffer_size_bytes == engines["packed_buffer_size_bytes"] == 256 << 20
+    assert trainers.packed_num_buffers == engines["packed_num_buffers"]
+
+
 def test_ranks_other_than_the_sender_only_take_part_in_gathering(
     engine: DeepSpeedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
