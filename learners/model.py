@@ -177,7 +177,7 @@ class _Headless(nn.Module):
 
     notes: tuple[str, ...] = ()
 
-    def __init__(self, lm: nn.Module, *, varlen: bool, part: Part) -> None:
+    def __init__(self, lm: nn.Module, *, varlen: bool, part: Part = WHOLE) -> None:
         super().__init__()
         self.part = part
         self.lm: Any = lm
@@ -201,7 +201,9 @@ class SequenceScores(_Headless):
 class TokenLogprobs(_Headless):
     """Wraps a causal language model so that logits are computed only where they are needed, one block at a time."""
 
-    def __init__(self, lm: nn.Module, *, varlen: bool, part: Part, temperature: float, chunk_bytes: int) -> None:
+    def __init__(
+        self, lm: nn.Module, *, varlen: bool, temperature: float, chunk_bytes: int, part: Part = WHOLE
+    ) -> None:
         super().__init__(lm, varlen=varlen, part=part)
         self.temperature = temperature
         self.chunk_bytes = chunk_bytes
