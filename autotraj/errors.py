@@ -2,7 +2,9 @@
 
 from typing import Literal
 
-ScoringReason = Literal["nonfinite_reward", "reward_model_timeout", "reward_model_refused", "reward_model_down"]
+ScoringReason = Literal[
+    "nonfinite_reward", "reward_term_failed", "reward_model_timeout", "reward_model_refused", "reward_model_down"
+]
 """Why a group has no rewards."""
 
 
@@ -33,11 +35,12 @@ class GroupsFail(RunError):
 
 
 class ScoringFailed(RunError):
-    """A group has no rewards. `reason` is for counting, and the message for people."""
+    """A group has no rewards. `reason` and `of`, the name of a part, are for counting, and the message for people."""
 
-    def __init__(self, reason: ScoringReason, message: str) -> None:
+    def __init__(self, reason: ScoringReason, message: str, *, of: str = "") -> None:
         super().__init__(message)
         self.reason = reason
+        self.of = of
 
 
 class RewardNotFinite(ScoringFailed):
@@ -45,6 +48,13 @@ class RewardNotFinite(ScoringFailed):
 
     def __init__(self, message: str) -> None:
         super().__init__("nonfinite_reward", message)
+
+
+class RewardTermFailed(ScoringFailed):
+    """A reward term of the user's own gave no numbers. The message says why."""
+
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__("reward_term_failed", message, of=name)
 
 
 class NotFinite(RunError):

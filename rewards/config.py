@@ -5,10 +5,28 @@ from typing import Literal
 from pydantic import Field, NonNegativeFloat, model_validator
 
 from rewards.dimensions import DIMENSIONS
+from trajectory.import_path import ImportPath
 from trajectory.section import Section
 
 LARGEST = 100.0
 """Largest absolute value of any part of the reward."""
+
+BUILT_IN = ("outcome", "format", "trajectory", "overlong")
+"""The names of the built-in terms, which are the keys of `rewards.terms.REWARD_TERMS`."""
+
+
+class TermConfig(Section):
+    """A reward term of the user's own. See docs/extending.md, "A reward term"."""
+
+    use: ImportPath
+    """`module:function`. The function's name is the term's name in metrics, logs and reports."""
+
+    weight: float = Field(default=1.0, ge=-LARGEST, le=LARGEST)
+    """Factor of the number that the function returns. The product may be at most 100 in size. 0: it is only shown."""
+
+    @property
+    def name(self) -> str:
+        return self.use.rpartition(":")[2].rpartition(".")[2]
 
 
 class RewardConfig(Section):
@@ -48,6 +66,24 @@ class RewardConfig(Section):
     math_timeout_s: float = Field(default=3.0, gt=0)
     """How long math-verify may take to compare two answers, seconds. After that they count as different."""
 
+    terms: tuple[TermConfig, ...] = ()
+    """The user's own terms, `[[reward.terms]]`, which are added to the built-in ones."""
+
+    terms_timeout_s: float = Field(default=30.0, gt=0)
+    """How long one of `terms` may take for all trajectories of a task, seconds. After that its process is killed, and the
+    group is dropped."""
+
+    @model_validator(mode="after")
+    def _terms_with_names(self) -> "RewardConfig":
+        taken = list(BUILT_IN)
+        for term in self.terms:
+            if term.name in taken:
+                raise ValueError(
+                    f"terms: {term.use!r} is called {term.name!r}, as another term is; give the function another name"
+                )
+            taken.append(term.name)
+        return self
+
     @model_validator(mode="after")
     def _no_contradictions(self) -> "RewardConfig":
         if self.preset == "paper":
@@ -77,6 +113,7 @@ _PAPERS = (
     "trajectory_weight",
     "trajectory_clip",
     "overlong_buffer_tokens",
+    "terms",
 )
 """The values that preset `paper` fixes. They are the published defaults (`trajectory_clip` has none there)."""
 

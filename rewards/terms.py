@@ -1,7 +1,7 @@
 """The terms of a trajectory's reward, one function each. The reward is their sum.
 
-To add a term, write a function of `TermInput` and add a line to `REWARD_TERMS`. Its name appears in metrics, reports and
-logs.
+To add a term here, write a function of `TermInput` and add a line to `REWARD_TERMS`, and its name to `config.BUILT_IN`. Its
+name appears in metrics, reports and logs. A term outside of this repository is named by `reward.terms`, see `own_terms`.
 """
 
 from __future__ import annotations

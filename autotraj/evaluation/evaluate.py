@@ -16,7 +16,7 @@ from autotraj.runners.calls import Failed
 from autotraj.runners.pool import RunnerPool
 from autotraj.sampling.failures import FailuresInARow, episode_failure
 from autotraj.sampling.metrics import describe_groups
-from autotraj.sampling.scoring import score_group
+from autotraj.sampling.scoring import evaluated_with_own_terms, score_group
 from rewards.config import RewardConfig
 from trajectory.types import Group, Task
 
@@ -121,6 +121,7 @@ def evaluate(
     if not any_answer:
         failures.check_all()
     scored = [score_group(found[index], reward) for index in range(len(tasks))]
+    scored = evaluated_with_own_terms(scored, reward)
     num_asked_again = sum(count - 1 for count in attempts.values())
     return summarize(name, scored, seconds=time.monotonic() - started, num_asked_again=num_asked_again)
 

@@ -56,7 +56,7 @@ from autotraj.runners.repairers import repairer_pool
 from autotraj.sampling.failures import FailuresInARow
 from autotraj.sampling.groups import GroupSource
 from autotraj.sampling.metrics import describe_groups
-from autotraj.sampling.scoring import score_group
+from autotraj.sampling.scoring import score_group, with_own_terms
 from autotraj.status.rows import LoopState
 from autotraj.training.skips import Skips
 from autotraj.training.supervised import Interrupted
@@ -64,6 +64,7 @@ from cluster.roles import ROLLOUT, role
 from learners.advantages import has_variance
 from learners.group import LearnerGroup, Pending, StepResult
 from learners.skipped_steps import reasons
+from rewards.own_terms import OwnTerms
 from storage.locations import join
 from storage.objects import Storage
 from tasks.load import load_tasks
@@ -313,6 +314,9 @@ class GRPO(Algorithm):
         self._scorer: Scorer | None = None
         self._repair: OnlineRepair | None = None
         self._ends_with_the_run = ExitStack()
+        self._own_terms = OwnTerms(run.reward)
+        self._ends_with_the_run.callback(self._own_terms.close)
+        preflight.check_terms(self._own_terms)
         self._num_leases = 0
         self._skips = Skips()
         self._num_alike = 0  # groups in a row without variance
@@ -442,7 +446,8 @@ class GRPO(Algorithm):
             self._source.take(outcome)
 
     def _score(self, group: Group) -> Group:
-        return self._scorer.score(group) if self._scorer else score_group(group, self.config.run_config.reward)
+        scored = self._scorer.score(group) if self._scorer else score_group(group, self.config.run_config.reward)
+        return with_own_terms(scored, self._own_terms)
 
     def _keep(self, group: Group) -> None:
         """Put a scored group into the buffer, unless there is nothing to learn from it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -17,6 +18,7 @@ from autotraj.errors import UserError
 from autotraj.planning.model_files import check_heads, check_policy, check_weights
 from autotraj.planning.plan import GIB, host_bytes, memory_by_part
 from cluster.roles import LEARNER, ROLLOUT, SANDBOX, Ask, role
+from rewards.own_terms import OwnTerms, TermRefused
 from storage.locations import is_uri
 from storage.objects import StorageError, fetch
 from tasks.load import assert_disjoint, load_tasks
@@ -54,6 +56,8 @@ def check(config: RunConfig, *, sandbox: bool = True) -> tuple[list[Task], list[
     check_writable("run_dir", config.run_dir)
     _check_engines(config)
     _check_models(config)
+    with closing(OwnTerms(config.reward)) as own_terms:
+        check_terms(own_terms)
     if sandbox:
         _check_devices(config)
     if sandbox and not config.place_by_role:  # by role the files are on other nodes
@@ -140,6 +144,14 @@ def fetched_model(model: str) -> str:
         return fetch(model)
     except StorageError as error:
         raise UserError(f"model: {error}") from error
+
+
+def check_terms(own_terms: OwnTerms) -> None:
+    """Raises UserError for a reward term that can't be used. It is imported in a process of its own, not here."""
+    try:
+        own_terms.check()
+    except TermRefused as error:
+        raise UserError(f"reward.terms: {error}") from error
 
 
 def _check_engines(config: RunConfig) -> None:

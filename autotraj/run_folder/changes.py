@@ -22,6 +22,7 @@ SHAPES_NOTHING = (
     "sft.checkpoint_every ",
     "reward_model.when_unavailable ",
     "reward.math_timeout_s ",
+    "reward.terms_timeout_s ",
     "episode.deadline_s ",
 )
 """Settings of the sections that shape a stage, but that change nothing of what is made."""

@@ -34,6 +34,7 @@ REMEDIES: dict[FailureReason, str] = {
     "nonfinite_logprobs": "The engine's weights or its dtype are broken: check the model and engine.dtype; if training has "
     "broken it, lower learner.lr and go on from a checkpoint of before",
     "nonfinite_reward": "Mend the part of the reward that it names",
+    "reward_term_failed": "Mend the function that it names, take it out of reward.terms, or raise reward.terms_timeout_s",
     "reward_model_timeout": _REWARD_MODEL,
     "reward_model_refused": _REWARD_MODEL,
     "reward_model_down": _REWARD_MODEL,
@@ -42,10 +43,15 @@ REMEDIES: dict[FailureReason, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a group can't be used. `reason` is for counting, `text` a message for people."""
+    """Why a group can't be used. `reason` is for counting, with `of`, the part that failed; `text` is for people."""
 
     reason: FailureReason
     text: str
+    of: str = ""
+
+    @property
+    def counted_as(self) -> str:
+        return f"{self.reason}:{self.of}" if self.of else self.reason
 
 
 def episode_failure(group: Group) -> Failure | None:
@@ -78,8 +84,8 @@ class FailuresInARow:
     def __init__(self, what: str, num_in_flight: int) -> None:
         self._what = what
         self._limit = max(ROUNDS * num_in_flight, LEAST)
-        self._reasons: Counter[FailureReason] = Counter()
-        self._first: dict[FailureReason, str] = {}  # reason → the first text of this row
+        self._reasons: Counter[str] = Counter()
+        self._first: dict[str, Failure] = {}  # what it is counted as → the first of this row
         self._told: set[str] = set()
 
     def succeeded(self) -> None:
@@ -89,12 +95,12 @@ class FailuresInARow:
 
     def failed(self, failure: Failure) -> None:
         """Counts a failure, and logs the first of each reason."""
-        text = " ".join(failure.text.split())[:TEXT_CHARS]
-        if failure.reason not in self._told:
-            self._told.add(failure.reason)
-            logger.warning("%s: a group failed (%s): %s", self._what, failure.reason, text)
-        self._reasons[failure.reason] += 1
-        self._first.setdefault(failure.reason, text)
+        name = failure.counted_as
+        if name not in self._told:
+            self._told.add(name)
+            logger.warning("%s: a group failed (%s): %s", self._what, name, _in_one_line(failure.text))
+        self._reasons[name] += 1
+        self._first.setdefault(name, failure)
 
     @property
     def too_many(self) -> bool:
@@ -115,8 +121,13 @@ class FailuresInARow:
     def error(self) -> GroupsFail:
         """The error. It names the most frequent reason in the row, its count, its first failure and the remedy."""
         (reason, count), *others = self._reasons.most_common()
+        first = self._first[reason]
         among = "".join(f", {number} by {other}" for other, number in others)
         return GroupsFail(
             f"{self._what}: the last {self._reasons.total()} groups have all failed, {count} by {reason}{among}. The first "
-            f"by {reason}: {self._first[reason]}. {REMEDIES[reason]}"
+            f"by {reason}: {_in_one_line(first.text)}. {REMEDIES[first.reason]}"
         )
+
+
+def _in_one_line(text: str) -> str:
+    return " ".join(text.split())[:TEXT_CHARS]

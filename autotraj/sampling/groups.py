@@ -98,8 +98,9 @@ class GroupSource(Generic[T]):
             try:
                 scored = future.result()
             except ScoringFailed as error:
-                self._failures.failed(Failure(error.reason, str(error)))
-                self.ledger.drop(lease_id, error.reason)
+                failure = Failure(error.reason, str(error), error.of)
+                self._failures.failed(failure)
+                self.ledger.drop(lease_id, failure.counted_as)
                 continue
             self._failures.succeeded()
             self.ledger.score(lease_id)
