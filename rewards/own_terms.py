@@ -1,7 +1,7 @@
 """Calls the reward terms of the user's own in processes with a deadline, because a function may hang or end its process.
 
-A process is started when a thread needs one and all others are busy, and killed, with all that it started, when a term misses
-its deadline. It imports the user's modules as this process would. They run with the user's rights.
+A process is started when a thread needs one and all others are busy. It is killed, with all that it started, when a term
+misses its deadline. It imports the user's modules as this process would. They run with the user's rights.
 """
 
 from __future__ import annotations

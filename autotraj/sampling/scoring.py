@@ -1,4 +1,4 @@
-"""Rewards a whole group by format and outcome, adds the user's own terms, and checks that every reward is a finite number."""
+"""Rewards a whole group by format, outcome and the user's own terms, and checks that every reward is a finite number."""
 
 from __future__ import annotations
 

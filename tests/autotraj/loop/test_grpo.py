@@ -70,8 +70,10 @@ def assert_status_is_told(run_dir: str, gateway: GatewayAccess) -> None:
 
 def test_train_die_checkpoint_resume(gateway: GatewayAccess, tmp_path: Path) -> None:
     """Four steps on two ZeRO-2 ranks, a rollout actor killed after the first, a learner after the third, which is then
-    taken again from the checkpoint of the second; then a resume, on one rank, that goes on."""
-    config = tiny(tmp_path, "learner.num_learners=2", "learner.zero_stage=2", "grpo.checkpoint_every=2")
+    taken again from the checkpoint of the second; then a resume, on one rank, that goes on.
+    With a reward term of one's own."""
+    term = 'reward.terms=[{use="examples.own.reward:brevity", weight=0.1}]'
+    config = tiny(tmp_path, "learner.num_learners=2", "learner.zero_stage=2", "grpo.checkpoint_every=2", term)
     with RunFolder.create(config) as folder, prometheus(tmp_path / "prometheus") as server:
         algo = build_algorithm(config, gateway, trajectory_log=folder.trajectory_log)
         try:
@@ -97,15 +99,18 @@ def test_train_die_checkpoint_resume(gateway: GatewayAccess, tmp_path: Path) -> 
             assert sampled[0]["step"] == 1  # all of it was sampled with the first weights
             assert all(m["sync/sampled_logprob_diff_mean"] < 1e-5 for m in sampled)
             assert all(m["staleness_max"] <= config.grpo.max_staleness for m in seen)
+            assert all(0 < m["reward/brevity"] < 0.1 for m in seen)
             result = evaluate_engines("after", algo, config, load_tasks(config.eval.data))
             assert (result.num_problems, result.num_failed) == (16, 0)
             assert result.accuracy > 0.2  # the base is far above that: broken weights would not be
             assert result.tool_call_rate > 0.3
+            assert all(0 < reward.parts["brevity"] < 0.1 for group in result.groups for reward in group.rewards)
             assert_dashboard_is_fed(server, algo)
         finally:
             algo.stop()
         logged = list(read_log(folder.trajectory_log))
         assert len(logged) >= 4 * config.grpo.groups_per_step
+        assert all("brevity" in reward.parts for group in logged for reward in group.rewards)
         assert len((folder.path / "metrics.jsonl").read_text().splitlines()) == 4
 
     checkpoint = latest_checkpoint(Path(config.run_dir))

@@ -1,6 +1,9 @@
 """Scoring with the reward model when it answers, when another takes its place, and when it doesn't answer."""
 
 from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -16,8 +19,9 @@ from autotraj.runners.calls import Finished
 from autotraj.runners.pool import RunnerPool
 from autotraj.sampling.failures import FailuresInARow
 from autotraj.sampling.groups import GroupSource
-from autotraj.sampling.scoring import score_group
+from autotraj.sampling.scoring import evaluated_with_own_terms, score_group, with_own_terms
 from rewards.config import RewardConfig
+from rewards.own_terms import OwnTerms
 from trajectory.ledger import Ledger
 
 
@@ -150,3 +154,69 @@ def test_a_reward_that_is_no_number_is_told_with_its_term(number: float) -> None
         assert list(source.collect()) == []
     source.close()
     assert ledger.drop_reasons == {"nonfinite_reward": 1}
+
+
+OWN_TERMS = """
+def noted(task, trajectory):
+    return 2, "seen"
+
+def spread(group):
+    return [t.index + r.parts["noted"] for t, r in zip(group.trajectories, group.rewards, strict=True)]
+
+def fails(task, trajectory):
+    return float("nan")
+"""
+
+
+@pytest.fixture
+def own_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RewardConfig:
+    (tmp_path / "own_terms_to_score.py").write_text(OWN_TERMS)
+    monkeypatch.syspath_prepend(tmp_path)
+    uses = [{"use": f"own_terms_to_score:{name}", "weight": 0.5} for name in ("noted", "spread", "fails")]
+    return RewardConfig(terms=uses, terms_timeout_s=120.0)  # type: ignore[arg-type]
+
+
+def test_own_terms_are_parts_of_the_reward_by_name(own_config: RewardConfig) -> None:
+    """A trajectory that failed, as there may be in an evaluation, has none."""
+    config = own_config.model_copy(update={"terms": own_config.terms[:2]})
+    failed = replace(GROUP.trajectories[1], finish_reason="deadline", error="late")
+    group = replace(GROUP, trajectories=(GROUP.trajectories[0], failed, *GROUP.trajectories[2:]))
+    with closing(OwnTerms(config)) as own:
+        scored = with_own_terms(score_group(group, config), own)
+    assert [r.parts.get("spread") for r in scored.rewards] == [0.5, None, 1.5, 2.0]
+    assert [r.notes for r in scored.rewards] == [("noted: seen",), ("late",), ("noted: seen",), ("noted: seen",)]
+    assert scored.rewards[0].parts == {"outcome": 1.0, "format": 0.0, "noted": 1.0, "spread": 0.5}
+    assert all(r.total == sum(r.parts.values()) for r in scored.rewards)
+
+
+def test_an_own_term_that_fails_drops_the_group_by_its_name(
+    own_config: RewardConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    ledger = Ledger([GROUP.task], seed=0, max_attempts=3)
+    lease = ledger.lease()
+    failures = FailuresInARow("test", 4)
+    with closing(OwnTerms(own_config)) as own:
+        source = GroupSource(
+            ledger,
+            cast(RunnerPool, None),  # nothing is admitted
+            lambda group: with_own_terms(score_group(group, own_config), own),
+            failures=failures,
+            seed_of=lambda lease: 0,
+            timeout_s=60.0,
+        )
+        source.take(Finished(Work.ROLLOUT, lease.lease_id, GROUP))
+        while source.num_scoring:
+            assert list(source.collect()) == []
+        source.close()
+    assert ledger.drop_reasons == {"reward_term_failed:fails": 1}
+    assert "(reward_term_failed:fails): task a: 'own_terms_to_score:fails' returned nan" in caplog.text
+    assert "Mend the function that it names" in str(failures.error())
+
+
+def test_an_evaluation_leaves_out_an_own_term_that_fails(
+    own_config: RewardConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    scored = [score_group(GROUP, own_config)] * 3
+    found = evaluated_with_own_terms(scored, own_config)
+    assert {tuple(r.parts) for group in found for r in group.rewards} == {("outcome", "format", "noted", "spread")}
+    assert "the evaluation is without the reward term fails" in caplog.text

@@ -102,6 +102,7 @@ def test_every_reason_has_a_remedy(reason: FailureReason) -> None:
         "episode_deadline": ("Raise", "episode.deadline_s"),
         "nonfinite_logprobs": ("The engine's weights", "engine.dtype"),
         "nonfinite_reward": ("Mend the part", "reward"),
+        "reward_term_failed": ("Mend the function", "reward.terms_timeout_s"),
     }.get(reason, ("Mend the reward model's actor", "reward_model.when_unavailable = 'score-without'"))
     remedy = str(failures.error()).rpartition(": text. ")[2]
     assert remedy.startswith(start)
