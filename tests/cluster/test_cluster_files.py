@@ -26,7 +26,7 @@ CLUSTER = ROOT / "cluster"
 CLOUDS = ["aws.yaml", "gcp.yaml"]
 KUBERAY = ["kuberay-cluster.yaml", "kuberay-job.yaml"]
 RECIPES = sorted((ROOT / "examples").glob("qwen*/run.toml"))
-TINY = sorted((ROOT / "examples/tiny").glob("*.toml"))
+TINY = sorted(path for folder in ("tiny", "own") for path in (ROOT / "examples" / folder).glob("*.toml"))
 
 
 def read(name: str) -> Any:

@@ -284,6 +284,10 @@ def test_every_number_must_be_finite(number: float) -> None:
     }
     paths = [path for path, kind, _ in numbers(RunConfig) if kind is float and path != ("learner", "temperature")]
     assert len(paths) > 60
+    in_a_list = ("reward", "terms", "weight")
+    paths.remove(in_a_list)
+    with pytest.raises(ConfigError, match=r"^reward\.terms\.0\.weight: "):
+        parse(MINIMAL | nested(in_a_list[:-1], [{"use": "module:function", "weight": number}]))
     for path in paths:
         with pytest.raises(ConfigError, match=rf"(?m)^{'.'.join(path)}\b"):
             parse(MINIMAL | nested(path, several.get(path[-1], number)))
