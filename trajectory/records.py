@@ -193,7 +193,7 @@ def read_jsonl(
                 raise ValueError(f"{path}, line {number}: not valid JSON ({error})") from error
             missing = [f for f in fields if not isinstance(record, dict) or f not in record]
             if missing:
-                raise ValueError(f"{path}, line {number}: no field {missing[0]!r}; `synthesize` writes it")
+                raise ValueError(f"{path}, line {number}: no field {missing[0]!r}")
             try:
                 check(record)
             except ValueError as error:

@@ -173,16 +173,17 @@ class RunConfig(Section):
             raise ValueError(f"there is no stage {unknown[0]!r}; there are {', '.join(STAGES)}")
         if list(stages) != [name for name in STAGES if name in stages]:
             raise ValueError(f"stages = {list(stages)}: each once, in the order {', '.join(STAGES)}")
-        for name in stages:
-            needed = STAGES[name].input
-            if needed and needed.made_by not in stages:
-                raise ValueError(f"{name!r} needs {needed.made_by!r}, which makes its input")
         return stages
 
     @property
     def only_measures(self) -> bool:
         """Whether no stage is requested: engines sample, but nothing is trained, repaired or scored by a reward model."""
         return not self.stages
+
+    def own_data(self, stage: str) -> Path | None:
+        """The file of the user's own that a stage learns from; None if it learns from what an earlier stage makes."""
+        data: str = getattr(getattr(self, STAGES[stage].learner_section, None), "data", "")
+        return Path(data) if data else None
 
     @property
     def folder(self) -> Path:
@@ -214,6 +215,10 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _no_contradictions(self) -> RunConfig:
+        for name in self.stages:
+            needed = STAGES[name].input
+            if needed and needed.made_by not in self.stages and self.own_data(name) is None:
+                raise ValueError(f"stages: {name!r} needs {needed.made_by!r}, which makes its input")
         check_rollout(self.engine, self.episode, self.rollout, self.repair)
         if "grpo" in self.stages:
             try:

@@ -6,9 +6,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from trajectory.records import check_preference, check_sft
+from autotraj.errors import UserError
+from trajectory.records import check_preference, check_sft, read_jsonl
 
 SFT_FILE, PREFERENCES_FILE = "sft.jsonl", "preferences.jsonl"
 RUN = ("model ", "seed ", "stages ", "data.")
@@ -31,13 +33,22 @@ class StageInput:
     """A file of records that an earlier stage writes."""
 
     made_by: str
-    """Name of that stage, without which this one can't run."""
+    """Name of that stage, without which this one can't run, unless its section's `data` names a file of the user's own."""
     file: str
     """The file's name in that stage's folder."""
     fields: tuple[str, ...]
     """Fields that each record must have."""
     check: Callable[[Mapping[str, Any]], None]
     """Raises ValueError, with the reason, for a record that isn't of this kind."""
+
+    def check_file(self, path: Path) -> None:
+        """Raises UserError, with the line, unless the file holds such records and at least one."""
+        try:
+            records = read_jsonl(path, self.fields, self.check)
+        except (OSError, ValueError) as error:
+            raise UserError(str(error)) from error
+        if not records:
+            raise UserError(f"{path} is empty: there is nothing to learn from")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +121,7 @@ REWARD_MODEL = Stage(
     input=StageInput(
         made_by="synthesize",
         file=PREFERENCES_FILE,
-        fields=("chosen", "rejected", "task_id"),
+        fields=("chosen", "rejected"),
         check=check_preference,
     ),
     learner_section="reward_model",

@@ -27,6 +27,10 @@ class SynthesisConfig(Section):
 class SFTConfig(Section):
     """Supervised fine-tuning on the results of stage 1. The defaults are the paper's (arXiv 2601.23032)."""
 
+    data: LocalPath = ""
+    """A file of your own demonstrations to learn from instead of stage 1's: JSON lines, each with `messages`, the last of
+    them the assistant's reply. Tool results stand in the reply, as `<code>…</code><result>…</result>`, and carry no loss."""
+
     include_repaired: bool = True
     """Learn from accepted repairs too. False: only from the policy's own good trajectories."""
 
@@ -58,6 +62,11 @@ class RewardModelConfig(Section):
     when_unavailable: Literal["drop", "score-without"] = "drop"
     """What happens to a group that the reward model can't score within `scorer.deadline_s`: it is dropped with the
     reason, or it is rewarded for format and outcome alone, with a note on each reward and a count in the metrics."""
+
+    data: LocalPath = ""
+    """A file of your own preference pairs to learn from instead of stage 1's: JSON lines, each with `messages` (or `prompt`)
+    without the reply, and `chosen` and `rejected`. Pairs of the same `task_id`, or else of the same messages, are held out
+    together."""
 
     epochs: PositiveInt = 2
     """Most passes over the training pairs."""

@@ -14,6 +14,7 @@ import psutil
 
 from actors.engine.registry import check_kind
 from autotraj.config.run import RunConfig
+from autotraj.config.stage_registry import STAGES
 from autotraj.errors import UserError
 from autotraj.planning.model_files import check_heads, check_policy, check_weights
 from autotraj.planning.plan import GIB, host_bytes, memory_by_part
@@ -58,6 +59,9 @@ def check(config: RunConfig, *, sandbox: bool = True) -> tuple[list[Task], list[
     _check_models(config)
     with closing(OwnTerms(config.reward)) as own_terms:
         check_terms(own_terms)
+    for stage in map(STAGES.__getitem__, config.stages):
+        if stage.input and (own := config.own_data(stage.name)):
+            stage.input.check_file(own)
     if sandbox:
         _check_devices(config)
     if sandbox and not config.place_by_role:  # by role the files are on other nodes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +42,7 @@ def load_pairs(
     train: list[Pair] = []
     kept_out: list[Pair] = []
     num_too_long = num_alike = 0
-    for record in read_jsonl(path, ["chosen", "rejected", "task_id"], check_preference):
+    for record in read_jsonl(path, ["chosen", "rejected"], check_preference):
         sides = [encode_side(tokenizer, side, mask_results=mask_results) for side in preference_sides(record)]
         pair = Pair(chosen=sides[0], rejected=sides[1], margin=margin)
         if len(pair) > max_tokens:
@@ -50,7 +51,8 @@ def load_pairs(
         if np.array_equal(pair.chosen, pair.rejected):
             num_alike += 1
             continue
-        (kept_out if is_held_out(record["task_id"], held_out) else train).append(pair)
+        question = record.get("task_id") or json.dumps(record.get("messages", record.get("prompt")))
+        (kept_out if is_held_out(str(question), held_out) else train).append(pair)
     return PairSet(tuple(train), tuple(kept_out), num_too_long, num_alike)
 
 

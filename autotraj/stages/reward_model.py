@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autotraj.config.run import RunConfig
-from autotraj.config.stage_registry import REWARD_MODEL
+from autotraj.config.stage_registry import REWARD_MODEL, SYNTHESIZE
 from autotraj.errors import UserError
 from autotraj.interrupt import Interrupt
 from autotraj.preferences.pairs import PairAccuracy, is_held_out, load_pairs, pair_accuracy
@@ -110,7 +110,9 @@ def train_reward_model(
     folder, checkpoint = RunFolder.stage(config, REWARD_MODEL.folder)
     model = folder.location.place("model")
     group = LearnerGroup(learner)
-    sequences, correct = judged(source.parent, held_out=settings.held_out, mask_results=config.scorer.mask_results)
+    sequences, correct = judged(
+        config.folder / SYNTHESIZE.folder, held_out=settings.held_out, mask_results=config.scorer.mask_results
+    )
     if not folder.location.has_model("model"):  # the process was killed while it replaced the model at a URI
         (folder.path / "best.json").unlink(missing_ok=True)
     best = Best(folder.path / "best.json")

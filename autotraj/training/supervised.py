@@ -29,7 +29,6 @@ from learners.config import LearnerConfig, LoraConfig
 from learners.errors import LearnerDied, LearnerError, LearnerTimeout
 from storage.objects import Storage, StorageError
 from storage.whole import replacing, write_whole
-from trajectory.records import read_jsonl
 
 if TYPE_CHECKING:
     from learners.group import LearnerGroup  # torch and Ray: seconds
@@ -72,23 +71,19 @@ def remaining(wanted: Sequence[str], done: Collection[str]) -> str:
 
 
 def input_of(name: str, config: RunConfig) -> Path:
-    """The file that the stage `name` learns from. If it isn't there, UserError names the command that makes it."""
+    """The file that the stage `name` learns from. If an earlier stage makes it and it isn't there, UserError names that
+    stage's command."""
     source = STAGES[name].input
     assert source, name
-    return require(config.folder / STAGES[source.made_by].folder / source.file, source.made_by)
+    own = config.own_data(name)
+    return own or require(config.folder / STAGES[source.made_by].folder / source.file, source.made_by)
 
 
 def check_inputs(name: str, config: RunConfig) -> None:
     """Raises UserError if the input of the stage `name` is missing, or isn't what an earlier stage writes."""
     stage = STAGES[name]
     if stage.input:
-        path = input_of(name, config)
-        try:
-            records = read_jsonl(path, stage.input.fields, stage.input.check)
-        except (OSError, ValueError) as error:
-            raise UserError(str(error)) from error
-        if not records:
-            raise UserError(f"{path} is empty: there is nothing to learn from; synthesise with more questions")
+        stage.input.check_file(input_of(name, config))
     start_of(name, config)
 
 

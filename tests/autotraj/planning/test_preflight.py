@@ -68,6 +68,24 @@ def test_a_model_without_chat_template(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("key", "line", "message"),
+    [
+        ("sft.data", '{"prompt": "What is 2 times 3?", "completion": "6"}', "line 1: no field 'messages'"),
+        ("sft.data", '{"messages": [{"role": "user", "content": "2"}]}', "line 1: the last message is the user's"),
+        ("reward_model.data", '{"messages": [], "chosen": "a"}', "line 1: no field 'rejected'"),
+        ("reward_model.data", "", "is empty"),
+    ],
+)
+def test_data_of_ones_own_is_read_before_anything_starts(tmp_path: Path, key: str, line: str, message: str) -> None:
+    file = tmp_path / "own.jsonl"
+    file.write_text(line)
+    assert message in (said := fails(tmp_path, f'{key}="{file}"'))
+    assert str(file) in said
+    file.unlink()
+    assert f"No such file or directory: '{file}'" in fails(tmp_path, f'{key}="{file}"')
+
+
+@pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("config.json", b"{", "config.json can't be read"),

@@ -134,6 +134,23 @@ def test_an_own_file_with_inline_results_learns_nothing_of_them_and_a_broken_one
         sft.load_samples(path, tokenizer, None, include_repaired=True)
 
 
+def test_stages_with_data_of_ones_own_need_no_stage_that_makes_it(tmp_path: Path, tokenizer: Any) -> None:
+    with pytest.raises(UserError, match="stages: 'sft' needs 'synthesize', which makes its input"):
+        tiny(tmp_path, 'stages=["sft"]')
+    own = [f'sft.data="{tmp_path}/a.jsonl"', f'reward_model.data="{tmp_path}/b.jsonl"']
+    config = tiny(tmp_path, 'stages=["sft", "reward-model"]', *own)
+    assert supervised.input_of("sft", config) == tmp_path / "a.jsonl"
+    assert supervised.input_of("reward-model", config) == tmp_path / "b.jsonl"
+    records = [preference_record(f"What is {i // 2} times 3?", CLEAN, POOR, "") for i in range(200)]  # no task_id
+    write_jsonl(tmp_path / "b.jsonl", records)
+    found = pairs.load_pairs(
+        tmp_path / "b.jsonl", tokenizer, margin=0.0, mask_results=True, held_out=0.2, max_tokens=10_000
+    )
+    assert len(found.train) + len(found.held_out) == 200
+    assert 20 <= len(found.held_out) <= 60  # 40 expected
+    assert all(len(group) % 2 == 0 for group in (found.train, found.held_out))  # both pairs of a question on one side
+
+
 def test_whether_a_question_is_held_out_depends_on_nothing_else() -> None:
     assert [pairs.is_held_out(str(i), 0.3) for i in range(50)] == [pairs.is_held_out(str(i), 0.3) for i in range(50)]
     share = np.mean([pairs.is_held_out(str(i), 0.3) for i in range(2000)])
