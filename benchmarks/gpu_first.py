@@ -32,8 +32,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from autotraj.config.run import load as load_config
-from autotraj.planning.plan import actor_plans
+from autotraj.planning.memory import learner_memory
+from autotraj.planning.model_size import model_size
 from learners.batching import Sample, collate
 from learners.config import LearnerConfig, LoraConfig
 from learners.engine import DeepSpeedEngine
@@ -44,7 +44,6 @@ from models import attention
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 GIB = 1 << 30
-RECIPE = Path(__file__).resolve().parent.parent / "examples/qwen2.5-7b/run.toml"
 
 SHAPES: dict[str, dict[str, Any]] = {
     "1M": {
@@ -334,10 +333,8 @@ def _write_model(shape: str, path: Path, *, deviation: float = 0.02) -> int:
 
 
 def _planned(config: LearnerConfig) -> dict[str, int]:
-    """The plan's bytes by purpose, of this learner in the 7B recipe."""
-    run = load_config(RECIPE, [f"model={json.dumps(config.model)}", "learner.num_learners=1"])
-    (plan,) = [actor for actor in actor_plans(run.model_copy(update={"learner": config})) if actor.name == "learner"]
-    return plan.memory
+    """The plan's bytes by purpose."""
+    return learner_memory(config, model_size(config.model)).parts
 
 
 def _probe(

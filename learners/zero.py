@@ -77,7 +77,7 @@ def partitioned_load(config: LearnerConfig, device: torch.device) -> Iterator[No
 
 
 def _settings(config: LearnerConfig, num_elements: int, *, bf16: bool) -> dict[str, Any]:
-    """DeepSpeed's own settings, for a model of this many elements. With `bf16`, DeepSpeed makes all of it bfloat16."""
+    """DeepSpeed's own settings, for gradients of this many elements. With `bf16`, DeepSpeed makes all of it bfloat16."""
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
         # Accumulation is ours: one backward() for each micro-batch, however many there are, then one step().
@@ -89,7 +89,7 @@ def _settings(config: LearnerConfig, num_elements: int, *, bf16: bool) -> dict[s
             "stage": config.zero_stage,
             "overlap_comm": False,
             "contiguous_gradients": True,
-            # DeepSpeed allocates a whole bucket, however small the model is.
+            # DeepSpeed allocates a whole bucket, however few gradients there are.
             "reduce_bucket_size": min(num_elements, BUCKET_ELEMENTS),
         },
         "zero_allow_untested_optimizer": True,
@@ -112,7 +112,8 @@ def wrap(model: nn.Module, config: LearnerConfig, device: torch.device, *, froze
     # Adapters are float32 in a model of any type. All that is trained is float32 then, and nothing may be cast.
     bf16 = config.in_bfloat16 and config.lora is None
     guarded = _guarded(config, bf16)
-    settings = _settings(config, sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters()), bf16=bf16)
+    num_elements = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad or frozen)
+    settings = _settings(config, num_elements, bf16=bf16)
     if frozen:
         engine, *_ = deepspeed.initialize(model=model, config=settings)
         return engine

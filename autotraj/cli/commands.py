@@ -212,7 +212,6 @@ def _dry_run(config: RunConfig) -> int:
     """`python -m autotraj run --dry-run`: print the resolved plan. Nothing is started or written."""
     from autotraj.planning.plan import plan, render_plan
 
-    scores = "reward-model" in config.stages or bool(config.reward_model.path)
     synthesis, learns = (
         config.synthesis,
         f"{config.sft.epochs} epochs of SFT, {config.reward_model.epochs} on the pairs",
@@ -221,8 +220,7 @@ def _dry_run(config: RunConfig) -> int:
         f"stages       {', '.join(config.stages)}",
         f"stage 1      {synthesis.num_questions} questions × {synthesis.num_candidates} candidates, up to "
         f"{len(config.repair.temperatures)} repairs of each bad one by {config.repair.repairer}; {learns}",
-        "GRPO",
-        render_plan(plan(config, reward_model=config.scorer if scores else None)),
+        render_plan(plan(config)),
     ]
     Console().print("\n".join(lines), soft_wrap=True, markup=False)
     return EXIT_OK

@@ -22,11 +22,11 @@ from typing import Any
 from autotraj.errors import UserError
 from learners.config import LoraConfig
 
-KEPT = 1.8
-"""What each block keeps, in `block_widths`. Measured with transformers' own models on CPU, without weights:
-1.5 (Qwen2, DeepSeek-V3, Qwen3-MoE) and 1.6 (Qwen3) in float32, 1.6 to 1.9 in bfloat16, whose norms compute in float32."""
+KEPT = {4: 1.4, 2: 1.5}
+"""What each block keeps until its backward pass, in `block_widths`, by bytes of a number. Measured with transformers' own
+models on CPU, without weights: 1.35 in float32 and 1.45 in bfloat16 (whose norms compute in float32) for Qwen2."""
 RECOMPUTED = 1.9
-"""The same for a block that is recomputed: its tensors, and their gradients at the same time (1.5 to 2.1)."""
+"""The same for a block that goes backward: its tensors, and their gradients at the same time (1.5 to 2.1)."""
 WITHOUT_KEYS = {"linear_attention", "conv", "moe"}
 """Kinds of layers in transformers' `layer_types` (5.19) that keep no keys and values of each token. What they keep instead,
 a state of fixed size for each sequence, isn't planned."""
@@ -60,12 +60,15 @@ class ModelSize:
         return self.num_kv_layers * max(1, self.num_kv_heads // tensor_parallel) * self.kv_width * element_bytes
 
     def activation_bytes_per_token(self, element_bytes: int, *, checkpointing: bool) -> int:
-        """What one token takes at the height of a training pass, measured in blocks (`KEPT`, `RECOMPUTED`). With
-        checkpointing each block keeps its input (h), and one block at a time is recomputed."""
+        """What is kept of one token for the backward pass (`KEPT`); with checkpointing, each block's input (h)."""
         if checkpointing:
-            inputs = len(self.block_widths) * self.hidden
-            return element_bytes * inputs + int(RECOMPUTED * element_bytes * max(self.block_widths))
-        return int(KEPT * element_bytes * sum(self.block_widths))
+            return element_bytes * len(self.block_widths) * self.hidden
+        return int(KEPT[element_bytes] * element_bytes * sum(self.block_widths))
+
+    def block_bytes_per_token(self, element_bytes: int, *, checkpointing: bool) -> int:
+        """What one token takes besides, while the largest block goes backward (`RECOMPUTED`)."""
+        share = RECOMPUTED if checkpointing else RECOMPUTED - KEPT[element_bytes]
+        return int(share * element_bytes * max(self.block_widths))
 
 
 _SHAPE = (

@@ -16,8 +16,9 @@ from actors.engine.registry import check_kind
 from autotraj.config.run import RunConfig
 from autotraj.config.stage_registry import STAGES
 from autotraj.errors import UserError
+from autotraj.planning.memory import GIB
 from autotraj.planning.model_files import check_heads, check_policy, check_weights
-from autotraj.planning.plan import GIB, host_bytes, memory_by_part
+from autotraj.planning.plan import host_bytes, memory_by_part
 from cluster.roles import LEARNER, ROLLOUT, SANDBOX, Ask, role
 from rewards.own_terms import OwnTerms, TermRefused
 from storage.locations import is_uri
