@@ -29,6 +29,8 @@ class Ask:
     count: int
     resources: Mapping[str, float]
     spread: bool = False
+    gpus_key: str = ""
+    """The setting that says how many GPUs one of them takes, if that may be more than one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +56,8 @@ def unmet(asks: Sequence[Ask], node_types: Sequence[NodeType]) -> list[str]:
     nodes = [(t.name, dict(t.resources)) for t in node_types for _ in range(t.max_nodes)]
     problems = []
     for ask in sorted(asks, key=lambda a: (-a.resources.get("GPU", 0), -a.resources.get("CPU", 0))):
-        fitting = [t for t in node_types if _fits(ask.resources, t.resources)]
-        if ask.count and not fitting:
-            problems.append(
-                f"{ask.who}: no node type offers {_text(ask.resources)} on one node; there are {_offers(node_types)}"
-            )
+        if problem := _too_large(ask, node_types):
+            problems.append(problem)
             continue
         placed = 0
         for _, free in nodes:
@@ -74,6 +73,25 @@ def unmet(asks: Sequence[Ask], node_types: Sequence[NodeType]) -> list[str]:
                 f"{_offers(node_types)}"
             )
     return problems
+
+
+def too_large(asks: Sequence[Ask], nodes: Sequence[NodeType]) -> list[str]:
+    """A sentence for every request of which not even one fits on an empty node."""
+    return [problem for ask in asks if (problem := _too_large(ask, nodes))]
+
+
+def _too_large(ask: Ask, nodes: Sequence[NodeType]) -> str:
+    if not ask.count or any(_fits(ask.resources, node.resources) for node in nodes):
+        return ""
+    wanted = ask.resources.get("GPU", 0)
+    roles = {name: amount for name, amount in ask.resources.items() if name not in ("CPU", "GPU")}
+    most = max((node.resources.get("GPU", 0) for node in nodes if _fits(roles, node.resources)), default=0)
+    if ask.gpus_key and 1 <= most < wanted:
+        return (
+            f"{ask.gpus_key} = {wanted:g}: the GPUs of one engine have to be in one node, as no engine spans two, and the "
+            f"largest node has {most:g} GPUs; set it to {most:g} or lower, or use nodes with {wanted:g} GPUs"
+        )
+    return f"{ask.who}: no node type offers {_text(ask.resources)} on one node; there are {_offers(nodes)}"
 
 
 def read_node_types(path: str | Path) -> list[NodeType]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -12,7 +13,7 @@ from ray._private import auto_init_hook
 from ray.autoscaler.v2.utils import is_autoscaler_v2
 
 from cluster.main_thread import signals_kept
-from cluster.roles import Ask, read_node_types, unmet
+from cluster.roles import Ask, NodeType, read_node_types, too_large, unmet
 from cluster.session_watch import RayDied, SessionWatch
 
 logger = logging.getLogger(__name__)
@@ -91,16 +92,26 @@ def _require(num_cpus: float, num_gpus: float, asks: Sequence[Ask]) -> None:
         return
     if is_autoscaler_v2():  # as on Kubernetes, where the node types are in a resource that a job can't read
         return
+    roles = {name for ask in asks for name in ask.resources if name not in ("CPU", "GPU")}
     have = ray.cluster_resources()
+    if missing := sorted(roles - have.keys()):
+        raise ValueError(
+            f"place_by_role asks for nodes with the Ray resources {', '.join(missing)}, which no node of this cluster "
+            f"offers: start nodes with ray start --resources='{{\"{missing[0]}\": 1}}', or set place_by_role=false"
+        )
+    # Before the sums: with fewer actors, one that is larger than every node would still wait forever.
+    if problems := too_large(asks, _nodes({"CPU", "GPU"} | roles)):
+        raise ValueError("\n".join(problems))
     for name, need in (("CPU", num_cpus), ("GPU", num_gpus)):
         if have.get(name, 0.0) < need:
             raise ValueError(
                 f"the plan needs {need:g} {name}s, the Ray cluster has {have.get(name, 0.0):g}: lower rollout.num_actors "
                 f"or learner.num_learners, or add nodes"
             )
-    roles = {name for ask in asks for name in ask.resources if name not in ("CPU", "GPU")}
-    if missing := sorted(roles - have.keys()):
-        raise ValueError(
-            f"place_by_role asks for nodes with the Ray resources {', '.join(missing)}, which no node of this cluster "
-            f"offers: start nodes with ray start --resources='{{\"{missing[0]}\": 1}}', or set place_by_role=false"
-        )
+
+
+def _nodes(names: set[str]) -> list[NodeType]:
+    """The nodes of the cluster as types, with what they offer of the named resources."""
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    same = Counter(tuple((name, node[name]) for name in sorted(names) if name in node) for node in alive)
+    return [NodeType("node", count, dict(offered)) for offered, count in same.items()]

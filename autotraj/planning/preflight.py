@@ -119,6 +119,7 @@ def asks(config: RunConfig) -> list[Ask]:
             "engines (rollout.num_actors, elastic.max_actors)",
             max(rollout.num_actors, config.elastic.max_actors),
             bundle(rollout.num_cpus, rollout.num_gpus, ROLLOUT),
+            gpus_key="engine.tensor_parallel_size",
         )
     ]
     if not config.only_measures:
@@ -128,9 +129,9 @@ def asks(config: RunConfig) -> list[Ask]:
     if scores and not config.only_measures:
         found.append(Ask("reward model (scorer)", 1, bundle(scorer.num_cpus, scorer.num_gpus, ROLLOUT)))
     if repair.repairer != "policy" and not config.only_measures:
-        found.append(
-            Ask("repairers (repair.num_actors)", repair.num_actors, bundle(repair.num_cpus, repair.num_gpus, ROLLOUT))
-        )
+        each = bundle(repair.num_cpus, repair.num_gpus, ROLLOUT)
+        key = "repair.engine.tensor_parallel_size"
+        found.append(Ask("repairers (repair.num_actors)", repair.num_actors, each, gpus_key=key))
     if config.place_by_role and config.gateway is None:
         sandbox = role(SANDBOX, by_role=True)
         found.append(Ask("sandbox gateways (num_gateways)", config.num_gateways, sandbox, spread=True))

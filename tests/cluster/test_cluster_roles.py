@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.roles import SHARE, Ask, NodeType, read_node_types, role, unmet
+from cluster.roles import SHARE, Ask, NodeType, read_node_types, role, too_large, unmet
 from learners.group import ROLE_SHARE
 
 HEAD = NodeType("head", 1, {"CPU": 0})
@@ -34,6 +34,18 @@ def test_an_actor_larger_than_any_node() -> None:
     (problem,) = unmet([engines(1, gpus=4)], NODES)
     assert problem.startswith("engines: no node type offers 4 CPU, 4 GPU, rollout on one node")
     assert "rollout × 2: 8 CPU, 2 GPU, 1 rollout" in problem
+
+
+@pytest.mark.parametrize(("gpus", "by_role", "largest"), [(8, True, 2), (8, False, 4), (3, True, 2)])
+def test_one_engine_over_two_nodes_is_refused_with_the_setting(gpus: int, by_role: bool, largest: int) -> None:
+    resources = {"CPU": 4, "GPU": gpus} | role("rollout", by_role=by_role)
+    engine = Ask("engines", 1, resources, gpus_key="engine.tensor_parallel_size")
+    sentence = (
+        f"engine.tensor_parallel_size = {gpus}: the GPUs of one engine have to be in one node, as no engine spans two, and "
+        f"the largest node has {largest} GPUs; set it to {largest} or lower, or use nodes with {gpus} GPUs"
+    )
+    assert unmet([engine], NODES) == too_large([engine], NODES) == [sentence]
+    assert too_large([engines(100)], NODES) == []  # there may be too many, but none is too large
 
 
 def test_a_role_that_no_node_has() -> None:

@@ -6,7 +6,10 @@ import subprocess
 import sys
 
 import pytest
+from ray.cluster_utils import Cluster
 
+from cluster.roles import Ask
+from cluster.session import ray_session
 from cluster.session_watch import WITNESS
 from examples.fake_cluster.cluster import ROOT
 
@@ -95,3 +98,19 @@ def test_of_daemons_that_ended_in_one_moment_the_first_is_named() -> None:
         assert done.stderr == "failed: the raylet\n"
     for process in (run, one, other):
         process.wait()
+
+
+@pytest.mark.ray
+def test_an_engine_larger_than_every_node_of_a_running_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray would let its actor wait, as the GPUs of both nodes together are enough. Ray believes the numbers of GPUs."""
+    engine = Ask("engines", 1, {"CPU": 1, "GPU": 4}, gpus_key="engine.tensor_parallel_size")
+    cluster = Cluster()
+    try:
+        for _ in range(2):
+            cluster.add_node(num_cpus=1, num_gpus=2, include_dashboard=False, object_store_memory=80 * 1024**2)
+        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+        refused = pytest.raises(ValueError, match=r"^engine.tensor_parallel_size = 4: .* the largest node has 2 GPUs")
+        with refused, ray_session(num_cpus=1, num_gpus=4, asks=[engine]):
+            pass
+    finally:
+        cluster.shutdown()

@@ -21,6 +21,7 @@ from autotraj.errors import UserError
 from autotraj.gateways.session import sandbox_session
 from autotraj.planning import preflight
 from autotraj.run_folder.folder import RunFolder, latest_checkpoint
+from cluster.roles import NodeType, too_large
 from tool_sandbox import server
 from tool_sandbox.config import SandboxConfig
 from trajectory.chat import render_prompt
@@ -404,3 +405,17 @@ def test_evaluate_asks_for_nothing_that_only_learners_need(
     alone = load(ROOT / "examples/tiny/grpo.toml", [*overrides, preflight.EVALUATION_ALONE])
     assert preflight.resources(alone) == preflight.Resources(num_cpus=alone.rollout.num_cpus, num_gpus=0)
     assert [ask.who for ask in preflight.asks(alone)] == ["engines (rollout.num_actors, elastic.max_actors)"]
+
+
+def test_engines_over_two_nodes_are_refused_each_by_its_own_setting() -> None:
+    """The recipe of 32B, whose engines take four GPUs, with repairers of eight."""
+    repairers = ['repair.repairer="engine"', "repair.engine.model=elsewhere", "repair.engine.tensor_parallel_size=8"]
+    config = load(ROOT / "examples/qwen2.5-32b/run.toml", [*repairers, "repair.engine.device=gpu"])
+    nodes = [NodeType("node", 9, {"CPU": 64, "GPU": 4})]
+    (repair,) = too_large(preflight.asks(config), nodes)
+    assert repair.startswith("repair.engine.tensor_parallel_size = 8: the GPUs of one engine have to be in one node")
+    both = too_large(preflight.asks(config), [NodeType("node", 9, {"CPU": 64, "GPU": 2})])
+    assert sorted(problem.split(":")[0] for problem in both) == [
+        "engine.tensor_parallel_size = 4",
+        "repair.engine.tensor_parallel_size = 8",
+    ]
