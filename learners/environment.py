@@ -12,6 +12,10 @@ _KEEP_MEMORY = {
     "MALLOC_TOP_PAD_": str(64 << 20),
 }
 
+# DeepSpeed 0.19 decorates an optimizer that isn't used here with `torch.compile`. To import that, torch's compiler is loaded,
+# which is a second or a fifth of a start. Nothing that trains on CPU is compiled.
+_COMPILE_NOTHING = {"TORCHDYNAMO_DISABLE": "1"}
+
 # Without these, every rank prints a bar or line for each load, save and collective. Errors are still printed.
 _QUIET = {
     "TQDM_DISABLE": "1",
@@ -24,4 +28,4 @@ def process_environment(config: LearnerConfig) -> dict[str, str]:
     """Variables to set when the process is started, since afterwards it is too late for the allocator."""
     on_gpu = config.num_gpus_per_learner > 0
     common = {"DS_ACCELERATOR": "cuda" if on_gpu else "cpu", "OMP_NUM_THREADS": str(config.num_cpus_per_learner)}
-    return common | _QUIET | ({} if on_gpu else _KEEP_MEMORY)
+    return common | _QUIET | ({} if on_gpu else _KEEP_MEMORY | _COMPILE_NOTHING)
