@@ -12,8 +12,8 @@ _KEEP_MEMORY = {
     "MALLOC_TOP_PAD_": str(64 << 20),
 }
 
-# DeepSpeed 0.19 decorates an optimizer that isn't used here with `torch.compile`. To import that, torch's compiler is loaded,
-# which is a second or a fifth of a start. Nothing that trains on CPU is compiled.
+# DeepSpeed 0.19 decorates an optimizer that isn't used here with `torch.compile`. To import that, torch's compiler is
+# loaded, which takes a second or a fifth of a start. Nothing that trains on CPU is compiled.
 _COMPILE_NOTHING = {"TORCHDYNAMO_DISABLE": "1"}
 
 # Without these, every rank prints a bar or line for each load, save and collective. Errors are still printed.
