@@ -88,7 +88,7 @@ def learner_memory(learner: LearnerConfig, size: ModelSize, *, with_reference: b
         "gradients": f"{gradient_bytes}T{over['gradients']}",
         "optimizer": f"{optimizer_bytes(learner)}T{over['optimizer']}: moments"
         f"{', master weights' if optimizer_bytes(learner) == 12 else ''} in float32",
-        "activations": f"micro_batch_tokens · {activation:,} bytes that are kept"
+        "activations": f"micro_batch_tokens · {activation:,} bytes that are kept for the backward pass"
         + (", checkpointed" if learner.gradient_checkpointing else ""),
     }
     if with_reference and learner.lora is None:
@@ -107,11 +107,11 @@ def learner_memory(learner: LearnerConfig, size: ModelSize, *, with_reference: b
         "block": (
             2 * bucket
             + learner.micro_batch_tokens * size.block_bytes_per_token(b, checkpointing=learner.gradient_checkpointing),
-            "one block goes backward" + (", beside a bucket of gradients and its copy" if bucket else ""),
+            "while one block goes backward" + (", beside a bucket of gradients and its copy" if bucket else ""),
         ),
         "step": (
             max(2 * bucket, _step_bytes(learner, trained, t)) - parts["activations"],
-            "copies of the gradients, less the activations, which are gone",
+            "while the optimizer steps: copies of the gradients, less the activations, which are gone",
         ),
     }
     if not scalar:
@@ -123,17 +123,17 @@ def learner_memory(learner: LearnerConfig, size: ModelSize, *, with_reference: b
         several = chunk < all_logits
         moments["logits"] = (
             LOGITS * chunk + several * head,
-            f"{LOGITS} · {told}: logits, their log-softmax and the entropy's"
+            f"while logits are computed: {LOGITS} · {told}: logits, their log-softmax and the entropy's"
             + (f"; {b} · vocabulary · hidden: the output layer's gradient" if several and head else ""),
         )
         if head:
             moments["head"] = (
                 bucket + LOGITS_AT_THE_HEAD * chunk + (1 + several) * head,
-                f"bucket of gradients; {LOGITS_AT_THE_HEAD} · {told}; {1 + several} · {b} · vocabulary · hidden: the output "
-                "layer's gradient",
+                f"while the output layer goes backward: a bucket of gradients; {LOGITS_AT_THE_HEAD} · {told}; "
+                f"{1 + several} · {b} · vocabulary · hidden",
             )
     name = max(moments, key=lambda moment: moments[moment][0])
-    parts["moment"], formulas["moment"] = max(0, moments[name][0]), f"{name}: {moments[name][1]}"
+    parts["peak"], formulas["peak"] = max(0, moments[name][0]), moments[name][1]
     parts["overhead"] = GPU_OVERHEAD_BYTES if learner.num_gpus_per_learner else int(PROCESS_GIB * GIB)
     formulas["overhead"] = "context and workspaces" if learner.num_gpus_per_learner else "one process"
     if learner.weight_sync == "nccl":
@@ -156,7 +156,7 @@ def engine_memory(engine: EngineConfig, size: ModelSize, gpu_bytes: int) -> Memo
         kv_formula = "engine.cpu_kv_cache_gib"
     parts = {"weights": weights, "KV cache": kv_cache, "overhead": overhead}
     formulas = {
-        "weights": f"{b}P / {ranks}",
+        "weights": f"{b}P / {ranks}" if ranks > 1 else f"{b}P",
         "KV cache": f"{kv_formula}; layers · KV heads · key and value · {b} = "
         f"{size.kv_bytes_per_token(b, ranks):,} bytes a token",
         "overhead": "context and workspaces" if engine.device == "gpu" else "two processes",

@@ -214,11 +214,11 @@ def memory_by_part(config: RunConfig) -> str:
 def render_plan(plan: Plan) -> str:
     """The plan as text for a terminal."""
     lines = [
-        f"model        {plan.model}: {plan.num_parameters / 1e9:.2f} B parameters, "
-        f"{plan.num_trained / plan.num_parameters:.2%} of them trained by GRPO ({plan.num_trained / 1e6:.1f} M)",
+        f"model        {plan.model}: {_count(plan.num_parameters)} parameters, "
+        f"and GRPO trains {_count(plan.num_trained)} ({plan.num_trained / plan.num_parameters:.2%})",
         f"cluster      {plan.num_cpus:g} CPUs, {plan.num_gpus:g} GPUs"
         + (f" of {_gib(plan.gpu_bytes)}" if plan.num_gpus else ""),
-        "formulas     P parameters, T of them trained, N learners; estimates in bytes",
+        "formulas     in bytes, estimated: P parameters of the model, T that are trained, N learners",
     ]
     shown: list[ActorPlan] = []
     for stage in plan.stages:
@@ -353,3 +353,7 @@ def _kv_bytes(config: RunConfig, size: ModelSize) -> int:
 
 def _gib(size: int) -> str:
     return f"{size / GIB:.1f} GiB" if size >= GIB // 10 else f"{size / (1 << 20):.0f} MiB"
+
+
+def _count(number: int) -> str:
+    return f"{number / 1e9:.2f} B" if number >= 1e9 else f"{number / 1e6:.1f} M"

@@ -311,7 +311,7 @@ def test_memory_by_hand() -> None:
         "activations": 16_384 * 2 * 28 * 3584,  # the inputs of 28 blocks, two bytes each
         # One block of 4 · 3584 + 2 · 3584 + 2 · 512 + 3 · 18944 = 79,360 numbers a token, 1.9 times two bytes; a bucket of
         # all gradients in float32, and its copy. The output layer is frozen, and the logits' 3 · 512 MiB are less.
-        "moment": 16_384 * 2 * 150_784 + 2 * 4 * 40_370_176,
+        "peak": 16_384 * 2 * 150_784 + 2 * 4 * 40_370_176,
         "overhead": 2 * GIB,
     }
     checkpoint = 2 * 7_615_616_512 + 12 * 40_370_176

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ranks import on_ranks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, DeepseekV3Config, Qwen2Config, Qwen3Config, Qwen3MoeConfig
@@ -138,6 +139,7 @@ def test_logits(num_chunks: int, trained: bool, tmp_path: Path) -> None:
     assert LOGITS * chunk + gradients + block == pytest.approx(living.peak, rel=0.15)
 
 
+VOCABULARY = 4096
 TRAININGS: dict[str, dict[str, Any]] = {
     "float32": {"zero_stage": 0},
     "zero-1": {"dtype": "bfloat16", "zero_stage": 1},
@@ -146,48 +148,74 @@ TRAININGS: dict[str, dict[str, Any]] = {
     "adapters": {"dtype": "bfloat16", "zero_stage": 2, "lora": LoraConfig()},
     "adapters-zero-3": {"zero_stage": 3, "lora": LoraConfig(), "dtype": "bfloat16", "gradient_checkpointing": True},
     "logits-in-blocks": {"dtype": "bfloat16", "zero_stage": 2, "logit_chunk_mib": 4},
-    "few-tokens": {"dtype": "bfloat16", "zero_stage": 2, "micro_batch_tokens": 128},
     "few-tokens-zero-3": {"dtype": "bfloat16", "zero_stage": 3, "micro_batch_tokens": 128},
 }
 
 
-@pytest.mark.parametrize("name", list(TRAININGS))
-def test_a_learner(name: str, tmp_path: Path) -> None:
-    """A whole learner on one rank: loading, DeepSpeed's buffers, two micro-batches forward and backward, the optimizer."""
-    vocab_size, length = 4096, 128
+def write_model(folder: Path, *, tied: bool = False) -> None:
     config = Qwen2Config(
         hidden_size=256,
         intermediate_size=1024,
         num_hidden_layers=6,
         num_attention_heads=4,
         num_key_value_heads=2,
-        vocab_size=vocab_size,
-        tie_word_embeddings=name == "logits-in-blocks",
+        vocab_size=VOCABULARY,
+        tie_word_embeddings=tied,
     )
-    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(tmp_path)
-    settings = {"micro_batch_tokens": 1024} | TRAININGS[name]
-    learner = LearnerConfig(model=str(tmp_path), **settings)
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+
+
+def living_bytes(learner: LearnerConfig) -> tuple[int, int]:
+    """The most that a rank of this learner takes while it starts, and in its second step: two micro-batches for each rank
+    forward and backward, and the optimizer."""
+    length = 128
     generator = np.random.default_rng(0)
     samples = [
         Sample(
-            ids=generator.integers(0, vocab_size, length).astype(np.int32),
+            ids=generator.integers(0, VOCABULARY, length).astype(np.int32),
             prompt_len=1,
             mask=np.ones(length - 1, dtype=np.bool_),
             behaviour_logprobs=np.full(length - 1, -8.0, dtype=np.float32),
             advantage=(-1.0) ** number,
         )
-        for number in range(2 * learner.micro_batch_tokens // length)
+        for number in range(2 * learner.num_learners * learner.micro_batch_tokens // length)
     ]
     with LivingBytes() as living:
         engine = DeepSpeedEngine(learner)
-        loading = living.peak
+        starting = living.peak
         engine.policy_step(samples)  # the optimizer's state is made here
         living.forget_peak()
         engine.policy_step(samples)
-    memory = learner_memory(learner, model_size(str(tmp_path)))
+    return starting, living.peak
+
+
+def check_planned(learner: LearnerConfig, starting: int, step: int) -> None:
+    memory = learner_memory(learner, model_size(learner.model))
     planned = memory.num_bytes - memory.parts["overhead"]
-    assert planned == pytest.approx(living.peak, rel=0.15), memory
-    assert loading < 1.15 * planned
+    assert planned == pytest.approx(step, rel=0.15), memory
+    assert starting < 1.15 * planned
+
+
+@pytest.mark.parametrize("name", list(TRAININGS))
+def test_a_learner(name: str, tmp_path: Path) -> None:
+    """A whole learner on one rank, with DeepSpeed's buffers."""
+    write_model(tmp_path, tied=name == "logits-in-blocks")
+    learner = LearnerConfig(model=str(tmp_path), **({"micro_batch_tokens": 1024} | TRAININGS[name]))
+    check_planned(learner, *living_bytes(learner))
+
+
+def of_all(learners: list[LearnerConfig]) -> list[tuple[int, int]]:
+    return [living_bytes(learner) for learner in learners]
+
+
+def test_two_ranks(tmp_path: Path) -> None:
+    """What ZeRO shards is halved, also while it loads; what it gathers isn't."""
+    write_model(tmp_path / "model")
+    settings: dict[str, Any] = {"num_learners": 2, "micro_batch_tokens": 256, "dtype": "bfloat16"}
+    learners = [LearnerConfig(model=str(tmp_path / "model"), zero_stage=stage, **settings) for stage in (2, 3)]
+    for found in on_ranks(2, tmp_path / "ranks", of_all, learners):
+        for learner, (starting, step) in zip(learners, found, strict=True):
+            check_planned(learner, starting, step)
 
 
 H100: dict[str, tuple[dict[str, Any], dict[str, Any], float]] = {
