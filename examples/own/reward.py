@@ -9,6 +9,8 @@ def brevity(task: Task, trajectory: Trajectory) -> float:
 
 
 if __name__ == "__main__":
+    import sys
+
     from autotraj.__main__ import main
 
-    raise SystemExit(main(["grpo", "--config", "examples/own/reward.toml"]))
+    raise SystemExit(main(["grpo", "--config", "examples/own/reward.toml", *sys.argv[1:]]))
