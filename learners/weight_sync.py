@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from learners.config import PACKED_BUFFER_BYTES
 from learners.engine import DeepSpeedEngine
 from learners.published_sums import PublishedSums
 from models.weight_update import WeightUpdate
@@ -20,11 +21,6 @@ from models.weight_update import WeightUpdate
 BLOCK_BYTES = 1 << 30
 ALIGNMENT = 64
 """Alignment of each tensor in a block, bytes."""
-
-PACKED_BUFFER_BYTES = 256 << 20
-"""vLLM packs tensors into two buffers for NCCL, on the learner's GPU and on the engines', which no plan of memory counts.
-vLLM's own size is 1 GiB. A buffer takes whole tensors until it is full, so each has this size and that of one tensor at
-most."""
 
 
 class HostMemory:

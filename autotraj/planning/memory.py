@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from actors.config import EngineConfig, ScorerConfig
 from autotraj.planning.model_size import ModelSize, num_adapter_parameters
-from learners.config import LearnerConfig
+from learners.config import PACKED_BUFFER_BYTES, LearnerConfig
 
 GIB = 1 << 30
 PROCESS_GIB = 1.5
@@ -40,9 +40,6 @@ LIVE_ELEMENTS = 1_000_000_000
 
 SUBGROUP_ELEMENTS = 1_000_000_000
 """In ZeRO-3 DeepSpeed's optimizer takes at most as many parameters at a time (its `sub_group_size`)."""
-
-TRANSFER_BUFFERS_BYTES = 2 * GIB
-"""vLLM's packed NCCL transfer has two buffers of 1 GiB on each side. An engine's are outside `gpu_memory_utilization`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,7 +210,8 @@ def optimizer_bytes(learner: LearnerConfig) -> int:
 def transfer_bytes(size: ModelSize, element_bytes: int) -> int:
     """A buffer is filled beyond its size by the weight that doesn't fit, of which the embedding is the largest."""
     return (
-        min(TRANSFER_BUFFERS_BYTES, element_bytes * size.num_parameters) + element_bytes * size.vocab_size * size.hidden
+        min(2 * PACKED_BUFFER_BYTES, element_bytes * size.num_parameters)
+        + element_bytes * size.vocab_size * size.hidden
     )
 
 

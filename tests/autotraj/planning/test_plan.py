@@ -361,7 +361,7 @@ def test_nccl_takes_memory_outside_of_the_engines_share() -> None:
     """vLLM's packed transfer has two buffers of 1 GiB, the second of which the embedding of 152064 · 3584 may overfill."""
     planned = plan(recipe("qwen2.5-7b", "engine.weight_transfer=nccl"))
     rollout, learner, *_ = planned.actors("grpo")
-    assert rollout.memory["transfer"] == learner.memory["transfer"] == 2 * GIB + 2 * 152_064 * 3584
+    assert rollout.memory["transfer"] == learner.memory["transfer"] == 2 * 256 * 1024**2 + 2 * 152_064 * 3584
     assert "transfer" not in planned.actors("sft")[0].memory
     assert planned.problems == ()
     tight = plan(recipe("qwen2.5-7b", "engine.weight_transfer=nccl", "engine.gpu_memory_utilization=0.97"))
