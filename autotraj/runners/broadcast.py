@@ -50,6 +50,10 @@ class BroadcastSync:
         of the announced version."""
         return self._phase != "idle"
 
+    def holds(self, runner_id: int) -> bool:
+        """Whether a runner is in the round that is under way, and so can't leave."""
+        return self.busy and runner_id in self._group
+
     def advance(self, waiting: Sequence[int], members: Sequence[int]) -> None:
         """Begins a round if runners are `waiting` for one, or continues the one under way.
 

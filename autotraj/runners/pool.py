@@ -164,7 +164,7 @@ class RunnerPool:
         runner_id = min(staying, key=lambda i: (self._runners[i].state == "ready", self._runners[i].in_flight))
         runner = self._runners[runner_id]
         runner.leaves = True
-        if runner.state in ("ready", "syncing") and runner.in_flight:
+        if runner.state in ("ready", "syncing") and (runner.in_flight or self._is_in_round(runner_id)):
             runner.state = "draining"
         else:
             self._remove(runner_id)
@@ -193,10 +193,10 @@ class RunnerPool:
     def poll(self, timeout_s: float, also: Sequence[Any] = ()) -> list[CallResult]:
         """Handles the calls that end within `timeout_s`; returns at once if an ObjectRef of `also` is ready."""
         self.on_poll()
-        if not (refs := [*self._calls, *also]):
+        if refs := [*self._calls, *also]:
+            ray.wait(refs, num_returns=1, timeout=timeout_s, fetch_local=False)
+        else:  # a round may still wait for the learners
             time.sleep(timeout_s)
-            return []
-        ray.wait(refs, num_returns=1, timeout=timeout_s, fetch_local=False)
         outcomes: list[CallResult] = []
         if self._calls:
             ready, _ = ray.wait(list(self._calls), num_returns=len(self._calls), timeout=0)
@@ -206,6 +206,8 @@ class RunnerPool:
                     outcomes.extend(self._handle(ref, call))
         outcomes.extend(self._expire())
         self._advance_broadcast()
+        for runner_id in list(self._runners):
+            self._let_go(runner_id)  # those that a round held
         return outcomes
 
     def restore(self) -> list[int]:
@@ -231,8 +233,7 @@ class RunnerPool:
             ray.cancel(ref)
             runner = self._runners[call.runner_id]
             runner.in_flight -= 1
-            if runner.leaves and not runner.in_flight:
-                self._remove(call.runner_id)
+            self._let_go(call.runner_id)
 
     def ready_ids(self) -> list[int]:
         return [i for i, r in self._runners.items() if r.state == "ready"]
@@ -314,8 +315,7 @@ class RunnerPool:
         outcomes = handler[call.kind](call, value) or []
         if runner.leaves:
             runner.state = "draining"  # even if the handler raised
-            if not runner.in_flight:
-                self._remove(call.runner_id)
+            self._let_go(call.runner_id)
         return outcomes
 
     def _check_start(self, runner: RunnerRecord, cause: BaseException, message: str) -> None:
@@ -376,6 +376,15 @@ class RunnerPool:
                 ray.kill(self._actor(call.runner_id), no_restart=False)
             self._manager.set_actor_state(call.runner_id, healthy=False)
         return [Failed(c.method, c.key, "actor_died") for c in owed if c.kind == "work"]
+
+    def _is_in_round(self, runner_id: int) -> bool:
+        return self._broadcast is not None and self._broadcast.holds(runner_id)
+
+    def _let_go(self, runner_id: int) -> None:
+        """Ends a runner that was dismissed, once it has no open call and isn't in a round."""
+        runner = self._runners[runner_id]
+        if runner.leaves and not runner.in_flight and not self._is_in_round(runner_id):
+            self._remove(runner_id)
 
     def _remove(self, runner_id: int) -> None:
         """Ends a runner without open calls, for good."""

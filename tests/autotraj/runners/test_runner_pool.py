@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -74,6 +75,9 @@ class Stand:
             duration_s=1.0,
         )
         return Group(lease_id=lease_id, task=task, trajectories=(trajectory,))
+
+    async def init_weight_transfer(self, info: dict[str, object]) -> None:
+        """Joins nothing: there is no NCCL here."""
 
     async def update_weights(self, update: list[ray.ObjectRef]) -> None:
         """Holds what it gets, unless the test left a file `drops`."""
@@ -165,6 +169,45 @@ def test_an_engine_that_drops_an_update_ends_the_run_and_says_what_it_holds(ray_
         GateError, match=r"rollout actor \d does not hold .* 1 of 2 tensors differ: q \(it holds q of version 1\)"
     ):
         pool.wait_ready()
+
+
+class Learners:
+    """In the place of the learners' end of an NCCL broadcast, whose phases end when the test says so."""
+
+    done = False
+
+    def open_broadcast(self, num_engine_workers: int) -> tuple[dict[str, object], "Learners"]:
+        return {"rank_offset": 1}, self
+
+    def broadcast(self) -> "Learners":
+        return self
+
+    def poll(self) -> bool | None:
+        return self.done or None
+
+
+@pytest.mark.parametrize("when", ["while it joins", "when it has joined"])
+def test_a_runner_that_is_dismissed_within_a_round_leaves_after_it(
+    ray_cluster: None, tmp_path: Path, when: str
+) -> None:
+    pool, learners = pool_of(tmp_path, Gate("float32")), Learners()
+    pool.start()
+    pool.wait_ready()
+    pool.use_broadcast(learners, workers_per_engine=1, learners_train=lambda: False)
+    probe = LogprobProbe(policy_version=0, token_ids=(1, 2), logprobs=np.zeros(1, np.float32))
+    pool.push(ray.put({"q": 1}), probe, Checksums(policy_version=0, dtype="float32", sums={"q": 1}))
+    assert pool.broadcasting
+    deadline = time.monotonic() + 60
+    while when == "when it has joined" and any(view.oldest_s for view in pool.views()):
+        assert time.monotonic() < deadline, pool.describe()
+        pool.poll(0.1)
+    left = pool.dismiss()
+    learners.done = True
+    while pool.num_ready < 1 or left in {view.runner_id for view in pool.views()}:
+        assert time.monotonic() < deadline, pool.describe()
+        pool.poll(0.1)
+    assert not pool.broadcasting
+    assert pool.num_runners == 1
 
 
 WHY = (
