@@ -11,9 +11,9 @@ from typing import Any
 import torch
 import torch.multiprocessing as mp
 
-COLLECTIVE_S = 60
+COLLECTIVE_S = 150
 """After this time a collective that not all ranks take part in ends with an error."""
-DEADLINE_S = 300
+DEADLINE_S = 280
 
 
 def on_ranks(world_size: int, folder: Path, function: Callable[..., Any], *args: Any) -> list[Any]:
