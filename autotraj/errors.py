@@ -35,12 +35,13 @@ class GroupsFail(RunError):
 
 
 class ScoringFailed(RunError):
-    """A group has no rewards. `reason` and `of`, the name of a part, are for counting, and the message for people."""
+    """A group has no rewards. `reason` and `term`, the name of the failed reward term if there is one, are for counting, and
+    the message for people."""
 
-    def __init__(self, reason: ScoringReason, message: str, *, of: str = "") -> None:
+    def __init__(self, reason: ScoringReason, message: str, *, term: str = "") -> None:
         super().__init__(message)
         self.reason = reason
-        self.of = of
+        self.term = term
 
 
 class RewardNotFinite(ScoringFailed):
@@ -54,7 +55,7 @@ class RewardTermFailed(ScoringFailed):
     """A reward term of the user's own gave no numbers. The message says why."""
 
     def __init__(self, name: str, message: str) -> None:
-        super().__init__("reward_term_failed", message, of=name)
+        super().__init__("reward_term_failed", message, term=name)
 
 
 class NotFinite(RunError):

@@ -21,6 +21,9 @@ PACKED_BUFFER_BYTES = 256 << 20
 """Size of each of the two buffers into which vLLM packs tensors for NCCL, on the learner's GPU and on each engine's. vLLM's
 own size is 1 GiB. A buffer takes whole tensors until it is full, so it has this size and that of one tensor at most."""
 
+BUCKET_ELEMENTS = 500_000_000
+"""Gradients are reduced in buckets of at most this many elements, which is DeepSpeed's own default."""
+
 Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 LearnerCall = Literal["policy_step", "sft_step", "pair_step", "scores", "logprobs", "publish"]

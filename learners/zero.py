@@ -16,10 +16,7 @@ import torch
 from torch import nn
 from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
-from learners.config import LearnerConfig
-
-BUCKET_ELEMENTS = 500_000_000
-"""Gradients are reduced in buckets of at most this many elements, which is DeepSpeed's own default."""
+from learners.config import BUCKET_ELEMENTS, LearnerConfig
 
 
 class GuardedAdamW(torch.optim.AdamW):

@@ -26,6 +26,9 @@ from trajectory.types import Group
 START_TIMEOUT_S = 120.0
 """The user's modules may import large packages."""
 
+KILL_TIMEOUT_S = 10.0
+"""A killed process may be held up by its disk or file system for longer; nobody waits for it then."""
+
 _COMMAND = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from rewards.own_terms_child import serve; serve(int(sys.argv[2]))"
@@ -152,6 +155,8 @@ class _Process:
             self._child.wait(0.2)  # one that ends by itself has an exit code to tell
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._child.pid, signal.SIGKILL)
-        code = self._child.wait()
         self._socket.close()
-        return f"exit code {code}"
+        try:
+            return f"exit code {self._child.wait(KILL_TIMEOUT_S)}"
+        except subprocess.TimeoutExpired:
+            return f"it was killed, and is still there after {KILL_TIMEOUT_S:g} s"

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from actors.config import EngineConfig, ScorerConfig
 from autotraj.planning.model_size import ModelSize, num_adapter_parameters
-from learners.config import PACKED_BUFFER_BYTES, LearnerConfig
+from learners.config import BUCKET_ELEMENTS, PACKED_BUFFER_BYTES, LearnerConfig
 
 GIB = 1 << 30
 PROCESS_GIB = 1.5
@@ -31,9 +31,6 @@ LOGITS_AT_THE_HEAD = 2
 
 GPU_OVERHEAD_BYTES = 2 * GIB
 """An assumption for each process on a GPU: CUDA context (1.7 GiB on an H100), kernels' workspaces, fragmentation."""
-
-BUCKET_ELEMENTS = 500_000_000
-"""DeepSpeed's bucket of gradients holds at most as many (`learners.zero`)."""
 
 LIVE_ELEMENTS = 1_000_000_000
 """In ZeRO-3 DeepSpeed keeps at most as many gathered parameters (its `stage3_max_live_parameters`)."""

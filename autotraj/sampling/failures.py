@@ -43,15 +43,15 @@ REMEDIES: dict[FailureReason, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a group can't be used. `reason` is for counting, with `of`, the part that failed; `text` is for people."""
+    """Why a group can't be used. `reason` is for counting, with `term`, the reward term that failed; `text` for people."""
 
     reason: FailureReason
     text: str
-    of: str = ""
+    term: str = ""
 
     @property
     def counted_as(self) -> str:
-        return f"{self.reason}:{self.of}" if self.of else self.reason
+        return f"{self.reason}:{self.term}" if self.term else self.reason
 
 
 def episode_failure(group: Group) -> Failure | None:

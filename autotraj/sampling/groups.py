@@ -98,7 +98,7 @@ class GroupSource(Generic[T]):
             try:
                 scored = future.result()
             except ScoringFailed as error:
-                failure = Failure(error.reason, str(error), error.of)
+                failure = Failure(error.reason, str(error), error.term)
                 self._failures.failed(failure)
                 self.ledger.drop(lease_id, failure.counted_as)
                 continue
